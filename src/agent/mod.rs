@@ -1,0 +1,1 @@
+//! The node's daemon: builds everything, keeps actual equal to desired.

@@ -1,0 +1,1 @@
+//! The agent's unix socket: requests of the command line, metrics.

@@ -1,0 +1,1 @@
+//! The control plane: certificates, managers, their API, state on disk.

@@ -1,0 +1,1 @@
+//! What happens to one packet in each direction, without I/O.

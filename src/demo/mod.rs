@@ -1,0 +1,1 @@
+//! `overlayd demo`: the main job on one machine.

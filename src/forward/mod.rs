@@ -1,0 +1,1 @@
+//! Forwarding tables: who is where, as one immutable snapshot.

@@ -1,0 +1,1 @@
+//! The kernel: TAP devices, UDP, epoll, netlink, namespaces, clocks. The only unsafe code.

@@ -1,0 +1,1 @@
+//! Hosts and containers as network namespaces on one machine.

@@ -1,0 +1,3 @@
+//! The `overlayd` binary.
+
+fn main() {}

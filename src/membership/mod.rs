@@ -1,0 +1,1 @@
+//! Who may hold the keys of a network, signed by a manager; join tokens.

@@ -1,0 +1,1 @@
+//! The key exchange between two nodes as a pure state machine.

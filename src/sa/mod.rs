@@ -1,0 +1,1 @@
+//! Security associations: one direction of one lane of one peer and network (RFC 4301, 4303).

@@ -1,0 +1,1 @@
+//! Wire formats: one file per header, parse and write, no I/O.
