@@ -9,6 +9,7 @@ pub mod agent;
 pub mod api;
 pub mod boot_time;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod datapath;

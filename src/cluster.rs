@@ -1,0 +1,145 @@
+//! The things of a cluster as managers, agents and the command line all see them.
+//!
+//! Plain data with serde; every field is already a checked newtype, so what parses is meaningful.
+//! Who may change them and how is `control::state`'s business.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version, Vni};
+use crate::membership::SignedMembership;
+
+/// What a node may do; the organisational unit (OU) of its certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Keeps the cluster's state and signs certificates and memberships.
+    Manager,
+    /// Carries containers.
+    Worker,
+}
+
+impl Role {
+    /// The OU in a certificate.
+    pub const fn organizational_unit(self) -> &'static str {
+        match self {
+            Self::Manager => "overlayd-manager",
+            Self::Worker => "overlayd-worker",
+        }
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Manager => "manager",
+            Self::Worker => "worker",
+        })
+    }
+}
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id, also the CN of its certificate.
+    pub id: NodeId,
+    /// Its host name, for people.
+    pub name: HostName,
+    /// What it may do.
+    pub role: Role,
+    /// Where its TLS port is reached.
+    pub advertise: SocketAddr,
+    /// Where its encrypted data is reached (UDP); plain VXLAN uses the same address on port 4789.
+    pub data: SocketAddr,
+    /// MTU of the interface that holds the data address, in bytes.
+    pub underlay_mtu: u32,
+}
+
+/// One subnet of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The subnet, host bits zero.
+    pub cidr: IpNet,
+    /// Where containers send what is outside the subnets; reserved, given out only by request.
+    pub gateway: Option<IpAddr>,
+    /// Part of the subnet from which addresses are given without request.
+    pub ip_range: Option<IpNet>,
+}
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its id.
+    pub id: NetworkId,
+    /// Its name, unique in the cluster.
+    pub name: NetworkName,
+    /// Its VNI, unique in the cluster, on the wire.
+    pub vni: Vni,
+    /// Whether frames leave a node only inside ESP. Fixed at creation.
+    pub encrypted: bool,
+    /// Its subnets, at least one.
+    pub subnets: Vec<Subnet>,
+    /// MTU of the containers' interfaces when given by the operator, in bytes.
+    pub mtu: Option<u16>,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A container's attachment to a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its id, minted by the attaching agent.
+    pub id: EndpointId,
+    /// The network.
+    pub network: NetworkId,
+    /// The node that the container runs on: where frames from this endpoint may come from.
+    pub node: NodeId,
+    /// The operator's name for it.
+    pub name: Option<HostName>,
+    /// Its MAC address, unique in the network.
+    pub mac: MacAddr,
+    /// Its addresses, one for each subnet, with the subnet's prefix length; unique in the network.
+    pub addresses: Vec<IpNet>,
+}
+
+/// The nodes that may hold keys of a network: those with an endpoint in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The network.
+    pub network: NetworkId,
+    /// Its VNI.
+    pub vni: Vni,
+    /// Grows with every change; an older membership never replaces a newer one.
+    pub epoch: Epoch,
+    /// The members.
+    pub nodes: BTreeSet<NodeId>,
+}
+
+/// All that a member knows of one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// The network.
+    pub network: Network,
+    /// Who may hold its keys, signed by a manager.
+    pub membership: SignedMembership,
+    /// Its endpoints on all nodes.
+    pub endpoints: Vec<Endpoint>,
+    /// The member nodes, this one among them.
+    pub nodes: Vec<Node>,
+}
+
+/// All that a node is told of the cluster: only the networks that it is a member of.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct View {
+    /// The cluster's state that this was made from.
+    pub version: Version,
+    /// The managers.
+    pub managers: Vec<Node>,
+    /// Nodes that were removed and whose certificates have not expired yet.
+    pub removed: BTreeSet<NodeId>,
+    /// The networks that the node is a member of, by id.
+    pub networks: BTreeMap<NetworkId, NetworkView>,
+}
