@@ -1,1 +1,12 @@
 //! The kernel: TAP devices, UDP, epoll, netlink, namespaces, clocks. The only unsafe code.
+//!
+//! Thin, typed and free of policy: what to send, to whom and when is decided by `worker` and
+//! `agent`. The per-packet calls ([`tap::Tap::read_frame`], [`tap::Tap::write_frame`],
+//! [`udp::UdpSocket::send_run`], [`udp::UdpSocket::recv`]) neither allocate nor lock.
+
+pub mod clock;
+pub mod epoll;
+pub mod eventfd;
+mod socket_option;
+pub mod tap;
+pub mod udp;
