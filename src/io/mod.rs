@@ -5,8 +5,12 @@
 //! [`udp::UdpSocket::send_run`], [`udp::UdpSocket::recv`]) neither allocate nor lock.
 
 pub mod clock;
+pub mod container_port;
 pub mod epoll;
 pub mod eventfd;
+pub mod netlink;
+pub mod netns;
+pub mod packet;
 mod socket_option;
 pub mod tap;
 pub mod udp;
