@@ -145,6 +145,16 @@ impl NetNsId {
     fn of(metadata: &std::fs::Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
     }
+
+    /// Device of its inode.
+    pub const fn device(self) -> u64 {
+        self.device
+    }
+
+    /// Its inode.
+    pub const fn inode(self) -> u64 {
+        self.inode
+    }
 }
 
 impl fmt::Display for NetNsId {
