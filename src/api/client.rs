@@ -98,10 +98,13 @@ impl Client {
 
     fn unreachable(&self, source: io::Error) -> ClientError {
         let socket = self.socket.clone();
-        match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::NotPermitted { socket },
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent { socket },
-            _other => ClientError::Unreachable { socket, source },
+        let kind = source.kind();
+        if kind == io::ErrorKind::PermissionDenied {
+            ClientError::NotPermitted { socket }
+        } else if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            ClientError::NoAgent { socket }
+        } else {
+            ClientError::Unreachable { socket, source }
         }
     }
 
