@@ -221,7 +221,7 @@ impl TryFrom<FloodKeys> for FloodLimit {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}: {source}", .file.display())]
+    #[error("cannot read the configuration {}", .file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
