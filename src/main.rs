@@ -9,7 +9,10 @@ use overlayd::cli::{self, Cli, CliError, Command};
 use overlayd::{agent, demo};
 
 fn main() -> ExitCode {
-    let Cli { socket, json, command } = Cli::parse();
+    let Cli { socket, json, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
     let outcome = match command {
         Command::Agent(arguments) => {
             arguments.config(socket).map_err(anyhow::Error::from).and_then(|config| {
@@ -26,6 +29,17 @@ fn main() -> ExitCode {
     // Standard error may be gone; the exit code still tells.
     let _written = writeln!(io::stderr().lock(), "overlayd: {error:#}");
     ExitCode::from(error.downcast_ref().map_or(1, CliError::exit_code))
+}
+
+/// Help and version go to standard output; usage errors look like all our errors.
+fn explain(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").map_or(text.clone(), |text| format!("overlayd: {text}"));
+    let _written = io::stderr().lock().write_all(text.as_bytes());
+    ExitCode::from(2)
 }
 
 fn print(text: String) -> anyhow::Result<()> {

@@ -87,6 +87,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         let output = overlayd(arguments);
         assert_eq!(code(&output), 2, "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(named), "{arguments:?} does not name {named}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("error:"), "{arguments:?}: {}", stderr(&output));
         assert_eq!(stdout(&output), "", "{arguments:?} wrote to standard output");
     }
 }

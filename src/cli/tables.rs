@@ -13,7 +13,6 @@ use crate::api::types::{
 use crate::cluster::{Endpoint, Node};
 use crate::drop_reason::DropReason;
 use crate::id::Spi;
-use crate::sa::Suite;
 
 pub(super) fn networks(listed: &ListNetworksResponse) -> String {
     let mut table = table(&["NAME", "ID", "VNI", "ENCRYPTED", "SUBNETS", "ENDPOINTS"]);
@@ -87,7 +86,7 @@ pub(super) fn peers(listed: &PeersResponse) -> String {
             peer.network_name.to_string(),
             peer.remote.to_string(),
             state_name(peer.state).to_owned(),
-            optional(peer.suite.map(suite_name)),
+            optional(peer.suite),
             optional(peer.key_age_seconds.map(|s| humantime::format_duration(Duration::from_secs(s)))),
             spis(&peer.outbound_spis),
             spis(&peer.inbound_spis),
@@ -162,14 +161,6 @@ fn state_name(state: PeerState) -> &'static str {
         PeerState::Established => "established",
         PeerState::Failed => "failed",
         PeerState::Unencrypted => "unencrypted",
-    }
-}
-
-fn suite_name(suite: Suite) -> &'static str {
-    match suite {
-        Suite::Aes256Gcm => "AES-256-GCM",
-        Suite::Aes128Gcm => "AES-128-GCM",
-        Suite::ChaCha20Poly1305 => "ChaCha20-Poly1305",
     }
 }
 
@@ -275,6 +266,7 @@ mod tests {
     use crate::api::types::{DropCount, NetworkSummary, NodeSummary};
     use crate::cluster::Role;
     use crate::id::{LaneId, NetworkId, NodeId};
+    use crate::sa::Suite;
 
     #[test]
     fn networks_are_listed_in_stable_columns() {
@@ -350,7 +342,7 @@ ID                           NAME  ROLE     STATE  TLS AT          DATA AT
             super::peers(&PeersResponse { peers: vec![established, failed] }),
             "\
 PEER  NETWORK  DATA AT         STATE        SUITE        KEY AGE  SPI OUT     SPI IN                  SENT         RECEIVED   LAST DROP
-b     red      192.0.2.2:4500  established  AES-256-GCM  1m 35s   0xabcdef00  0x00000100, 0x00000140  12 (1.2 kB)  3 (294 B)  replayed
+b     red      192.0.2.2:4500  established  aes-256-gcm  1m 35s   0xabcdef00  0x00000100, 0x00000140  12 (1.2 kB)  3 (294 B)  replayed
 c     red      192.0.2.2:4500  failed       -            -        -           -                       0 (0 B)      0 (0 B)    -
 c on red: its certificate has expired
 "
