@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-use crate::sa::{Limits, Suite};
+use crate::sa::{LimitOverrides, Limits, Suite};
 
 /// All that the agent is told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl AgentConfig {
             socket: keys.socket.0,
             log: keys.log,
             suites: keys.suites.0,
-            limits: keys.limits,
+            limits: keys.limits.0,
             flood: keys.flood,
             esp_key_log: None,
         })
@@ -133,48 +133,6 @@ impl TryFrom<String> for LogFilter {
     }
 }
 
-/// Limits of SAs that the operator lowered; an absent one keeps the suite's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, try_from = "LimitKeys")]
-pub struct LimitOverrides(LimitKeys);
-
-impl LimitOverrides {
-    /// The suite's limits with the overrides applied. No limit is ever raised, and a soft limit
-    /// never lies above its hard one.
-    pub fn apply(&self, limits: Limits) -> Limits {
-        let Self(keys) = *self;
-        let hard_packets = lower(limits.hard_packets, keys.hard_packets);
-        let hard_age = lower(limits.hard_age, keys.hard_age.map(|d| d.0));
-        Limits {
-            soft_packets: lower(limits.soft_packets, keys.soft_packets).min(hard_packets),
-            hard_packets,
-            hard_bytes: lower(limits.hard_bytes, keys.hard_bytes),
-            failed_opens: lower(limits.failed_opens, keys.failed_opens),
-            soft_age: lower(limits.soft_age, keys.soft_age.map(|d| d.0)).min(hard_age),
-            hard_age,
-            linger: lower(limits.linger, keys.linger.map(|d| d.0)),
-        }
-    }
-}
-
-impl TryFrom<LimitKeys> for LimitOverrides {
-    type Error = String;
-
-    fn try_from(keys: LimitKeys) -> Result<Self, String> {
-        let highest = Limits::standard(Suite::ChaCha20Poly1305);
-        within("soft_packets", keys.soft_packets, highest.soft_packets)?;
-        within("hard_packets", keys.hard_packets, highest.hard_packets)?;
-        within("hard_bytes", keys.hard_bytes, highest.hard_bytes)?;
-        within("failed_opens", keys.failed_opens, highest.failed_opens)?;
-        within("soft_age", keys.soft_age, Span(highest.soft_age))?;
-        within("hard_age", keys.hard_age, Span(highest.hard_age))?;
-        within("linger", keys.linger, Span(highest.linger))?;
-        ordered("soft_packets", keys.soft_packets, "hard_packets", keys.hard_packets)?;
-        ordered("soft_age", keys.soft_age, "hard_age", keys.hard_age)?;
-        Ok(Self(keys))
-    }
-}
-
 /// How much broadcast and multicast one container may send: a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, try_from = "FloodKeys")]
@@ -221,7 +179,7 @@ impl TryFrom<FloodKeys> for FloodLimit {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}: {source}", .file.display())]
+    #[error("cannot read the configuration {}", .file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
@@ -252,7 +210,7 @@ struct Keys {
     socket: AbsolutePath,
     log: LogConfig,
     suites: SuitePreference,
-    limits: LimitOverrides,
+    limits: LoweredLimits,
     flood: FloodLimit,
 }
 
@@ -263,7 +221,7 @@ impl Default for Keys {
             socket: AbsolutePath(DEFAULT_SOCKET.into()),
             log: LogConfig::default(),
             suites: SuitePreference(Vec::new()),
-            limits: LimitOverrides::default(),
+            limits: LoweredLimits::default(),
             flood: FloodLimit::default(),
         }
     }
@@ -304,16 +262,30 @@ impl TryFrom<Vec<Suite>> for SuitePreference {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct LimitKeys {
-    soft_packets: Option<u64>,
-    hard_packets: Option<u64>,
-    hard_bytes: Option<u64>,
-    failed_opens: Option<u64>,
-    soft_age: Option<Span>,
-    hard_age: Option<Span>,
-    linger: Option<Span>,
+/// Limits that an SA can live with: lowered, not zero, soft ones below hard ones.
+#[derive(Default, Deserialize)]
+#[serde(try_from = "LimitOverrides")]
+struct LoweredLimits(LimitOverrides);
+
+impl TryFrom<LimitOverrides> for LoweredLimits {
+    type Error = String;
+
+    fn try_from(mut wanted: LimitOverrides) -> Result<Self, String> {
+        // Of the suites, ChaCha20-Poly1305 has the highest limits; each suite keeps its lower ones.
+        let highest = Limits::standard(Suite::ChaCha20Poly1305);
+        within("soft_packets", wanted.soft_packets, highest.soft_packets)?;
+        within("hard_packets", wanted.hard_packets, highest.hard_packets)?;
+        within("hard_bytes", wanted.hard_bytes, highest.hard_bytes)?;
+        within("failed_opens", wanted.failed_opens, highest.failed_opens)?;
+        within("soft_age", wanted.soft_age.map(Age), Age(highest.soft_age))?;
+        within("hard_age", wanted.hard_age.map(Age), Age(highest.hard_age))?;
+        ordered("soft_packets", wanted.soft_packets, "hard_packets", wanted.hard_packets)?;
+        ordered("soft_age", wanted.soft_age.map(Age), "hard_age", wanted.hard_age.map(Age))?;
+        // A hard limit below the standard soft one would be reached before new keys are asked for.
+        wanted.soft_packets = wanted.soft_packets.or(wanted.hard_packets);
+        wanted.soft_age = wanted.soft_age.or(wanted.hard_age);
+        Ok(Self(wanted))
+    }
 }
 
 #[derive(Deserialize)]
@@ -321,38 +293,6 @@ struct LimitKeys {
 struct FloodKeys {
     packets_per_second: Option<u32>,
     burst: Option<u32>,
-}
-
-/// A length of time as people write it: `90s`, `15m`, `1h 30m`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Default)]
-struct Span(Duration);
-
-impl fmt::Debug for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", humantime::format_duration(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        humantime::parse_duration(&text).map(Self).map_err(|e| {
-            serde::de::Error::custom(format!("{text:?} is no length of time ({e}): write it like \"15m\""))
-        })
-    }
-}
-
-fn lower<T: Ord>(standard: T, wanted: Option<T>) -> T {
-    match wanted {
-        Some(wanted) => standard.min(wanted),
-        None => standard,
-    }
 }
 
 fn within<T: Copy + PartialOrd + Default + fmt::Display>(
@@ -364,10 +304,7 @@ fn within<T: Copy + PartialOrd + Default + fmt::Display>(
         Some(wanted) if wanted > highest => {
             Err(format!("{key} = {wanted} is unsafe: limits can only be lowered, this one from {highest}"))
         }
-        // A zero linger only loses packets at a rekey; any other zero would stop all traffic.
-        Some(wanted) if wanted == T::default() && key != "linger" => {
-            Err(format!("{key} = {wanted} would stop all traffic"))
-        }
+        Some(wanted) if wanted == T::default() => Err(format!("{key} = {wanted} would stop all traffic")),
         Some(_) | None => Ok(()),
     }
 }
@@ -383,6 +320,16 @@ fn ordered<T: PartialOrd + fmt::Display>(
             Err(format!("{soft_key} = {soft} lies above {hard_key} = {hard}"))
         }
         (Some(_) | None, Some(_) | None) => Ok(()),
+    }
+}
+
+/// A length of time that shows itself as people write it: `15m`.
+#[derive(Clone, Copy, PartialEq, PartialOrd, Default)]
+struct Age(Duration);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.0))
     }
 }
 
@@ -466,7 +413,7 @@ mod tests {
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");
         assert_eq!((config.flood.packets_per_second(), config.flood.burst()), (1000, 5));
-        let limits = config.limits.apply(Limits::standard(Suite::Aes256Gcm));
+        let limits = config.limits.apply(Suite::Aes256Gcm);
         assert_eq!((limits.soft_packets, limits.hard_packets), (100, 200));
         assert_eq!((limits.soft_age, limits.hard_age), (Duration::from_secs(2), Duration::from_secs(3600)));
     }
@@ -474,7 +421,7 @@ mod tests {
     #[test]
     fn a_lowered_hard_limit_takes_the_soft_one_along() {
         let config = parse("[limits]\nhard_packets = 10\nhard_age = \"1s\"").expect("a configuration");
-        let limits = config.limits.apply(Limits::standard(Suite::Aes256Gcm));
+        let limits = config.limits.apply(Suite::Aes256Gcm);
         assert_eq!((limits.soft_packets, limits.soft_age), (10, Duration::from_secs(1)));
     }
 

@@ -140,7 +140,7 @@ pub enum ClientError {
         socket: PathBuf,
     },
     /// Another reason of the system's.
-    #[error("cannot connect to {}: {source}", .socket.display())]
+    #[error("cannot connect to {}", .socket.display())]
     Unreachable {
         /// The socket.
         socket: PathBuf,

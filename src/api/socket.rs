@@ -117,7 +117,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// A system call.
-    #[error("cannot {doing} the socket {}: {source}", .path.display())]
+    #[error("cannot {doing} the socket {}", .path.display())]
     Failed {
         /// The socket.
         path: PathBuf,
