@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use rtnetlink::{LinkBridge, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use super::{Link, Netlink, NetlinkError};
 use crate::id::{IfName, MacAddr, Vni};
@@ -69,15 +69,6 @@ impl Netlink {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer_end)))
             .build();
         self.run(format_args!("add veth {name}"), self.handle.link().add(pair).execute())
-    }
-
-    /// Makes an interface that swallows everything.
-    ///
-    /// # Errors
-    /// As for [`Self::add_veth`].
-    pub fn add_dummy(&self, name: &IfName) -> Result<(), NetlinkError> {
-        let dummy = LinkDummy::new(name.as_str()).build();
-        self.run(format_args!("add dummy {name}"), self.handle.link().add(dummy).execute())
     }
 
     /// Makes a bridge without ports.
