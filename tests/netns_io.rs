@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -19,6 +21,9 @@ use overlayd::io::udp::{RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually, tcp_throughput, udp_blast};
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(HOLD) {
+        hold_a_laboratory();
+    }
     let mut arguments = Arguments::from_args();
     // One laboratory at a time; its namespaces have names.
     arguments.test_threads = Some(1);
@@ -60,7 +65,9 @@ fn trials() -> Vec<Trial> {
         five_hosts_ping_each_other_through_the_switch
         unreachable_host_is_reported_as_lost_pings
         measured_traffic_arrives
+        changed_mac_is_used_with_a_permanent_neighbor
         children_live_in_their_host_and_die_with_the_laboratory
+        killed_laboratory_takes_its_children_along
     }
 }
 
@@ -341,6 +348,58 @@ fn children_live_in_their_host_and_die_with_the_laboratory() {
     assert_eq!(child.wait().unwrap().signal(), Some(9));
 }
 
+fn changed_mac_is_used_with_a_permanent_neighbor() {
+    let lab = Lab::two_hosts(Underlay::default()).unwrap();
+    let mac: MacAddr = "02:00:00:00:00:99".parse().unwrap();
+    Netlink::within(lab.host(1).namespace(), |netlink| {
+        netlink.set_mac(&netlink.link(&eth0())?, mac)?;
+        assert_eq!(netlink.link(&eth0())?.mac, Some(mac));
+        Ok(())
+    })
+    .unwrap();
+    Netlink::within(lab.host(2).namespace(), |netlink| {
+        netlink.add_neighbor(&netlink.link(&eth0())?, lab.host(1).v4(), mac)
+    })
+    .unwrap();
+    let capture = lab.host(1).capture().unwrap();
+    assert!(Ping::default().run(lab.host(2).namespace(), lab.host(1).v4()).unwrap().is_complete());
+    let frames = capture.stop().unwrap();
+    let asked = |frame: &Vec<u8>| {
+        frame[12..14] == [0x08, 0x06] && frame[20..22] == [0, 1] && frame[38..42] == [192, 0, 2, 1]
+    };
+    assert!(!frames.iter().any(asked), "host2 asked for a neighbour that it was told");
+    assert!(frames.iter().any(|frame| frame[..6] == mac.octets()));
+}
+
+fn killed_laboratory_takes_its_children_along() {
+    let mut holder = Command::new(std::env::current_exe().unwrap());
+    holder.arg(HOLD).stdout(std::process::Stdio::piped());
+    let mut holder = holder.spawn().unwrap();
+    let mut child = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut child).unwrap();
+    let status = PathBuf::from(format!("/proc/{}/stat", child.trim()));
+    assert!(status.exists(), "the child runs");
+
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    // A zombie waits for its new parent, which is none of ours.
+    let ended = || std::fs::read_to_string(&status).map_or(true, |status| status.contains(") Z "));
+    assert!(eventually(Duration::from_secs(5), ended), "process {child} lives on");
+}
+
+/// Another process's part of the test above: builds a laboratory, says who its child is, waits.
+fn hold_a_laboratory() -> ! {
+    Lab::enter().unwrap();
+    let lab = Lab::two_hosts(Underlay::default()).unwrap();
+    let mut command = Command::new("sleep");
+    command.arg("60");
+    let mut child = lab.host(1).spawn(command).unwrap();
+    let mut told = std::io::stdout().lock();
+    writeln!(told, "{}", child.id()).unwrap();
+    child.wait().unwrap();
+    std::process::exit(1)
+}
+
 fn container_with_port() -> (Lab, Container, Tap) {
     let lab = Lab::two_hosts(Underlay::default()).unwrap();
     let container = lab.host(1).container("blue").unwrap();
@@ -484,4 +543,5 @@ fn answer(frame: &[u8]) -> Option<Vec<u8>> {
 
 const GATEWAY_MAC: [u8; 6] = [2, 0x42, 10, 1, 0, 1];
 const RUN_BYTES: usize = 44_001;
+const HOLD: &str = "--hold-a-laboratory";
 const EMSGSIZE: i32 = 90;

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::mpsc;
 
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::netns::NetNs;
@@ -52,16 +52,21 @@ impl Spawner {
     /// Never: the thread lives as long as the spawner.
     pub fn spawn(&self, mut command: Command, namespace: &NetNs) -> io::Result<Child> {
         let namespace = namespace.as_fd().try_clone_to_owned()?;
-        // SAFETY: `enter` makes two system calls and neither allocates nor locks.
-        unsafe { command.pre_exec(move || enter(&namespace)) };
+        let parent = rustix::process::getpid();
+        // SAFETY: `enter` makes three system calls and neither allocates nor locks.
+        unsafe { command.pre_exec(move || enter(&namespace, parent)) };
         let (started, answer) = mpsc::channel();
         self.orders.send(Order { command, started }).expect("the thread ends after its queue");
         answer.recv().expect("the thread answers each order")
     }
 }
 
-fn enter(namespace: &OwnedFd) -> io::Result<()> {
+fn enter(namespace: &OwnedFd, parent: Pid) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
+    // A parent that died before that call sends no signal any more.
+    if rustix::process::getppid() != Some(parent) {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     Ok(())
 }

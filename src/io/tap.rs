@@ -158,8 +158,8 @@ impl AsFd for Tap {
 /// True for what [`Tap::read_frame`] and [`Tap::write_frame`] give once the device was deleted, or
 /// went with its namespace.
 pub fn is_gone(error: &io::Error) -> bool {
-    // EBADFD: the queue has no device any more. EFAULT: it lost it while the read waited.
-    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EFAULT))
+    // __tun_get finds no device behind the queue. (EFAULT is for those who wait inside the read.)
+    error.raw_os_error() == Some(libc::EBADFD)
 }
 
 /// Why a TAP could not be made, found or changed.
