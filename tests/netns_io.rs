@@ -58,6 +58,7 @@ fn trials() -> Vec<Trial> {
         run_crosses_in_one_piece_and_keeps_its_boundaries
         refused_offload_gives_the_same_datagrams
         datagram_above_the_mtu_is_refused_and_segmentation_kept
+        forged_icmp_does_not_shrink_the_path
         kernel_vxlan_devices_reach_each_other
         interface_that_holds_an_address_is_found_with_its_mtu
         raw_frames_are_sent_and_seen
@@ -256,6 +257,45 @@ fn datagram_above_the_mtu_is_refused_and_segmentation_kept() {
         assert_eq!(error.raw_os_error(), Some(EMSGSIZE), "{error}");
         assert!(socket.offloads().segmentation);
     }
+}
+
+fn forged_icmp_does_not_shrink_the_path() {
+    let lab = Lab::two_hosts(Underlay::default()).unwrap();
+    let (victim, forger) = (lab.host(1), lab.host(2));
+    assert!(Ping::default().run(forger.namespace(), victim.v4()).unwrap().is_complete());
+    let to = SocketAddr::new(forger.v4(), 4500);
+    let local = SocketAddr::new(victim.v4(), 4500);
+    let socket = victim.run_in(|| UdpSocket::bind(local, &UdpOptions::default())).unwrap().unwrap();
+    let path_mtu = || {
+        victim.run_in(|| {
+            let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            probe.connect(to).unwrap();
+            rustix::net::sockopt::ip_mtu(&probe).unwrap()
+        })
+    };
+    assert_eq!(path_mtu().unwrap(), 1_500);
+    assert_eq!(socket.send_run(to, &[0; 1_400], 1_400).unwrap().datagrams, 1);
+
+    let mac = |host: &Host| {
+        Netlink::within(host.namespace(), |netlink| netlink.link(&eth0())).map(|link| (link.index, link.mac))
+    };
+    let ((_, victim_mac), (index, forger_mac)) = (mac(victim).unwrap(), mac(forger).unwrap());
+    let mut frame = [victim_mac.unwrap().octets(), forger_mac.unwrap().octets()].concat();
+    frame.extend([0x08, 0x00]);
+    frame.extend(ipv4_header(56, 1, [192, 0, 2, 2], [192, 0, 2, 1]));
+    // Fragmentation needed, next-hop MTU 576, about a datagram of the socket.
+    let mut icmp = vec![3, 4, 0, 0, 0, 0, 0x02, 0x40];
+    icmp.extend(ipv4_header(1_428, 17, [192, 0, 2, 1], [192, 0, 2, 2]));
+    icmp.extend([0x11, 0x94, 0x11, 0x94, 0x05, 0x80, 0, 0]);
+    let checksum = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&checksum);
+    frame.extend(icmp);
+    forger.run_in(|| PacketSocket::open(index).unwrap().send(&frame).unwrap()).unwrap();
+
+    let believed = eventually(Duration::from_secs(2), || path_mtu().unwrap() == 576);
+    assert!(believed, "the kernel did not take the forgery, so this test shows nothing");
+    assert_eq!(socket.send_run(to, &[0; 1_400], 1_400).unwrap().datagrams, 1);
+    assert_eq!(socket.send_run(to, &[0; 4_200], 1_400).unwrap().datagrams, 3);
 }
 
 fn kernel_vxlan_devices_reach_each_other() {
@@ -539,6 +579,23 @@ fn answer(frame: &[u8]) -> Option<Vec<u8>> {
         return Some(answer);
     }
     None
+}
+
+fn ipv4_header(length: u16, protocol: u8, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+    let length = length.to_be_bytes();
+    let mut header = vec![0x45, 0, length[0], length[1], 0, 0, 0x40, 0, 64, protocol, 0, 0];
+    header.extend(from);
+    header.extend(to);
+    let checksum = checksum(&header);
+    header[10..12].copy_from_slice(&checksum);
+    header
+}
+
+/// RFC 1071, of an even number of bytes.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()).to_be_bytes()
 }
 
 const GATEWAY_MAC: [u8; 6] = [2, 0x42, 10, 1, 0, 1];
