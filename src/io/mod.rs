@@ -12,5 +12,6 @@ pub mod netlink;
 pub mod netns;
 pub mod packet;
 mod socket_option;
+pub mod spawner;
 pub mod tap;
 pub mod udp;

@@ -122,9 +122,16 @@ impl Tap {
         }
     }
 
+    /// Finds out whether this process can use `/dev/net/tun` at all, and makes nothing.
+    ///
+    /// # Errors
+    /// [`TapError::NoDriver`] or [`TapError::DriverForbidden`].
+    pub fn check_driver() -> Result<(), TapError> {
+        open_driver().map(drop)
+    }
+
     fn attach(name: &IfName, extra_flags: libc::c_int) -> Result<Self, TapError> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(TapError::opening)?;
+        let fd = open_driver()?;
         let mut request = InterfaceRequest::new(name, FLAGS | extra_flags);
         // SAFETY: `request` has the size and layout of `struct ifreq`, which TUNSETIFF reads and fills.
         let status = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
@@ -151,8 +158,8 @@ impl AsFd for Tap {
 /// True for what [`Tap::read_frame`] and [`Tap::write_frame`] give once the device was deleted, or
 /// went with its namespace.
 pub fn is_gone(error: &io::Error) -> bool {
-    // EBADFD: the queue has no device any more. EFAULT: it lost it while the read waited.
-    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EFAULT))
+    // __tun_get finds no device behind the queue. (EFAULT is for those who wait inside the read.)
+    error.raw_os_error() == Some(libc::EBADFD)
 }
 
 /// Why a TAP could not be made, found or changed.
@@ -248,6 +255,11 @@ impl InterfaceRequest {
 #[expect(clippy::cast_possible_truncation, reason = "ifr_flags is a short that holds 16 flag bits")]
 const fn wrap_flags(flags: libc::c_int) -> libc::c_short {
     flags as libc::c_short
+}
+
+fn open_driver() -> Result<OwnedFd, TapError> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(TapError::opening)
 }
 
 fn interface_index(name: &IfName) -> Result<u32, TapError> {

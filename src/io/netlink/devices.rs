@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use rtnetlink::{LinkBridge, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use super::{Link, Netlink, NetlinkError};
 use crate::id::{IfName, MacAddr, Vni};
@@ -71,15 +71,6 @@ impl Netlink {
         self.run(format_args!("add veth {name}"), self.handle.link().add(pair).execute())
     }
 
-    /// Makes an interface that swallows everything.
-    ///
-    /// # Errors
-    /// As for [`Self::add_veth`].
-    pub fn add_dummy(&self, name: &IfName) -> Result<(), NetlinkError> {
-        let dummy = LinkDummy::new(name.as_str()).build();
-        self.run(format_args!("add dummy {name}"), self.handle.link().add(dummy).execute())
-    }
-
     /// Makes a bridge without ports.
     ///
     /// # Errors
@@ -137,15 +128,5 @@ impl Netlink {
         let entry =
             self.handle.neighbours().add(link.index, address).link_layer_address(&mac.octets()).replace();
         self.run(format_args!("neighbour {address} is {mac} on {}", link.name), entry.execute())
-    }
-
-    /// Sets the remark that `ip link` shows.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn set_alias(&self, link: &Link, alias: &str) -> Result<(), NetlinkError> {
-        let change = LinkUnspec::new_with_index(link.index)
-            .append_extra_attribute(LinkAttribute::IfAlias(alias.to_owned()));
-        self.set(format_args!("set the alias of {}", link.name), change)
     }
 }
