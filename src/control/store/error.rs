@@ -138,27 +138,26 @@ impl StoreError {
 
     pub(super) fn io(file: &Path, doing: &'static str, source: io::Error) -> Self {
         let file = file.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded => {
-                Self::Full { file, doing, source }
-            }
-            _ => Self::Io { file, doing, source },
+        if matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded
+        ) {
+            return Self::Full { file, doing, source };
         }
+        Self::Io { file, doing, source }
     }
 
     pub(super) fn redb(file: &Path, doing: &'static str, error: impl Into<redb::Error>) -> Self {
         let error: redb::Error = error.into();
         if let redb::Error::Io(source) = error {
-            return match source.kind() {
+            if source.kind() == io::ErrorKind::InvalidData {
                 // How redb says that a file does not begin as one of its own.
-                io::ErrorKind::InvalidData => {
-                    Self::Foreign { file: file.to_owned(), why: source.to_string() }
-                }
-                io::ErrorKind::UnexpectedEof => {
-                    Self::Damaged { file: file.to_owned(), why: "it ends too early".to_owned() }
-                }
-                _ => Self::io(file, doing, source),
-            };
+                return Self::Foreign { file: file.to_owned(), why: source.to_string() };
+            }
+            if source.kind() == io::ErrorKind::UnexpectedEof {
+                return Self::Damaged { file: file.to_owned(), why: "it ends too early".to_owned() };
+            }
+            return Self::io(file, doing, source);
         }
         let file = file.to_owned();
         if let redb::Error::Corrupted(why) = error {

@@ -101,12 +101,12 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(true)
         .open(path)
-        .map_err(|e| match e {
-            DatabaseError::UpgradeRequired(version) => StoreError::Foreign {
-                file: path.to_owned(),
-                why: format!("a redb file of the unknown version {version}"),
-            },
-            other => refine_truncation(path, StoreError::redb(path, "open", other)),
+        .map_err(|e| {
+            if let DatabaseError::UpgradeRequired(version) = e {
+                let why = format!("a redb file of the unknown version {version}");
+                return StoreError::Foreign { file: path.to_owned(), why };
+            }
+            refine_truncation(path, StoreError::redb(path, "open", e))
         })?;
     let foreign = |why: &str| StoreError::Foreign { file: path.to_owned(), why: why.to_owned() };
     let transaction =
