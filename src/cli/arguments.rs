@@ -20,10 +20,10 @@ use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 #[command(name = "overlayd", version, disable_help_subcommand = true, max_term_width = 110)]
 pub struct Cli {
     /// Unix socket of the agent [default: /run/overlayd/agent.sock]
-    #[arg(long, global = true, env = "OVERLAYD_SOCKET", value_name = "PATH", hide_env_values = true)]
+    #[arg(long, global = true, env = "OVERLAYD_SOCKET", value_name = "PATH", hide_env_values = true, help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
     /// Print JSON for programs instead of text for people
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
@@ -386,6 +386,7 @@ fn certificate_life(text: &str) -> Result<Duration, String> {
     Ok(life)
 }
 
+const GLOBAL: &str = "For every command";
 /// The TCP port of managers and of the key channel between nodes.
 const CONTROL_PORT: u16 = 2377;
 const SHORTEST_CERTIFICATE: Duration = Duration::from_secs(3600);
