@@ -223,6 +223,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// What rustls says of a failed handshake, as a refusal.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the enum is of rustls, and non-exhaustive")]
     pub(super) fn from_tls(error: rustls::Error) -> Self {
         match error {
             rustls::Error::PeerIncompatible(
@@ -240,6 +241,7 @@ impl Refusal {
     }
 
     /// What rustls says of a certificate chain, as a refusal.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the enum is of rustls, and non-exhaustive")]
     pub(super) fn from_chain(error: rustls::Error, name: &CertificateName, now: OffsetDateTime) -> Self {
         match error {
             rustls::Error::InvalidCertificate(

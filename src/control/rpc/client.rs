@@ -1,6 +1,5 @@
 //! The agent's side: calls whichever manager answers, and connects anew whenever it must.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -163,10 +162,8 @@ fn channel(dialer: &Arc<Dialer>) -> Channel {
         .connect_with_connector_lazy(tower::service_fn(move |_uri| connect(Arc::clone(&dialer))))
 }
 
-fn connect(
-    dialer: Arc<Dialer>,
-) -> impl Future<Output = Result<TokioIo<PeerStream>, NoManager>> + Send + 'static {
-    async move { dialer.dial().await.map(TokioIo::new) }
+async fn connect(dialer: Arc<Dialer>) -> Result<TokioIo<PeerStream>, NoManager> {
+    dialer.dial().await.map(TokioIo::new)
 }
 
 fn list(failures: &[ConnectError]) -> String {

@@ -62,12 +62,10 @@ impl NodeVerifier {
         if let Err(error) = chain {
             let refusal = Refusal::from_chain(error, &name, moment(now));
             // What an unverified certificate says of itself decides only which refusal is printed.
-            return Err(match refusal {
-                Refusal::WrongCa if name.cluster != self.trust.cluster() => {
-                    Refusal::WrongCluster { theirs: name.cluster, ours: self.trust.cluster() }
-                }
-                refusal => refusal,
-            });
+            if refusal == Refusal::WrongCa && name.cluster != self.trust.cluster() {
+                return Err(Refusal::WrongCluster { theirs: name.cluster, ours: self.trust.cluster() });
+            }
+            return Err(refusal);
         }
         self.trust.admit(&name)?;
         self.expected.check(&name)?;
