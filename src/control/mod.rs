@@ -1,1 +1,15 @@
 //! The control plane: certificates, managers, their API, state on disk.
+
+pub mod ca;
+pub mod enrol;
+pub mod frame;
+pub mod identity;
+pub mod key_channel;
+pub mod listener;
+pub mod renewal;
+pub mod rpc;
+pub mod session;
+pub mod state;
+pub mod store;
+pub mod tls;
+pub mod trust;

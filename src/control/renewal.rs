@@ -1,0 +1,102 @@
+//! Keeps this node's certificate fresh: renewed at a random point of its later half, and again
+//! until it succeeds. Connections made afterwards show the new one.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::identity::{CertificateName, IdentityError, NodeIdentity, NodeKey};
+use super::rpc::messages::Renewed;
+use super::rpc::{ManagerClient, ManagerError, messages};
+use super::session::Backoff;
+use super::tls::Credentials;
+
+/// Who signs: a manager over the network, or the authority in this process.
+pub trait Signer: Send + Sync {
+    /// Signs a new certificate of this node for the key of `csr` (PEM).
+    fn sign(&self, csr: String) -> impl Future<Output = Result<Renewed, ManagerError>> + Send;
+}
+
+impl Signer for ManagerClient {
+    async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
+        self.renew(messages::Renew { csr }).await
+    }
+}
+
+/// Renews for ever. `persist` stores an identity before it is used; `renewed` runs after it is, and
+/// is where clients reconnect.
+pub async fn keep(
+    credentials: Arc<Credentials>,
+    signer: impl Signer,
+    persist: impl Fn(&NodeIdentity) -> Result<(), BoxedError> + Send + Sync,
+    renewed: impl Fn() + Send + Sync,
+) {
+    loop {
+        let due = credentials.identity().renew_at(&mut rand::rng());
+        sleep_until(due, &credentials).await;
+        let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
+        while let Err(error) = renew(&credentials, &signer, &persist).await {
+            let expires = credentials.identity().expires();
+            tracing::warn!(%error, %expires, "this node's certificate could not be renewed; trying again");
+            tokio::time::sleep(backoff.next()).await;
+        }
+        tracing::info!(expires = %credentials.identity().expires(), "this node's certificate was renewed");
+        renewed();
+    }
+}
+
+/// Renews once: draws a key, has it signed, stores the identity and shows it from now on.
+///
+/// # Errors
+/// The signer refuses or answers with another node's certificate, or the identity cannot be stored;
+/// the old one stays in use.
+pub async fn renew(
+    credentials: &Credentials,
+    signer: &impl Signer,
+    persist: &(impl Fn(&NodeIdentity) -> Result<(), BoxedError> + Send + Sync),
+) -> Result<(), RenewalError> {
+    let old = credentials.identity();
+    let key = NodeKey::generate()?;
+    let answer = signer.sign(key.request_pem()?).await?;
+    let identity = NodeIdentity::new(answer.chain, &key, old.root().clone())?;
+    if (identity.node(), identity.role()) != (old.node(), old.role()) {
+        let leaf = identity.chain().first().ok_or(IdentityError::NotX509)?;
+        return Err(RenewalError::Another(CertificateName::parse(leaf)?));
+    }
+    persist(&identity).map_err(RenewalError::Store)?;
+    Ok(credentials.replace_identity(identity)?)
+}
+
+/// Why a certificate was not renewed.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewalError {
+    /// The manager refuses or is not there.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
+    /// The manager's answer cannot be used.
+    #[error("the manager's new certificate cannot be used: {0}")]
+    Identity(#[from] IdentityError),
+    /// The certificate is of another node or role.
+    #[error("the manager's new certificate is of {} {}", .0.role, .0.node)]
+    Another(CertificateName),
+    /// The new identity cannot be stored.
+    #[error("the new certificate cannot be stored: {0}")]
+    Store(BoxedError),
+}
+
+/// Why the store refused; this module only prints it.
+pub type BoxedError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Looks at the wall clock again and again: a long sleep would not notice a suspend or a clock
+/// that was set.
+async fn sleep_until(due: OffsetDateTime, credentials: &Credentials) {
+    loop {
+        let left = due - credentials.now();
+        if !left.is_positive() {
+            return;
+        }
+        tokio::time::sleep(left.min(time::Duration::MINUTE).unsigned_abs()).await;
+    }
+}

@@ -1,0 +1,180 @@
+//! The agent's side: calls whichever manager answers, and connects anew whenever it must.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper_util::rt::TokioIo;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+use super::error::ManagerError;
+use super::generated::manager_client;
+use super::messages::{
+    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
+    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
+    TokenRequest, ViewUpdate,
+};
+use crate::control::tls::peer::{ConnectError, PeerStream};
+use crate::control::tls::{Credentials, Protocol};
+use crate::control::trust::Expected;
+
+/// Calls the managers. Clones share the connection.
+///
+/// Nothing connects before the first call. A call that finds the connection broken connects once to
+/// each manager in turn, beginning with the one that last worked.
+#[derive(Debug, Clone)]
+pub struct ManagerClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dialer: Arc<Dialer>,
+    channel: ArcSwap<Channel>,
+}
+
+impl ManagerClient {
+    /// A client of the managers at `addresses`.
+    pub fn new(credentials: Arc<Credentials>, addresses: Vec<SocketAddr>) -> Self {
+        let dialer = Arc::new(Dialer {
+            credentials,
+            addresses: ArcSwap::from_pointee(addresses),
+            next: AtomicUsize::new(0),
+        });
+        let channel = ArcSwap::from_pointee(channel(&dialer));
+        Self { shared: Arc::new(Shared { dialer, channel }) }
+    }
+
+    /// Where the managers are from now on; a connection that works stays.
+    pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        self.shared.dialer.addresses.store(Arc::new(addresses));
+    }
+
+    /// Where the managers are.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.shared.dialer.addresses.load().to_vec()
+    }
+
+    /// Makes later calls use a new connection, with the certificate of that time.
+    pub fn reconnect(&self) {
+        self.shared.channel.store(Arc::new(channel(&self.shared.dialer)));
+    }
+
+    /// Begins a session: the full view and then its changes.
+    ///
+    /// # Errors
+    /// No manager can be reached, or it refuses.
+    pub async fn session(&self, request: SessionRequest) -> Result<Streaming<ViewUpdate>, ManagerError> {
+        Ok(self.client().session(request).await?.into_inner())
+    }
+
+    fn client(&self) -> manager_client::ManagerClient<Channel> {
+        let channel = Channel::clone(&self.shared.channel.load());
+        manager_client::ManagerClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES)
+    }
+}
+
+macro_rules! unary {
+    ($($(#[$doc:meta])* $method:ident($request:ty) -> $reply:ty;)*) => {
+        impl ManagerClient {$(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// No manager can be reached, or it refuses.
+            pub async fn $method(&self, request: $request) -> Result<$reply, ManagerError> {
+                Ok(self.client().$method(request).await?.into_inner())
+            }
+        )*}
+    };
+}
+
+unary! {
+    /// Creates a network. Managers only.
+    create_network(NewNetwork) -> NetworkReply;
+    /// Removes a network without endpoints. Managers only.
+    remove_network(RemoveNetwork) -> Done;
+    /// Lists the networks.
+    list_networks(ListNetworks) -> Networks;
+    /// Describes a network.
+    inspect_network(InspectNetwork) -> NetworkDetail;
+    /// Makes an endpoint on this node.
+    attach(Attach) -> Attached;
+    /// Ends an endpoint of this node.
+    detach(Detach) -> Done;
+    /// Gives a join token. Managers only.
+    token(TokenRequest) -> Token;
+    /// Lists the nodes.
+    list_nodes(ListNodes) -> Nodes;
+    /// Signs a new certificate for this node.
+    renew(Renew) -> Renewed;
+    /// Removes this node from the cluster.
+    leave(Leave) -> Done;
+}
+
+/// None of the managers could be connected to.
+#[derive(Debug, thiserror::Error)]
+#[error("no manager can be reached: {}", list(.0))]
+pub struct NoManager(Vec<ConnectError>);
+
+#[derive(Debug)]
+struct Dialer {
+    credentials: Arc<Credentials>,
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    /// Which address to begin with.
+    next: AtomicUsize,
+}
+
+impl Dialer {
+    async fn dial(&self) -> Result<PeerStream, NoManager> {
+        let addresses = self.addresses.load_full();
+        let first = self.next.load(Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for offset in 0..addresses.len() {
+            let index = (first.wrapping_add(offset)) % addresses.len();
+            let attempt = PeerStream::connect(
+                &self.credentials,
+                Protocol::Manager,
+                addresses[index],
+                Expected::Manager,
+            );
+            match attempt.await {
+                Ok(stream) => {
+                    self.next.store(index, Ordering::Relaxed);
+                    return Ok(stream);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        Err(NoManager(failures))
+    }
+}
+
+fn channel(dialer: &Arc<Dialer>) -> Channel {
+    let dialer = Arc::clone(dialer);
+    Endpoint::from_static("http://manager")
+        .timeout(CALL_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(tower::service_fn(move |_uri| connect(Arc::clone(&dialer))))
+}
+
+async fn connect(dialer: Arc<Dialer>) -> Result<TokioIo<PeerStream>, NoManager> {
+    dialer.dial().await.map(TokioIo::new)
+}
+
+fn list(failures: &[ConnectError]) -> String {
+    if failures.is_empty() {
+        return "no address of one is known".to_owned();
+    }
+    failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Longer than connecting to two dead managers and then a third.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// A full view of a network with a million endpoints fits.
+const MAX_REPLY_BYTES: usize = 512 << 20;

@@ -1,0 +1,199 @@
+//! The messages of the manager API: plain serde data, JSON on the wire.
+//!
+//! Fields may be added with `#[serde(default)]`; unknown ones are ignored, so that nodes of
+//! neighbouring versions understand each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::cluster::{Endpoint, Membership, Network, NetworkView, Node, Role, Subnet};
+use crate::control::identity::base64_der_list;
+use crate::id::{EndpointId, HostName, MacAddr, NetworkId, NetworkName, Version};
+
+/// Begins a session: who the agent is and what it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRequest {
+    /// The node as it is now; its addresses or MTU may have changed since it joined.
+    pub node: Node,
+    /// The endpoints whose interfaces exist on it.
+    pub endpoints: Vec<EndpointId>,
+}
+
+/// A change of what a node is told. The first of a session is full.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewUpdate {
+    /// The version of the cluster's state after it.
+    pub version: Version,
+    /// True when all that is not in it is gone.
+    pub full: bool,
+    /// The managers.
+    pub managers: Vec<Node>,
+    /// The removed nodes.
+    pub removed: BTreeSet<crate::id::NodeId>,
+    /// Networks that are new or changed.
+    pub networks: Vec<NetworkView>,
+    /// Networks that the node is no longer a member of.
+    pub gone: Vec<NetworkId>,
+}
+
+/// Creates a network. Managers only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewNetwork {
+    /// Its name.
+    pub name: NetworkName,
+    /// Whether its frames leave a node only inside ESP.
+    pub encrypted: bool,
+    /// Its subnets; from the pool when there are none.
+    pub subnets: Vec<Subnet>,
+    /// MTU of the containers' interfaces, in bytes.
+    pub mtu: Option<u16>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkReply {
+    /// The network.
+    pub network: Network,
+}
+
+/// Removes a network without endpoints. Managers only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveNetwork {
+    /// Its name.
+    pub name: NetworkName,
+}
+
+/// Lists the networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ListNetworks {}
+
+/// All networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Networks {
+    /// By name.
+    pub networks: Vec<Network>,
+}
+
+/// Describes a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectNetwork {
+    /// Its name.
+    pub name: NetworkName,
+}
+
+/// All of one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkDetail {
+    /// The network.
+    pub network: Network,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// Its members.
+    pub membership: Membership,
+}
+
+/// Makes an endpoint on the calling node, which becomes a member of the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The id that the agent minted, so that a repeated request makes no second endpoint.
+    pub endpoint: EndpointId,
+    /// The network.
+    pub network: NetworkName,
+    /// The operator's name for the endpoint.
+    pub name: Option<HostName>,
+    /// Addresses that are wished for; the manager gives the others.
+    pub addresses: Vec<IpAddr>,
+    /// The MAC address that is wished for.
+    pub mac: Option<MacAddr>,
+}
+
+/// A new endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Its network.
+    pub network: Network,
+}
+
+/// Ends an endpoint of the calling node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detach {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+}
+
+/// Asks for the join token of a role. Managers only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRequest {
+    /// The role.
+    pub role: Role,
+    /// Whether the old token shall be void.
+    pub rotate: bool,
+}
+
+/// A join token.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its text.
+    pub token: Zeroizing<String>,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token([redacted])")
+    }
+}
+
+/// Lists the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ListNodes {}
+
+/// All nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// By name.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// A node and how the manager sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: Node,
+    /// Whether it has a session.
+    pub connected: bool,
+    /// When it last had one, in seconds since 1970.
+    pub last_seen_unix: Option<i64>,
+    /// When its certificate ends, in seconds since 1970.
+    pub certificate_expires_unix: i64,
+}
+
+/// Asks for a new certificate of the calling node, with the same role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// A certificate request, PEM.
+    pub csr: String,
+}
+
+/// A new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// The certificates, leaf first, without the root.
+    #[serde(with = "base64_der_list")]
+    pub chain: Vec<CertificateDer<'static>>,
+}
+
+/// Removes the calling node from the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Leave {}
+
+/// It is done and stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Done {}

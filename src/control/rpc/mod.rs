@@ -1,0 +1,25 @@
+//! The manager API: gRPC over mutual TLS, with JSON messages so that `messages` is its only schema.
+//!
+//! `server` admits and forwards to whoever implements [`ManagerApi`]; `client` is what agents call.
+//! Neither knows what the requests mean. The session stream is driven by `control::session`.
+
+pub mod client;
+pub mod codec;
+pub mod error;
+pub mod messages;
+pub mod server;
+
+pub use self::client::ManagerClient;
+pub use self::error::{ErrorKind, ManagerError};
+pub use self::server::{ManagerApi, serve};
+
+/// What `build.rs` generated.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::wildcard_enum_match_arm,
+    reason = "generated: which of our lints it trips is up to tonic-build"
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/overlayd.v1.Manager.rs"));
+}

@@ -1,0 +1,272 @@
+//! The manager's side: admits the caller by role, forwards, and turns errors into statuses.
+//!
+//! A handler gets its message only from [`Service::admit`], which asks the table of
+//! [`Method::requires`]; a method that is missing there does not compile.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::unfold;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use super::error::{ErrorKind, ManagerError};
+use super::generated::manager_server;
+use super::messages::{
+    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
+    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
+    TokenRequest, ViewUpdate,
+};
+use crate::cluster::{Role, View};
+use crate::control::tls::peer::{PeerIdentity, PeerStream};
+
+/// What a manager does for nodes. Callers are verified nodes with the role that the method requires.
+pub trait ManagerApi: Send + Sync + 'static {
+    /// Where managers are reached, for workers that ask for what only managers may do.
+    fn manager_addresses(&self) -> Vec<SocketAddr>;
+
+    /// The caller's view from now on. The receiver is dropped when the session ends, which
+    /// [`watch::Sender::closed`] shows; an agent that connects again begins a new session, possibly
+    /// before the old one is seen to end.
+    fn session(
+        &self,
+        caller: PeerIdentity,
+        request: SessionRequest,
+    ) -> impl Answer<watch::Receiver<Arc<View>>>;
+
+    /// Creates a network.
+    fn create_network(&self, caller: PeerIdentity, request: NewNetwork) -> impl Answer<NetworkReply>;
+
+    /// Removes a network.
+    fn remove_network(&self, caller: PeerIdentity, request: RemoveNetwork) -> impl Answer<Done>;
+
+    /// Lists the networks.
+    fn list_networks(&self, caller: PeerIdentity, request: ListNetworks) -> impl Answer<Networks>;
+
+    /// Describes a network.
+    fn inspect_network(&self, caller: PeerIdentity, request: InspectNetwork) -> impl Answer<NetworkDetail>;
+
+    /// Makes an endpoint on the caller.
+    fn attach(&self, caller: PeerIdentity, request: Attach) -> impl Answer<Attached>;
+
+    /// Ends an endpoint of the caller.
+    fn detach(&self, caller: PeerIdentity, request: Detach) -> impl Answer<Done>;
+
+    /// Gives a join token.
+    fn token(&self, caller: PeerIdentity, request: TokenRequest) -> impl Answer<Token>;
+
+    /// Lists the nodes.
+    fn list_nodes(&self, caller: PeerIdentity, request: ListNodes) -> impl Answer<Nodes>;
+
+    /// Signs a new certificate for the caller, with the role that it has.
+    fn renew(&self, caller: PeerIdentity, request: Renew) -> impl Answer<Renewed>;
+
+    /// Removes the caller from the cluster.
+    fn leave(&self, caller: PeerIdentity, request: Leave) -> impl Answer<Done>;
+}
+
+/// The future of an answer.
+pub trait Answer<T>: Future<Output = Result<T, ManagerError>> + Send {}
+
+impl<T, F: Future<Output = Result<T, ManagerError>> + Send> Answer<T> for F {}
+
+/// Serves the API on the streams that the listener accepts, until no more can come.
+///
+/// # Errors
+/// The gRPC server fails.
+pub async fn serve<M: ManagerApi>(
+    api: Arc<M>,
+    streams: mpsc::Receiver<PeerStream>,
+) -> Result<(), tonic::transport::Error> {
+    let service = manager_server::ManagerServer::new(Service { api })
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(MAX_CONCURRENT_REQUESTS)
+        .add_service(service)
+        .serve_with_incoming(ReceiverStream::new(streams).map(Ok::<_, std::io::Error>))
+        .await
+}
+
+/// The methods of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Session,
+    CreateNetwork,
+    RemoveNetwork,
+    ListNetworks,
+    InspectNetwork,
+    Attach,
+    Detach,
+    Token,
+    ListNodes,
+    Renew,
+    Leave,
+}
+
+impl Method {
+    /// The least role that may call it.
+    const fn requires(self) -> Role {
+        match self {
+            Self::CreateNetwork | Self::RemoveNetwork | Self::Token => Role::Manager,
+            Self::Session
+            | Self::ListNetworks
+            | Self::InspectNetwork
+            | Self::Attach
+            | Self::Detach
+            | Self::ListNodes
+            | Self::Renew
+            | Self::Leave => Role::Worker,
+        }
+    }
+
+    /// What the caller wanted, for the refusal.
+    const fn wish(self) -> &'static str {
+        match self {
+            Self::CreateNetwork => "create networks",
+            Self::RemoveNetwork => "remove networks",
+            Self::Token => "issue join tokens",
+            Self::Session => "begin a session",
+            Self::ListNetworks => "list networks",
+            Self::InspectNetwork => "inspect networks",
+            Self::Attach => "attach containers",
+            Self::Detach => "detach containers",
+            Self::ListNodes => "list nodes",
+            Self::Renew => "renew certificates",
+            Self::Leave => "leave",
+        }
+    }
+}
+
+/// A request of the API: ties its type to its method.
+trait Asks {
+    const METHOD: Method;
+}
+
+macro_rules! asks {
+    ($($request:ident => $method:ident),* $(,)?) => {$(
+        impl Asks for $request {
+            const METHOD: Method = Method::$method;
+        }
+    )*};
+}
+
+asks! {
+    SessionRequest => Session,
+    NewNetwork => CreateNetwork,
+    RemoveNetwork => RemoveNetwork,
+    ListNetworks => ListNetworks,
+    InspectNetwork => InspectNetwork,
+    Attach => Attach,
+    Detach => Detach,
+    TokenRequest => Token,
+    ListNodes => ListNodes,
+    Renew => Renew,
+    Leave => Leave,
+}
+
+struct Service<M> {
+    api: Arc<M>,
+}
+
+impl<M: ManagerApi> Service<M> {
+    /// The caller and its message, if the caller may ask this.
+    fn admit<T: Asks>(&self, mut request: Request<T>) -> Result<(PeerIdentity, T), ManagerError> {
+        let caller = request.extensions_mut().remove::<PeerIdentity>();
+        let caller = caller.ok_or_else(|| {
+            ManagerError::new(ErrorKind::Denied, "the connection has no verified node at its other end")
+        })?;
+        let enough = match T::METHOD.requires() {
+            Role::Worker => true,
+            Role::Manager => caller.role == Role::Manager,
+        };
+        if enough {
+            return Ok((caller, request.into_inner()));
+        }
+        let managers: Vec<_> = self.api.manager_addresses().iter().map(SocketAddr::to_string).collect();
+        tracing::warn!(node = %caller.node, from = %caller.address, wish = T::METHOD.wish(), "a worker was refused");
+        Err(ManagerError::new(
+            ErrorKind::Denied,
+            format!(
+                "this node is a worker, only managers may {}; do it on a manager: {}",
+                T::METHOD.wish(),
+                managers.join(", ")
+            ),
+        ))
+    }
+}
+
+macro_rules! unary {
+    ($($method:ident($request:ty) -> $reply:ty;)*) => {
+        #[tonic::async_trait]
+        impl<M: ManagerApi> manager_server::Manager for Service<M> {
+            $(
+                async fn $method(&self, request: Request<$request>) -> Result<Response<$reply>, Status> {
+                    let (caller, request) = self.admit(request)?;
+                    Ok(Response::new(self.api.$method(caller, request).await?))
+                }
+            )*
+
+            type SessionStream = UpdateStream;
+
+            async fn session(
+                &self,
+                request: Request<SessionRequest>,
+            ) -> Result<Response<UpdateStream>, Status> {
+                let (caller, request) = self.admit(request)?;
+                if request.node.id != caller.node {
+                    let message = "a session is for the node that the certificate names";
+                    return Err(ManagerError::new(ErrorKind::Denied, message).into());
+                }
+                let views = self.api.session(caller, request).await?;
+                Ok(Response::new(Box::pin(updates(views))))
+            }
+        }
+    };
+}
+
+unary! {
+    create_network(NewNetwork) -> NetworkReply;
+    remove_network(RemoveNetwork) -> Done;
+    list_networks(ListNetworks) -> Networks;
+    inspect_network(InspectNetwork) -> NetworkDetail;
+    attach(Attach) -> Attached;
+    detach(Detach) -> Done;
+    token(TokenRequest) -> Token;
+    list_nodes(ListNodes) -> Nodes;
+    renew(Renew) -> Renewed;
+    leave(Leave) -> Done;
+}
+
+type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;
+
+/// The full view, then the difference from the last one sent, as often as the client takes it: a
+/// slow client misses intermediate views, never the latest.
+fn updates(views: watch::Receiver<Arc<View>>) -> impl Stream<Item = Result<ViewUpdate, Status>> + Send {
+    unfold((views, None::<Arc<View>>), |(mut views, sent)| async move {
+        loop {
+            if sent.is_some() {
+                views.changed().await.ok()?;
+            }
+            let view = Arc::clone(&views.borrow_and_update());
+            let update = match &sent {
+                None => ViewUpdate::full(&view),
+                Some(sent) if *sent == view => continue,
+                Some(sent) => ViewUpdate::between(sent, &view),
+            };
+            return Some((Ok(update), (views, Some(view))));
+        }
+    })
+}
+
+const KEEPALIVE: Duration = Duration::from_secs(5);
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+const MAX_CONCURRENT_REQUESTS: u32 = 128;

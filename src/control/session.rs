@@ -1,0 +1,241 @@
+//! The agent's session with a manager: the view of the cluster, kept up to date for ever.
+//!
+//! The manager sends the full view and then differences; a broken session begins anew with a full
+//! one. Meanwhile the last view stands: containers go on without a manager.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::watch;
+
+use super::rpc::messages::{SessionRequest, ViewUpdate};
+use super::rpc::{ErrorKind, ManagerClient, ManagerError};
+use crate::cluster::View;
+
+/// Keeps a session open for ever, publishing views and whether the manager is there.
+///
+/// `request` is asked for the agent's state at each new session. Addresses of managers in a view
+/// are used for later connections.
+pub async fn keep<R, F>(
+    client: ManagerClient,
+    mut request: R,
+    views: watch::Sender<Arc<View>>,
+    status: watch::Sender<SessionStatus>,
+) where
+    R: FnMut() -> F + Send,
+    F: Future<Output = SessionRequest> + Send,
+{
+    let mut backoff = Backoff::default();
+    loop {
+        let ended = follow(&client, request().await, &views, &status, &mut backoff).await;
+        tracing::warn!(reason = %ended, "no session with a manager");
+        let connected = matches!(*status.borrow(), SessionStatus::Connected);
+        if connected || *status.borrow() != SessionStatus::Disconnected(ended.clone()) {
+            status.send_replace(SessionStatus::Disconnected(ended));
+        }
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// Whether there is a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionStatus {
+    /// The first one has not begun yet.
+    Connecting,
+    /// The view is current.
+    Connected,
+    /// There is none, for this reason; the agent keeps trying.
+    Disconnected(ManagerError),
+}
+
+/// Waiting times between attempts: doubling, with half of each drawn at random, so that a
+/// restarted manager is not met by all nodes at once.
+#[derive(Debug)]
+pub struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    /// From `shortest` to `longest`.
+    pub const fn new(shortest: Duration, longest: Duration) -> Self {
+        Self { next: shortest, longest }
+    }
+
+    /// The time to wait before the next attempt.
+    #[expect(clippy::should_implement_trait, reason = "it never ends, so it is no iterator")]
+    pub fn next(&mut self) -> Duration {
+        let wait = self.next.mul_f64(rand::rng().random_range(0.5..1.0));
+        self.next = (self.next * 2).min(self.longest);
+        wait
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new(Duration::from_millis(100), Duration::from_secs(5))
+    }
+}
+
+impl ViewUpdate {
+    /// All of `view`.
+    pub fn full(view: &View) -> Self {
+        Self {
+            version: view.version,
+            full: true,
+            managers: view.managers.clone(),
+            removed: view.removed.clone(),
+            networks: view.networks.values().cloned().collect(),
+            gone: Vec::new(),
+        }
+    }
+
+    /// What makes `new` of `old`.
+    pub fn between(old: &View, new: &View) -> Self {
+        let changed = new.networks.iter().filter(|(id, network)| old.networks.get(id) != Some(network));
+        let gone = old.networks.keys().filter(|id| !new.networks.contains_key(id));
+        Self {
+            version: new.version,
+            full: false,
+            managers: new.managers.clone(),
+            removed: new.removed.clone(),
+            networks: changed.map(|(_, network)| network.clone()).collect(),
+            gone: gone.copied().collect(),
+        }
+    }
+
+    /// The view after this update of `old`.
+    pub fn apply(self, old: &View) -> View {
+        let mut networks = if self.full { BTreeMap::new() } else { old.networks.clone() };
+        for id in &self.gone {
+            networks.remove(id);
+        }
+        networks.extend(self.networks.into_iter().map(|network| (network.network.id, network)));
+        View { version: self.version, managers: self.managers, removed: self.removed, networks }
+    }
+}
+
+/// One session, until it ends.
+async fn follow(
+    client: &ManagerClient,
+    request: SessionRequest,
+    views: &watch::Sender<Arc<View>>,
+    status: &watch::Sender<SessionStatus>,
+    backoff: &mut Backoff,
+) -> ManagerError {
+    let mut updates = match client.session(request).await {
+        Ok(updates) => updates,
+        Err(error) => return error,
+    };
+    loop {
+        let update = match updates.message().await {
+            Ok(Some(update)) => update,
+            Ok(None) => return ManagerError::new(ErrorKind::Unavailable, "the manager ended the session"),
+            Err(status) => return status.into(),
+        };
+        let full = update.full;
+        let view = update.apply(&views.borrow());
+        let managers: Vec<SocketAddr> = view.managers.iter().map(|node| node.advertise).collect();
+        if !managers.is_empty() && managers != client.addresses() {
+            client.set_addresses(managers);
+        }
+        views.send_if_modified(|current| {
+            let changed = **current != view;
+            if changed {
+                *current = Arc::new(view);
+            }
+            changed
+        });
+        if full {
+            *backoff = Backoff::default();
+            tracing::info!("session with a manager");
+            status.send_replace(SessionStatus::Connected);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Network, NetworkView};
+    use crate::id::{NetworkId, NodeId, Version, Vni};
+    use crate::membership::SignedMembership;
+    use proptest::prelude::*;
+
+    fn network(id: u8, generation: u32) -> NetworkView {
+        NetworkView {
+            network: Network {
+                id: NetworkId::from_entropy([id; 16]),
+                name: format!("net-{id}").parse().expect("a name"),
+                vni: Vni::new(generation + 1).expect("a VNI"),
+                encrypted: true,
+                subnets: Vec::new(),
+                mtu: None,
+                labels: BTreeMap::new(),
+            },
+            membership: SignedMembership {
+                payload: String::new(),
+                certificate: String::new(),
+                signature: String::new(),
+            },
+            endpoints: Vec::new(),
+            nodes: Vec::new(),
+        }
+    }
+
+    prop_compose! {
+        fn any_view()(
+            version in 0u64..1000,
+            removed in proptest::collection::btree_set(0u8..9, 0..4),
+            networks in proptest::collection::btree_map(0u8..9, 0u32..3, 0..6),
+        ) -> View {
+            View {
+                version: Version::new(version),
+                managers: Vec::new(),
+                removed: removed.into_iter().map(|n| NodeId::from_entropy([n; 16])).collect(),
+                networks: networks
+                    .into_iter()
+                    .map(|(id, generation)| (NetworkId::from_entropy([id; 16]), network(id, generation)))
+                    .collect(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn difference_of_two_views_makes_the_second_of_the_first(old in any_view(), new in any_view()) {
+            prop_assert_eq!(ViewUpdate::between(&old, &new).apply(&old), new);
+        }
+
+        #[test]
+        fn full_update_makes_the_view_of_any_other(old in any_view(), new in any_view()) {
+            prop_assert_eq!(ViewUpdate::full(&new).apply(&old), new);
+        }
+    }
+
+    #[test]
+    fn unchanged_networks_are_not_sent_again() {
+        let view = |generation| View {
+            networks: [
+                (NetworkId::from_entropy([1; 16]), network(1, 0)),
+                (NetworkId::from_entropy([2; 16]), network(2, generation)),
+            ]
+            .into(),
+            ..View::default()
+        };
+        let update = ViewUpdate::between(&view(0), &view(1));
+        assert_eq!(update.networks, [network(2, 1)]);
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_longest() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..10).map(|_| backoff.next()).collect();
+        assert!(waits[0] >= Duration::from_millis(50) && waits[0] < Duration::from_millis(100));
+        assert!(waits[9] >= Duration::from_millis(2500) && waits[9] < Duration::from_secs(5));
+    }
+}

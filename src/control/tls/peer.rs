@@ -1,0 +1,262 @@
+//! A TLS connection whose other side is a verified node of the cluster.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, TlsStream, client};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::WatchStream;
+use tonic::transport::server::Connected;
+use zeroize::Zeroizing;
+
+use super::{Credentials, OneHandshake, Outcome, Protocol, refusal_in};
+use crate::cluster::Role;
+use crate::control::identity::CertificateName;
+use crate::control::trust::{Expected, Refusal, Trust};
+use crate::id::NodeId;
+
+/// Who is at the other end of a connection, as its certificate proved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// The node.
+    pub node: NodeId,
+    /// What it may do.
+    pub role: Role,
+    /// Where its packets come from.
+    pub address: SocketAddr,
+    /// When the certificate that it showed ends.
+    pub certificate_expires: OffsetDateTime,
+}
+
+impl PeerIdentity {
+    fn new(name: CertificateName, address: SocketAddr) -> Self {
+        Self { node: name.node, role: name.role, address, certificate_expires: name.not_after }
+    }
+}
+
+/// A TLS stream to a verified node; it fails with the [`Refusal`] as soon as the node is no longer
+/// trusted, whether or not anything is being sent.
+pub struct PeerStream {
+    tls: TlsStream<TcpStream>,
+    peer: PeerIdentity,
+    changes: WatchStream<Arc<Trust>>,
+    cut: Option<Refusal>,
+    /// The first byte, when it was read to see that the other side accepted us.
+    first: Option<u8>,
+}
+
+impl PeerStream {
+    /// Connects to `address` and verifies that it is whom we expect and that it accepts us too.
+    ///
+    /// A server judges a client's certificate after the client's handshake is over (RFC 8446
+    /// §4.4.2), so this waits for the first byte from the server: in each protocol of ours that
+    /// begins at once.
+    ///
+    /// # Errors
+    /// The address cannot be reached, or one side refuses the other.
+    pub(in crate::control) async fn connect(
+        credentials: &Credentials,
+        protocol: Protocol,
+        address: SocketAddr,
+        expected: Expected,
+    ) -> Result<Self, ConnectError> {
+        let handshake = credentials.connect(protocol, expected);
+        let outcome = handshake.outcome.clone();
+        let attempt = async {
+            let tls = dial(address, handshake).await?;
+            let name = outcome.name().expect("a handshake that succeeds has verified a name");
+            let mut stream = Self::new(TlsStream::Client(tls), name, address, credentials);
+            match stream.read_u8().await {
+                Ok(byte) => stream.first = Some(byte),
+                Err(error) => return Err(ConnectError::of(address, error, &outcome)),
+            }
+            Ok(stream)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+            .await
+            .unwrap_or(Err(ConnectError::TimedOut { address }))
+    }
+
+    pub(in crate::control) fn new(
+        tls: TlsStream<TcpStream>,
+        name: CertificateName,
+        address: SocketAddr,
+        credentials: &Credentials,
+    ) -> Self {
+        // The trust may have changed while the handshake ran: `WatchStream::new` looks at once.
+        let changes = WatchStream::new(credentials.watch_trust());
+        Self { tls, peer: PeerIdentity::new(name, address), changes, cut: None, first: None }
+    }
+
+    /// Who is at the other end.
+    pub const fn peer(&self) -> &PeerIdentity {
+        &self.peer
+    }
+
+    /// Keying material that only the two ends of this connection know (RFC 8446 §7.5).
+    pub(in crate::control) fn export(&self, label: &[u8], context: &[u8]) -> Zeroizing<[u8; 32]> {
+        let out = Zeroizing::new([0; 32]);
+        // An owned array moves through rustls; both copies are erased.
+        match &self.tls {
+            TlsStream::Client(tls) => tls.get_ref().1.export_keying_material(*out, label, Some(context)),
+            TlsStream::Server(tls) => tls.get_ref().1.export_keying_material(*out, label, Some(context)),
+        }
+        .map(Zeroizing::new)
+        .expect("the handshake is over and the output is not empty")
+    }
+
+    fn poll_trust(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while let Poll::Ready(Some(trust)) = Pin::new(&mut self.changes).poll_next(cx) {
+            self.cut = trust.admit_node(self.peer.node).err();
+            if self.cut.is_some() {
+                break;
+            }
+        }
+        self.check_cut()
+    }
+
+    fn check_cut(&self) -> io::Result<()> {
+        match &self.cut {
+            Some(refusal) => Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.poll_trust(cx)?;
+        if into.remaining() > 0
+            && let Some(first) = self.first.take()
+        {
+            into.put_slice(&[first]);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.tls).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_cut()?;
+        let written = ready!(Pin::new(&mut self.tls).poll_write(cx, from))?;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = PeerIdentity;
+
+    fn connect_info(&self) -> PeerIdentity {
+        self.peer.clone()
+    }
+}
+
+impl std::fmt::Debug for PeerStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerStream").field("peer", &self.peer).field("cut", &self.cut).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// TCP did not get through.
+    #[error("{address} cannot be reached: {source}; is the agent running there and the port open?")]
+    Unreachable {
+        /// Where we went.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Nothing came back in time.
+    #[error("{address} did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    TimedOut {
+        /// Where we went.
+        address: SocketAddr,
+    },
+    /// One side refused the other.
+    #[error("{address} is refused: {refusal}")]
+    Refused {
+        /// Where we went.
+        address: SocketAddr,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The connection broke.
+    #[error("the connection to {address} broke: {source}")]
+    Broken {
+        /// Where we went.
+        address: SocketAddr,
+        /// What the kernel or TLS says.
+        source: io::Error,
+    },
+}
+
+impl ConnectError {
+    /// The refusal, where one side refused the other.
+    pub const fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused { refusal, .. } => Some(refusal),
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => None,
+        }
+    }
+
+    pub(in crate::control) fn of(address: SocketAddr, source: io::Error, outcome: &Outcome) -> Self {
+        match outcome.refusal(&source).or_else(|| refusal_in(&source)) {
+            Some(refusal) => Self::Refused { address, refusal },
+            None => Self::Broken { address, source },
+        }
+    }
+}
+
+/// Connects and shakes hands as a client.
+pub(in crate::control) async fn dial(
+    address: SocketAddr,
+    handshake: OneHandshake<rustls::ClientConfig>,
+) -> Result<client::TlsStream<TcpStream>, ConnectError> {
+    let tcp =
+        TcpStream::connect(address).await.map_err(|source| ConnectError::Unreachable { address, source })?;
+    tune(&tcp);
+    let name = ServerName::IpAddress(address.ip().into());
+    TlsConnector::from(handshake.config)
+        .connect(name, tcp)
+        .await
+        .map_err(|source| ConnectError::of(address, source, &handshake.outcome))
+}
+
+/// Small messages leave at once, and a silent other side is noticed within half a minute.
+pub(in crate::control) fn tune(tcp: &TcpStream) {
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(10))
+        .with_interval(Duration::from_secs(5))
+        .with_retries(3);
+    let tuned = tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive));
+    if let Err(error) = tuned {
+        tracing::debug!(%error, "TCP options refused");
+    }
+}
+
+/// How long connecting may take, TCP and TLS together.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
