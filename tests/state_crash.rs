@@ -205,7 +205,7 @@ fn go_on_beside_a_limit(dir: &Path) -> Result<(), Box<dyn Error>> {
         let limit = Rlimit { current: Some(size - size / 8), maximum: unlimited.maximum };
         Ok(setrlimit(Resource::Fsize, limit)?)
     };
-    fill_up_and_go_on(dir, limit, || Ok(setrlimit(Resource::Fsize, unlimited.clone())?))
+    fill_up_and_go_on(dir, limit, || Ok(setrlimit(Resource::Fsize, unlimited)?))
 }
 
 /// The victim of [`full_disk`]: another file takes what is left of the disk.
@@ -332,7 +332,9 @@ impl Victim {
         let node = node.unwrap_or_else(|| NodeId::from_entropy([1; 16]));
         match kind {
             0 if n == 0 => self.state.add_node(manager(node)),
-            0 if turn % 8 == 0 => self.state.create_network(new_network(network, turn / 8)).map(drop),
+            0 if turn.is_multiple_of(8) => {
+                self.state.create_network(new_network(network, turn / 8)).map(drop)
+            }
             0 => self.state.rotate_token(Role::Worker, u128::from(n).to_le_bytes()),
             1 if turn == 0 => self.state.create_network(new_network(network, 0)).map(drop),
             1 | 3 => {
@@ -456,8 +458,11 @@ fn manager(id: NodeId) -> Node {
 
 fn new_network(name: NetworkName, n: u32) -> NewNetwork {
     let cidr = format!("10.{}.{}.0/24", n / 256, n % 256 / 2 * 2).parse().expect("a subnet");
-    let subnets =
-        if n % 2 == 0 && n > 0 { vec![Subnet { cidr, gateway: None, ip_range: None }] } else { Vec::new() };
+    let subnets = if n.is_multiple_of(2) && n > 0 {
+        vec![Subnet { cidr, gateway: None, ip_range: None }]
+    } else {
+        Vec::new()
+    };
     NewNetwork { name, encrypted: true, subnets, mtu: None, labels: BTreeMap::new() }
 }
 
