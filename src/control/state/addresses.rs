@@ -51,7 +51,9 @@ impl SubnetAddresses {
 
     /// Goes on after `address` from now on.
     pub(super) fn set_last_given(&mut self, address: IpAddr) {
-        self.last_given = Some(number(address));
+        if self.cidr.contains(&address) {
+            self.last_given = Some(number(address));
+        }
     }
 
     /// Marks an address as given; true if it was free.
@@ -95,7 +97,7 @@ pub(super) fn reserved(subnet: IpNet, address: IpAddr) -> Option<&'static str> {
 fn usable(subnet: IpNet) -> (u128, u128) {
     let (network, broadcast) = (number(subnet.network()), number(subnet.broadcast()));
     match subnet {
-        IpNet::V4(_) => (network + 1, broadcast - 1),
+        IpNet::V4(_) => (network + 1, broadcast.saturating_sub(1)),
         IpNet::V6(_) => (network + 1, broadcast),
     }
 }

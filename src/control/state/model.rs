@@ -100,7 +100,7 @@ pub(super) struct Model {
     pub(super) network_names: BTreeMap<NetworkName, NetworkId>,
     /// The network of every endpoint.
     pub(super) endpoints: HashMap<EndpointId, NetworkId>,
-    /// When the managers or the removed nodes changed last.
+    /// When a node was added, changed or removed last; after a restart, the version of then.
     pub(super) roster_changed: Version,
 }
 

@@ -281,6 +281,22 @@ fn signer_that_fails_leaves_the_network_as_it_was() {
 }
 
 #[test]
+fn agents_that_ask_at_the_same_time_get_different_addresses() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    let ask = |from: u32| {
+        let state = cluster.state.clone();
+        move || (from..from + 25).map(|n| state.attach(node_id(1), &request(n, "web")).unwrap()).collect()
+    };
+    let threads: Vec<_> = (0..4).map(|t| std::thread::spawn::<_, Vec<Attached>>(ask(t * 25))).collect();
+    let given: Vec<_> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    let addresses: BTreeSet<_> = given.iter().map(|a| a.endpoint.addresses[0]).collect();
+    assert_eq!(addresses.len(), 100);
+    let dir = cluster.close();
+    assert_eq!(open_state(dir.path()).networks()[0].endpoints, 100);
+}
+
+#[test]
 fn ten_thousand_endpoints_attach_in_one_network_and_are_there_after_opening_again() {
     let cluster = TestCluster::in_memory();
     cluster.create("big", &["10.64.0.0/16"]);

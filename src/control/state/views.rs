@@ -14,9 +14,9 @@ use crate::id::{NetworkId, NodeId, Version};
 pub struct ViewDelta {
     /// The state that the view is of afterwards.
     pub version: Version,
-    /// The managers, if they or the removed nodes changed.
+    /// The managers, if any node was added, changed or removed.
     pub managers: Option<Vec<Node>>,
-    /// The removed nodes, if they or the managers changed.
+    /// The removed nodes, if any node was added, changed or removed.
     pub removed: Option<BTreeSet<NodeId>>,
     /// The networks that changed, whole.
     pub changed: BTreeMap<NetworkId, NetworkView>,

@@ -112,7 +112,7 @@ impl Store {
     ///
     /// # Errors
     /// When they cannot be written; then neither is.
-    pub fn put_membership_of_cluster<T: Serialize>(
+    pub fn put_enrolment<T: Serialize>(
         &self,
         identity: &T,
         settings: &NodeSettings,

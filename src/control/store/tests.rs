@@ -27,7 +27,7 @@ fn rows_written_are_there_after_opening_again() {
 fn leaving_the_cluster_forgets_everything_but_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path()).unwrap();
-    store.put_membership_of_cluster(&"who I am", &settings()).unwrap();
+    store.put_enrolment(&"who I am", &settings()).unwrap();
     store.put_view(&crate::cluster::View::default()).unwrap();
     store.put_attachment(&attachment(1)).unwrap();
 
