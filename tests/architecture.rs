@@ -27,6 +27,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("api", &["id", "drop_reason", "cluster", "sa"]),
     ("cli", &["id", "drop_reason", "cluster", "sa", "config", "api"]),
     (
+        // It builds everything, with the overheads of `wire` in its MTUs and the counters of `datapath`
+        // in its answers.
         "agent",
         &[
             "id",
@@ -34,8 +36,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drop_reason",
             "cluster",
             "membership",
+            "wire",
             "sa",
             "forward",
+            "datapath",
             "negotiate",
             "io",
             "worker",
