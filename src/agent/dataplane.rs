@@ -3,17 +3,17 @@
 //! Changes are made in an order that fails closed: what goes is taken out of the tables before
 //! the lanes forget its keys, and a slot is given out again only after they did.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, watch};
 
 use super::placement::{LinkKey, PeerSpec, Placement};
-use crate::cluster::{Membership, View};
+use crate::cluster::View;
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
-use crate::id::{EndpointId, LinkSlot, NetworkId, NodeId, PortSlot, Version};
+use crate::id::{EndpointId, LinkSlot, NodeId, PortSlot, Version};
 use crate::io::tap::Tap;
 use crate::membership::SignedMembership;
 use crate::worker::{Command, Lane, LaneGone};
@@ -29,11 +29,11 @@ pub(crate) struct DataPlane {
 
 impl DataPlane {
     /// Takes over running lanes that look things up in `tables`.
-    pub(crate) fn new(node: NodeId, lanes: Vec<Arc<Lane>>, tables: Arc<ArcSwap<Tables>>) -> Self {
+    pub(crate) fn new(identity: &NodeIdentity, lanes: Vec<Arc<Lane>>, tables: Arc<ArcSwap<Tables>>) -> Self {
         Self {
             lanes,
             tables,
-            placement: Mutex::new(Placement::new(node)),
+            placement: Mutex::new(Placement::new(identity)),
             peers: watch::Sender::default(),
             followed: watch::Sender::default(),
         }
@@ -60,14 +60,10 @@ impl DataPlane {
     }
 
     /// Follows a new view; returns once every lane forwards by it.
-    pub(crate) async fn follow(
-        &self,
-        view: Arc<View>,
-        memberships: HashMap<NetworkId, Membership>,
-    ) -> Result<(), LaneGone> {
+    pub(crate) async fn follow(&self, view: Arc<View>) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
         let version = view.version;
-        placement.follow(view, memberships);
+        placement.follow(view);
         self.publish(&mut placement).await?;
         self.peers.send_replace(placement.peers());
         self.followed.send_replace(version);
@@ -95,22 +91,15 @@ impl DataPlane {
     }
 
     /// Follows a membership that a peer passed on, if it is signed and newer than the one known.
-    pub(crate) async fn adopt(
-        &self,
-        signed: &SignedMembership,
-        identity: &NodeIdentity,
-    ) -> Result<(), LaneGone> {
-        let membership = match signed.verify(identity.root(), identity.cluster()) {
-            Ok(membership) => membership,
-            Err(error) => {
-                tracing::warn!(%error, "refused a membership that a peer passed on");
-                return Ok(());
-            }
-        };
+    pub(crate) async fn adopt(&self, signed: &SignedMembership) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
-        if placement.adopt(membership) {
-            self.publish(&mut placement).await?;
-            self.peers.send_replace(placement.peers());
+        match placement.adopt(signed) {
+            Ok(true) => {
+                self.publish(&mut placement).await?;
+                self.peers.send_replace(placement.peers());
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "refused a membership that a peer passed on"),
         }
         Ok(())
     }

@@ -211,9 +211,7 @@ impl Peer {
                 })
                 .await
             }
-            Ok(Message::Membership(signed)) => {
-                self.keys.dataplane.adopt(&signed, &self.keys.credentials.identity()).await
-            }
+            Ok(Message::Membership(signed)) => self.keys.dataplane.adopt(&signed).await,
             Ok(Message::Link(frame)) => {
                 let network = frame.network();
                 if !self.links.contains_key(&network) {

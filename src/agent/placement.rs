@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use super::slots::Slots;
 use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
+use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, VtepSlot};
+use crate::membership::{KnownMemberships, MembershipError, News, SignedMembership};
 use crate::wire::vxlan;
 
 /// A link: one peer in one encrypted network.
@@ -41,8 +43,7 @@ pub(crate) struct PeerSpec {
 pub(crate) struct Placement {
     node: NodeId,
     view: Arc<View>,
-    /// Memberships whose signatures were verified, by network; a network without one is not carried.
-    memberships: HashMap<NetworkId, Membership>,
+    memberships: KnownMemberships,
     networks: Slots<NetworkId>,
     ports: Slots<EndpointId>,
     links: Slots<LinkKey>,
@@ -50,12 +51,12 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Nothing is placed yet; `node` is this node.
-    pub(crate) fn new(node: NodeId) -> Self {
+    /// Nothing is placed yet; `identity` is this node's.
+    pub(crate) fn new(identity: &NodeIdentity) -> Self {
         Self {
-            node,
+            node: identity.node(),
             view: Arc::default(),
-            memberships: HashMap::new(),
+            memberships: KnownMemberships::new(identity.root().to_vec(), identity.cluster()),
             networks: Slots::default(),
             ports: Slots::default(),
             links: Slots::default(),
@@ -68,51 +69,58 @@ impl Placement {
         &self.view
     }
 
-    /// Takes a new view, with the memberships in it that were verified.
-    pub(crate) fn follow(&mut self, view: Arc<View>, memberships: HashMap<NetworkId, Membership>) {
-        self.view = view;
-        let mut known = std::mem::replace(&mut self.memberships, memberships);
-        for (id, membership) in &mut self.memberships {
-            // A peer may have passed on a newer one while the manager was away.
-            if let Some(newer) = known.remove(id).filter(|known| known.epoch > membership.epoch) {
-                *membership = newer;
+    /// Takes a new view. A network whose membership is not signed as it should be is not carried.
+    pub(crate) fn follow(&mut self, view: Arc<View>) {
+        for network in view.networks.values() {
+            let believed = self.memberships.accept(&network.membership, &view.removed);
+            if let Err(error) = believed {
+                tracing::error!(network = %network.network.name, %error, "the network is not carried");
             }
         }
+        for network in self.view.networks.keys().filter(|network| !view.networks.contains_key(network)) {
+            self.memberships.forget(*network);
+        }
+        self.view = view;
         self.settle();
     }
 
-    /// Takes a membership that is newer than the one known; false if it is not, or of no network
-    /// of this node.
-    pub(crate) fn adopt(&mut self, membership: Membership) -> bool {
-        match self.memberships.get_mut(&membership.network) {
-            Some(known) if known.epoch < membership.epoch => {
-                self.built.remove(&membership.network);
-                *known = membership;
-                self.settle();
-                true
-            }
-            Some(_) | None => false,
+    /// Takes a membership that a peer passed on; false if it is of no network of this node or not
+    /// newer than the one known.
+    ///
+    /// # Errors
+    /// It is not signed as it should be.
+    pub(crate) fn adopt(&mut self, signed: &SignedMembership) -> Result<bool, MembershipError> {
+        let (network, news) = self.memberships.accept(signed, &self.view.removed)?;
+        if !self.view.networks.contains_key(&network) {
+            self.memberships.forget(network);
+            return Ok(false);
         }
+        self.built.remove(&network);
+        self.settle();
+        Ok(news == News::Newer)
+    }
+
+    /// Whether this node may carry a network: by the newest membership it is a member.
+    fn is_member(&self, network: NetworkId) -> bool {
+        self.memberships.get(network).is_some_and(|membership| membership.nodes.contains(&self.node))
     }
 
     fn settle(&mut self) {
-        self.memberships.retain(|_, membership| membership.nodes.contains(&self.node));
         let links: Vec<LinkKey> = self.wanted_links().map(|(key, ..)| key).collect();
         for key in links {
             self.links.hold(key);
         }
-        let gone: Vec<NetworkId> = self
-            .networks
-            .iter()
-            .map(|(id, _)| *id)
-            .filter(|id| !self.memberships.contains_key(id))
-            .collect();
-        for id in gone {
-            self.networks.release(&id);
-            self.built.remove(&id);
+        let held: Vec<NetworkId> = self.networks.iter().map(|(id, _)| *id).collect();
+        for id in held {
+            if !self.is_member(id) {
+                self.networks.release(&id);
+                self.built.remove(&id);
+            }
         }
-        for id in self.memberships.keys() {
-            self.networks.hold(*id);
+        let carried: Vec<NetworkId> =
+            self.view.networks.keys().copied().filter(|id| self.is_member(*id)).collect();
+        for id in carried {
+            self.networks.hold(id);
         }
     }
 
@@ -155,7 +163,7 @@ impl Placement {
         let mut peers = BTreeMap::new();
         for ((network, peer), node, view) in self.wanted_links() {
             let Some(slot) = self.links.get(&(network, peer)) else { continue };
-            let Some(membership) = self.memberships.get(&network) else { continue };
+            let Some(membership) = self.memberships.get(network) else { continue };
             let spec = LinkSpec {
                 slot: LinkSlot::new(slot),
                 name: view.network.name.clone(),
@@ -240,7 +248,8 @@ impl Placement {
     }
 
     fn other_members<'v>(&self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
-        let members = self.memberships.get(&view.network.id).map(|membership| membership.nodes.clone());
+        let id = view.network.id;
+        let members = self.memberships.get(id).filter(|_| self.is_member(id)).map(|m| m.nodes.clone());
         let this = self.node;
         view.nodes
             .iter()

@@ -16,6 +16,7 @@ mod ping;
 mod traffic;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,7 +86,24 @@ impl Lab {
         for host in &lab.hosts {
             host.configure_underlay(underlay)?;
         }
+        lab.await_underlay()?;
         Ok(lab)
+    }
+
+    /// Waits until every host can be reached. The kernel notices a carrier in its own time
+    /// (net/core/link_watch.c), and drops what is sent before; seen on busy machines.
+    fn await_underlay(&self) -> Result<(), LabError> {
+        let once = Ping { count: 1, timeout: Duration::from_millis(100), ..Ping::default() };
+        for from in &self.hosts {
+            let to = if from.name() == self.hosts[0].name() { self.hosts.last() } else { self.hosts.first() };
+            for address in to.iter().flat_map(|to| [to.v4(), to.v6(), from.v4(), from.v6()]) {
+                let reached = || once.run(from.namespace(), address).is_ok_and(|report| report.is_complete());
+                if !eventually(Duration::from_secs(10), reached) {
+                    return Err(LabError::Unreachable { from: from.name().to_owned(), address });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The host with this number, 1 and on.
@@ -156,6 +174,14 @@ pub enum LabError {
         what: &'static str,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// The underlay was built, but carries nothing.
+    #[error("{from} does not reach {address} in the laboratory: does a firewall or sysctl forbid it?")]
+    Unreachable {
+        /// The host that asked.
+        from: String,
+        /// Whom it asked.
+        address: IpAddr,
     },
     /// The subnet of the underlay is a /24.
     #[error("a laboratory has at most {MAX_HOSTS} hosts")]

@@ -389,11 +389,17 @@ impl Link {
         }
         if self.is_initiator() {
             self.begin(env);
-        } else if self.last_asked.is_none_or(|asked| env.now >= asked + ASK_AGAIN) {
-            self.last_asked = Some(env.now);
-            self.next_attempt = Some(env.now + self.backoff.after_failure(env.rng).max(ASK_AGAIN));
-            self.send(&LinkMessage::RekeyPlease(self.current.as_ref().map(|current| current.exchange)));
+            return;
         }
+        if let Some(earliest) = self.last_asked.map(|asked| asked + ASK_AGAIN)
+            && env.now < earliest
+        {
+            self.next_attempt = Some(earliest);
+            return;
+        }
+        self.last_asked = Some(env.now);
+        self.next_attempt = Some(env.now + self.backoff.after_failure(env.rng).max(ASK_AGAIN));
+        self.send(&LinkMessage::RekeyPlease(self.current.as_ref().map(|current| current.exchange)));
     }
 
     /// Puts a new generation into use and lets the one before linger.
