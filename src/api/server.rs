@@ -95,7 +95,7 @@ pub async fn serve<B: Backend>(
     axum::serve(Callers(listener), service).with_graceful_shutdown(stop).await
 }
 
-fn router<B: Backend>(backend: Arc<B>) -> Router {
+pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
     calls::<B>()
         .route("/metrics", get(scrape::<B>))
         .fallback(async |request: Request| {

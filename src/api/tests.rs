@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::extract::ConnectInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tower::ServiceExt;
 
+use super::server::router;
+use super::socket::Caller;
 use super::types::{
     AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
     DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
@@ -115,6 +119,21 @@ async fn a_stranger_on_the_socket_is_not_taken_for_an_agent() {
         assert!(matches!(error, ClientError::Garbled { .. }), "{error}");
     }
     stranger.await.expect("the stranger");
+}
+
+#[tokio::test]
+async fn a_caller_who_is_neither_root_nor_of_the_group_is_denied_every_call() {
+    let stranger = Caller { uid: 1234, allowed: false };
+    for (method, path) in [("POST", "/v1/status"), ("GET", "/metrics"), ("GET", "/nowhere")] {
+        let request = http::Request::builder().method(method).uri(path).extension(ConnectInfo(stranger));
+        let request = request.body(axum::body::Body::from("{}")).expect("a request");
+        let answer = router(Arc::new(Canned)).oneshot(request).await.expect("an answer");
+        assert_eq!(answer.status(), http::StatusCode::FORBIDDEN, "{path}");
+        let body = axum::body::to_bytes(answer.into_body(), 4096).await.expect("a body");
+        let error: ApiError = serde_json::from_slice(&body).expect("an error");
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(error.message.contains("user 1234") && error.message.contains("group overlayd"), "{error}");
+    }
 }
 
 /// An agent that knows a few answers.
