@@ -185,6 +185,8 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
     let mut exchanges = JoinSet::new();
     let mut failures = Failures::default();
     let mut minute = tokio::time::interval(Duration::from_secs(60));
+    // The first tick would come at once, whenever the loop first looks.
+    minute.reset();
     loop {
         tokio::select! {
             stream = streams.recv(), if exchanges.len() < MAX_EXCHANGES => match stream {
