@@ -185,6 +185,8 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
     let mut exchanges = JoinSet::new();
     let mut failures = Failures::default();
     let mut minute = tokio::time::interval(Duration::from_secs(60));
+    // The first tick would come at once, whenever the loop first looks.
+    minute.reset();
     loop {
         tokio::select! {
             stream = streams.recv(), if exchanges.len() < MAX_EXCHANGES => match stream {
@@ -192,9 +194,11 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
                     let source = source_of(stream.from.ip());
                     let welcome = failures.begin(source);
                     let service = Arc::clone(&service);
+                    // Who failed too often is not left to hold one of the few exchanges.
+                    let patience = if welcome { EXCHANGE_TIMEOUT } else { Duration::from_secs(1) };
                     exchanges.spawn(async move {
                         let exchange = answer(&*service, stream, welcome);
-                        (source, tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.unwrap_or(false))
+                        (source, tokio::time::timeout(patience, exchange).await.unwrap_or(false))
                     });
                 }
                 None => break,

@@ -32,9 +32,10 @@ pub async fn keep<R, F>(
     let mut backoff = Backoff::default();
     loop {
         let ended = follow(&client, request().await, &views, &status, &mut backoff).await;
-        tracing::warn!(reason = %ended, "no session with a manager");
-        let connected = matches!(*status.borrow(), SessionStatus::Connected);
-        if connected || *status.borrow() != SessionStatus::Disconnected(ended.clone()) {
+        // A manager that stays away is worth one line, not one for each attempt.
+        let known = matches!(&*status.borrow(), SessionStatus::Disconnected(before) if *before == ended);
+        if !known {
+            tracing::warn!(reason = %ended, "no session with a manager; trying again and again");
             status.send_replace(SessionStatus::Disconnected(ended));
         }
         tokio::time::sleep(backoff.next()).await;

@@ -14,12 +14,7 @@ pub use self::error::{ErrorKind, ManagerError};
 pub use self::server::{ManagerApi, serve};
 
 /// What `build.rs` generated.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::wildcard_enum_match_arm,
-    reason = "generated: which of our lints it trips is up to tonic-build"
-)]
+#[expect(unreachable_pub, reason = "generated: tonic-build makes everything pub")]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/overlayd.v1.Manager.rs"));
 }

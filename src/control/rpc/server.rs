@@ -31,7 +31,7 @@ pub trait ManagerApi: Send + Sync + 'static {
     /// Where managers are reached, for workers that ask for what only managers may do.
     fn manager_addresses(&self) -> Vec<SocketAddr>;
 
-    /// The caller's view from now on. The receiver is dropped when the session ends, which
+    /// The caller's view from now on. Id and role in `request.node` are those of the certificate. The receiver is dropped when the session ends, which
     /// [`watch::Sender::closed`] shows; an agent that connects again begins a new session, possibly
     /// before the old one is seen to end.
     fn session(
@@ -221,7 +221,8 @@ macro_rules! unary {
                 &self,
                 request: Request<SessionRequest>,
             ) -> Result<Response<UpdateStream>, Status> {
-                let (caller, request) = self.admit(request)?;
+                let (caller, mut request) = self.admit(request)?;
+                request.node.role = caller.role;
                 if request.node.id != caller.node {
                     let message = "a session is for the node that the certificate names";
                     return Err(ManagerError::new(ErrorKind::Denied, message).into());

@@ -1,5 +1,6 @@
 //! A TLS connection whose other side is a verified node of the cluster.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use socket2::{SockRef, TcpKeepalive};
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::{TlsConnector, TlsStream, client};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
@@ -44,11 +46,12 @@ impl PeerIdentity {
 }
 
 /// A TLS stream to a verified node; it fails with the [`Refusal`] as soon as the node is no longer
-/// trusted, whether or not anything is being sent.
+/// trusted or its certificate ends, whether or not anything is being sent.
 pub struct PeerStream {
     tls: TlsStream<TcpStream>,
     peer: PeerIdentity,
     changes: WatchStream<Arc<Trust>>,
+    expiry: Pin<Box<Sleep>>,
     cut: Option<Refusal>,
     /// The first byte, when it was read to see that the other side accepted us.
     first: Option<u8>,
@@ -94,7 +97,9 @@ impl PeerStream {
     ) -> Self {
         // The trust may have changed while the handshake ran: `WatchStream::new` looks at once.
         let changes = WatchStream::new(credentials.watch_trust());
-        Self { tls, peer: PeerIdentity::new(name, address), changes, cut: None, first: None }
+        let left = (name.not_after - credentials.now()).max(time::Duration::ZERO).unsigned_abs();
+        let expiry = Box::pin(tokio::time::sleep(left));
+        Self { tls, peer: PeerIdentity::new(name, address), changes, expiry, cut: None, first: None }
     }
 
     /// Who is at the other end.
@@ -104,14 +109,17 @@ impl PeerStream {
 
     /// Keying material that only the two ends of this connection know (RFC 8446 §7.5).
     pub(in crate::control) fn export(&self, label: &[u8], context: &[u8]) -> Zeroizing<[u8; 32]> {
-        let out = Zeroizing::new([0; 32]);
-        // An owned array moves through rustls; both copies are erased.
+        let mut secret = Zeroizing::new([0; 32]);
         match &self.tls {
-            TlsStream::Client(tls) => tls.get_ref().1.export_keying_material(*out, label, Some(context)),
-            TlsStream::Server(tls) => tls.get_ref().1.export_keying_material(*out, label, Some(context)),
+            TlsStream::Client(tls) => {
+                tls.get_ref().1.export_keying_material(&mut secret[..], label, Some(context))
+            }
+            TlsStream::Server(tls) => {
+                tls.get_ref().1.export_keying_material(&mut secret[..], label, Some(context))
+            }
         }
-        .map(Zeroizing::new)
-        .expect("the handshake is over and the output is not empty")
+        .expect("the handshake is over and the output is not empty");
+        secret
     }
 
     fn poll_trust(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -120,6 +128,10 @@ impl PeerStream {
             if self.cut.is_some() {
                 break;
             }
+        }
+        if self.cut.is_none() && self.expiry.as_mut().poll(cx).is_ready() {
+            let not_after = self.peer.certificate_expires;
+            self.cut = Some(Refusal::Expired { not_after, now: not_after });
         }
         self.check_cut()
     }

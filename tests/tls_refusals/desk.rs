@@ -1,0 +1,131 @@
+//! A manager that knows one secret and one view.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use overlayd::cluster::{Role, View};
+use overlayd::control::ca::CertificateAuthority;
+use overlayd::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
+use overlayd::control::rpc::messages::{
+    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
+    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
+    TokenRequest,
+};
+use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
+use overlayd::control::tls::peer::PeerIdentity;
+use overlayd::id::Version;
+use tokio::sync::watch;
+
+use crate::cluster::{node, noon};
+
+pub(crate) struct Desk {
+    authority: Arc<CertificateAuthority>,
+    address: SocketAddr,
+    view: watch::Sender<Arc<View>>,
+    enrolments: Mutex<usize>,
+}
+
+impl Desk {
+    pub(crate) fn new(authority: Arc<CertificateAuthority>, address: SocketAddr) -> Self {
+        let view = View { version: Version::new(1), ..View::default() };
+        Self { authority, address, view: watch::Sender::new(Arc::new(view)), enrolments: Mutex::new(0) }
+    }
+
+    pub(crate) fn publish(&self, view: View) {
+        self.view.send_replace(Arc::new(view));
+    }
+
+    pub(crate) fn enrolments(&self) -> usize {
+        *self.enrolments.lock().expect("the count")
+    }
+}
+
+impl Enrol for Desk {
+    async fn enrol(&self, request: EnrolRequest, _from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
+        *self.enrolments.lock().expect("the count") += 1;
+        if request.secret.as_str() != "secret" {
+            return Err(EnrolRefusal::WrongSecret);
+        }
+        let (id, role) = (node(50), Role::Worker);
+        let leaf = self
+            .authority
+            .issue(&request.csr, id, role, noon(), time::Duration::DAY)
+            .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
+        Ok(Enrolled {
+            node: id,
+            role,
+            chain: vec![leaf],
+            root: self.authority.root().clone(),
+            managers: vec![self.address],
+            advertise: self.address,
+            data: self.address,
+        })
+    }
+}
+
+fn nothing<T>() -> Result<T, ManagerError> {
+    Err(ManagerError::new(ErrorKind::Unavailable, "this desk does nothing"))
+}
+
+impl ManagerApi for Desk {
+    fn manager_addresses(&self) -> Vec<SocketAddr> {
+        vec!["192.0.2.1:2377".parse().expect("an address")]
+    }
+
+    async fn session(
+        &self,
+        _caller: PeerIdentity,
+        _request: SessionRequest,
+    ) -> Result<watch::Receiver<Arc<View>>, ManagerError> {
+        Ok(self.view.subscribe())
+    }
+
+    async fn create_network(&self, _: PeerIdentity, _: NewNetwork) -> Result<NetworkReply, ManagerError> {
+        nothing()
+    }
+
+    async fn remove_network(&self, _: PeerIdentity, _: RemoveNetwork) -> Result<Done, ManagerError> {
+        nothing()
+    }
+
+    async fn list_networks(&self, _: PeerIdentity, _: ListNetworks) -> Result<Networks, ManagerError> {
+        Ok(Networks { networks: vec![] })
+    }
+
+    async fn inspect_network(
+        &self,
+        _: PeerIdentity,
+        request: InspectNetwork,
+    ) -> Result<NetworkDetail, ManagerError> {
+        let message = format!("there is no network {:?}", request.name.as_str());
+        Err(ManagerError::new(ErrorKind::NotFound, message))
+    }
+
+    async fn attach(&self, _: PeerIdentity, _: Attach) -> Result<Attached, ManagerError> {
+        nothing()
+    }
+
+    async fn detach(&self, _: PeerIdentity, _: Detach) -> Result<Done, ManagerError> {
+        nothing()
+    }
+
+    async fn token(&self, _: PeerIdentity, _: TokenRequest) -> Result<Token, ManagerError> {
+        nothing()
+    }
+
+    async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
+        nothing()
+    }
+
+    async fn renew(&self, caller: PeerIdentity, request: Renew) -> Result<Renewed, ManagerError> {
+        let leaf = self
+            .authority
+            .issue(&request.csr, caller.node, caller.role, noon(), time::Duration::days(90))
+            .map_err(|error| ManagerError::new(ErrorKind::Invalid, error.to_string()))?;
+        Ok(Renewed { chain: vec![leaf] })
+    }
+
+    async fn leave(&self, _: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
+        nothing()
+    }
+}

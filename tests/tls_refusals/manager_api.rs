@@ -1,0 +1,163 @@
+//! The manager API: roles, errors, sessions, renewal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlayd::cluster::{Role, View};
+use overlayd::control::identity::NodeIdentity;
+use overlayd::control::rpc::messages::{
+    InspectNetwork, ListNetworks, NewNetwork, RemoveNetwork, SessionRequest, TokenRequest,
+};
+use overlayd::control::rpc::{ErrorKind, ManagerClient, ManagerError};
+use overlayd::control::session::SessionStatus;
+use overlayd::control::{renewal, session};
+use overlayd::id::Version;
+use tokio::sync::watch;
+
+use crate::cluster::{Cluster, closed_port, node, noon, record};
+use crate::enrolment::join;
+use crate::server::Server;
+
+#[tokio::test]
+async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+
+    let (identity, enrolled) =
+        join(server.address, cluster.authority.fingerprint(), "secret").await.expect("joined");
+    assert_eq!((identity.node(), identity.role()), (node(50), Role::Worker));
+    assert_eq!(enrolled.managers, [server.address]);
+
+    let credentials = cluster.credentials(identity);
+    let client = ManagerClient::new(Arc::clone(&credentials), enrolled.managers);
+    assert_eq!(client.list_networks(ListNetworks {}).await.expect("networks").networks, []);
+
+    let (views, mut view) = watch::channel(Arc::new(View::default()));
+    let (status, mut connected) = watch::channel(SessionStatus::Connecting);
+    let request =
+        || async { SessionRequest { node: record(50, Role::Worker, server.address), endpoints: vec![] } };
+    let following = async {
+        connected.wait_for(|status| *status == SessionStatus::Connected).await.expect("a session");
+        view.wait_for(|view| view.version == Version::new(1)).await.expect("the first view");
+        server.desk().publish(View {
+            version: Version::new(2),
+            managers: vec![record(2, Role::Manager, server.address)],
+            removed: BTreeSet::from([node(77)]),
+            networks: BTreeMap::new(),
+        });
+        let second = view.wait_for(|view| view.version == Version::new(2)).await.expect("a change").clone();
+        assert_eq!(second.removed, BTreeSet::from([node(77)]));
+    };
+    tokio::select! {
+        () = session::keep(client.clone(), request, views, status) => unreachable!("a session is kept for ever"),
+        done = tokio::time::timeout(Duration::from_secs(10), following) => done.expect("in time"),
+    }
+}
+
+#[tokio::test]
+async fn errors_of_the_manager_arrive_as_they_were() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
+    let name = "missing".parse().expect("a name");
+    let error = client.inspect_network(InspectNetwork { name }).await.expect_err("no such network");
+    assert_eq!(error, ManagerError::new(ErrorKind::NotFound, "there is no network \"missing\""));
+}
+
+#[tokio::test]
+async fn worker_may_not_create_remove_or_issue_tokens_and_is_told_where_to() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
+    let name: overlayd::id::NetworkName = "net".parse().expect("a name");
+    let network = NewNetwork {
+        name: name.clone(),
+        encrypted: true,
+        subnets: vec![],
+        mtu: None,
+        labels: BTreeMap::new(),
+    };
+    for refused in [
+        client.create_network(network.clone()).await.expect_err("a worker"),
+        client.remove_network(RemoveNetwork { name }).await.expect_err("a worker"),
+        client.token(TokenRequest { role: Role::Worker, rotate: false }).await.expect_err("a worker"),
+    ] {
+        assert_eq!(refused.kind, ErrorKind::Denied);
+        assert!(refused.message.contains("this node is a worker, only managers may"), "{refused}");
+        assert!(refused.message.ends_with("192.0.2.1:2377"), "{refused}");
+    }
+
+    let manager = ManagerClient::new(cluster.manager(4), vec![server.address]);
+    let answer = manager.create_network(network).await.expect_err("the desk makes none");
+    assert_eq!(answer.kind, ErrorKind::Unavailable, "a manager's request goes through");
+}
+
+#[tokio::test]
+async fn session_for_another_node_is_denied() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
+    let request = SessionRequest { node: record(4, Role::Worker, server.address), endpoints: vec![] };
+    let refused = client.session(request).await.expect_err("another node");
+    assert_eq!(refused.kind, ErrorKind::Denied);
+}
+
+#[tokio::test]
+async fn session_ends_when_its_node_is_removed_and_the_agent_learns_why() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
+    let request = SessionRequest { node: record(3, Role::Worker, server.address), endpoints: vec![] };
+    let mut updates = client.session(request.clone()).await.expect("a session");
+    updates.message().await.expect("an update").expect("the full view");
+
+    server.credentials.replace_trust(cluster.trust().with_removed(BTreeSet::from([node(3)])));
+
+    let ended = tokio::time::timeout(Duration::from_secs(1), updates.message()).await.expect("cut at once");
+    assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
+    let refused = client.session(request).await.expect_err("a removed node");
+    assert!(refused.message.contains("removed from the cluster"), "{refused}");
+}
+
+#[tokio::test]
+async fn client_finds_the_manager_that_works_and_names_those_that_do_not() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let dead = closed_port().await;
+    let client = ManagerClient::new(cluster.worker(3), vec![dead, server.address]);
+    client.list_networks(ListNetworks {}).await.expect("the second one answers");
+
+    let client = ManagerClient::new(cluster.worker(3), vec![dead]);
+    let error = client.list_networks(ListNetworks {}).await.expect_err("none answers");
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains(&format!("{dead} cannot be reached")), "{error}");
+    client.set_addresses(vec![server.address]);
+    client.list_networks(ListNetworks {}).await.expect("the new address is used");
+}
+
+#[tokio::test]
+async fn renewed_certificate_is_stored_before_it_is_shown() {
+    let cluster = Cluster::new(1);
+    let mut server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let credentials = cluster.credentials(cluster.issued(
+        3,
+        Role::Worker,
+        noon() - time::Duration::hours(20),
+        time::Duration::hours(24),
+    ));
+    let client = ManagerClient::new(Arc::clone(&credentials), vec![server.address]);
+    let before = credentials.identity().expires();
+
+    let full = renewal::renew(&credentials, &client, &|_: &NodeIdentity| Err("disk full".into())).await;
+    assert!(full.expect_err("a full disk").to_string().contains("disk full"));
+    assert_eq!(credentials.identity().expires(), before, "what is not stored is not shown");
+
+    renewal::renew(&credentials, &client, &|_: &NodeIdentity| Ok(())).await.expect("renewed");
+    client.reconnect();
+    assert!(credentials.identity().expires() > before);
+    let _here = server.connect(&credentials).await.expect("a channel");
+    let there = server.channels.recv().await.expect("a channel");
+    assert_eq!(there.peer().certificate_expires, credentials.identity().expires());
+    client.list_networks(ListNetworks {}).await.expect("with the new certificate");
+}
