@@ -16,6 +16,7 @@ use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget, NetnsReference};
 use crate::cluster::{Endpoint, Network, NetworkView};
 use crate::control::rpc::ManagerClient;
+use crate::control::rpc::messages::{Attach, Detach, Done};
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::control::store::{Store, StoreError};
 use crate::id::{EndpointId, IfName, PortSlot};
@@ -155,7 +156,7 @@ impl Attachments {
         mut attachment: Attachment,
         netns: NetNs,
     ) -> Result<AttachResponse, ApiError> {
-        let request = crate::control::state::AttachRequest {
+        let request = Attach {
             id: attachment.id,
             network: attachment.network.clone(),
             name: attachment.name.clone(),
@@ -264,8 +265,8 @@ impl Attachments {
     /// The manager may be away: it will hear of it when the session begins again.
     async fn tell_manager(&self, manager: Option<&ManagerClient>, id: EndpointId) {
         let Some(manager) = manager else { return };
-        match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(id)).await {
-            Ok(Ok(())) => {}
+        match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(Detach { endpoint: id })).await {
+            Ok(Ok(Done {})) => {}
             Ok(Err(error)) => tracing::info!(endpoint = %id, %error, "the manager will hear of the detachment later"),
             Err(_) => tracing::info!(endpoint = %id, "the manager will hear of the detachment later"),
         }

@@ -125,6 +125,11 @@ impl DataPlane {
         self.placement.lock().await.link(slot)
     }
 
+    /// Every link with its slot.
+    pub(crate) async fn links(&self) -> BTreeMap<LinkKey, LinkSlot> {
+        self.placement.lock().await.links()
+    }
+
     /// The local endpoint in a slot, as lanes report it.
     pub(crate) async fn endpoint(&self, slot: PortSlot) -> Option<EndpointId> {
         self.placement.lock().await.endpoint(slot)

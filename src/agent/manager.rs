@@ -18,7 +18,7 @@ use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use crate::control::identity::NodeIdentity;
 use crate::control::rpc::messages::{
     Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, NetworkSummary, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed,
+    NetworkReply, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed,
     SessionRequest, Token, TokenRequest,
 };
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
@@ -69,7 +69,7 @@ impl Manager {
 
     /// The join token of a role.
     pub(crate) fn token(&self, role: Role) -> JoinToken {
-        JoinToken::new(self.authority.fingerprint(), TokenSecret::new(self.state.token(role)))
+        JoinToken::new(self.authority.root(), TokenSecret::from_entropy(self.state.token(role)))
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
@@ -90,7 +90,7 @@ impl Manager {
             name: machine.host.clone(),
             role,
             advertise: SocketAddr::new(usable(advertise_ip)?, machine.advertise_port),
-            data: SocketAddr::new(usable(data_ip)?, machine.data_port),
+            data: SocketAddr::new(usable(data_ip)?, self.data_port()),
             underlay_mtu: machine.underlay_mtu,
         };
         let life = time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX);
@@ -115,6 +115,12 @@ impl Manager {
             advertise,
             data,
         })
+    }
+
+    /// The UDP port of encrypted data, one for the whole cluster: this node's.
+    fn data_port(&self) -> u16 {
+        let this = self.state.node(self.credentials.identity().node());
+        this.map_or(DEFAULT_DATA_PORT, |node| node.data.port())
     }
 
     fn addresses(&self) -> Vec<SocketAddr> {
@@ -194,12 +200,7 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn list_networks(&self, _: PeerIdentity, _: ListNetworks) -> Result<Networks, ManagerError> {
-        let networks = self.state.networks().into_iter();
-        let summary = |s: state::NetworkSummary| NetworkSummary {
-            network: s.network,
-            endpoints: u64::try_from(s.endpoints).unwrap_or(u64::MAX),
-        };
-        Ok(Networks { networks: networks.map(summary).collect() })
+        Ok(Networks { networks: self.state.networks() })
     }
 
     async fn inspect_network(
@@ -341,5 +342,7 @@ fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
     Ok(address)
 }
 
+/// RFC 3948's.
+const DEFAULT_DATA_PORT: u16 = 4500;
 const BATCH: Duration = Duration::from_millis(20);
 const NO_PANIC: &str = "nothing panics while sessions are counted";

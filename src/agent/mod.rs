@@ -1,1 +1,100 @@
 //! The node's daemon: builds everything, keeps actual equal to desired.
+//!
+//! [`run`] opens the state, brings back what the last run left, and answers on the unix socket
+//! until it is told to stop. [`member`] is what runs while the node is in a cluster.
+
+mod attachments;
+mod backend;
+mod dataplane;
+mod formation;
+mod keys;
+mod manager;
+mod member;
+mod peer;
+mod peers;
+mod placement;
+mod slots;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use self::backend::Daemon;
+use crate::api::{self, ApiListener};
+use crate::config::AgentConfig;
+use crate::control::store::Store;
+use crate::io::netns::NetNs;
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// The state cannot be opened, a socket cannot be had, or a part fails that nothing works without.
+pub fn run(config: AgentConfig) -> Result<()> {
+    keep_keys_out_of_core_dumps();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(serve(config));
+    // A task in a system call must not keep the agent from ending.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: AgentConfig) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let dir = config.state_dir.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open_or_create(&dir)).await??;
+    let listener = ApiListener::bind(&config.socket, SOCKET_GROUP)?;
+    let (failed, mut failures) = mpsc::channel(1);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"), state = %store.file().display(),
+        socket = %config.socket.display(), "agent starts"
+    );
+    let daemon = Arc::new(Daemon::start(config, store, failed).await?);
+    let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
+    let api = tokio::spawn(api::serve(listener, Arc::clone(&daemon), async {
+        // Stopped or dropped, it is the end.
+        let _ = stopping.await;
+    }));
+    // Not started by systemd: nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!("agent is ready");
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(failure) = failures.recv() => Err(failure),
+    };
+    tracing::info!("agent stops");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    drop(stop);
+    daemon.stop().await;
+    // A caller that reads slowly does not keep the agent from ending.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), api).await;
+    result
+}
+
+/// Keys live only in memory: no core file, and no other user's debugger.
+fn keep_keys_out_of_core_dumps() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "core files cannot be forbidden");
+    }
+    // A core_pattern that is a pipe ignores the limit. Undumpable, /proc/self belongs to the real
+    // root, which a fake root in a user namespace needs open to find its own namespaces.
+    let forbidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if forbidden.is_err() || NetNs::current().is_err() {
+        let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
+    }
+}
+
+/// The group that may use the socket, where it exists.
+const SOCKET_GROUP: &str = "overlayd";
+/// Threads of the control plane; lanes have their own.
+const CONTROL_THREADS: usize = 2;

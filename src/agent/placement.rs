@@ -158,6 +158,11 @@ impl Placement {
         self.links.iter().find(|(_, held)| *held == slot.get()).map(|(key, _)| *key)
     }
 
+    /// Every link with its slot.
+    pub(crate) fn links(&self) -> BTreeMap<LinkKey, LinkSlot> {
+        self.links.iter().map(|(key, slot)| (*key, LinkSlot::new(slot))).collect()
+    }
+
     /// The peers that keys are needed with.
     pub(crate) fn peers(&self) -> BTreeMap<NodeId, PeerSpec> {
         let mut peers = BTreeMap::new();

@@ -42,8 +42,6 @@ pub struct Joining {
     pub advertise_port: u16,
     /// Where its encrypted data is reached; without it, the same as `advertise`.
     pub data: Option<IpAddr>,
-    /// Its UDP port for encrypted data.
-    pub data_port: u16,
     /// MTU of its underlay interface, in bytes.
     pub underlay_mtu: u32,
 }

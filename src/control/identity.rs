@@ -3,6 +3,8 @@
 //! [`CertificateName`] reads a name; it verifies no signature (`control::tls` does, before anyone
 //! believes the name). [`NodeIdentity`] is what a node keeps on disk and shows to others.
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use rand::RngExt;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
@@ -86,9 +88,15 @@ impl NodeIdentity {
         &self.root
     }
 
-    /// The private key, PKCS#8, for signing memberships.
-    pub fn key_pkcs8(&self) -> &[u8] {
-        &self.key
+    /// Signs what this node answers for: ECDSA P-256 with SHA-256, ASN.1.
+    ///
+    /// # Errors
+    /// The key cannot sign.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IdentityError> {
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.key)
+            .map_err(|_| IdentityError::NotAKey)?;
+        let signature = key.sign(&SystemRandom::new(), message).map_err(|_| IdentityError::NotAKey)?;
+        Ok(signature.as_ref().to_vec())
     }
 
     /// A moment between 50 and 80 % of the certificate's life, drawn so that nodes that joined

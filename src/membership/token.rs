@@ -30,6 +30,11 @@ impl JoinToken {
         self.root_hash.ct_eq(Sha256::digest(root_der).as_slice()).into()
     }
 
+    /// SHA-256 of the root certificate (DER) of the token's cluster.
+    pub const fn root_hash(&self) -> [u8; 32] {
+        self.root_hash
+    }
+
     /// The secret, to be shown to a manager whose root has been checked.
     pub const fn secret(&self) -> &TokenSecret {
         &self.secret
@@ -82,6 +87,11 @@ impl TokenSecret {
     /// A secret from 128 bits of entropy.
     pub const fn from_entropy(entropy: [u8; 16]) -> Self {
         Self(entropy)
+    }
+
+    /// The 128 bits.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
     }
 
     /// Whether both are the same, in a time that does not depend on where they differ.

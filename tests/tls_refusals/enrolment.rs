@@ -70,7 +70,6 @@ pub(crate) async fn join(
         advertise: None,
         advertise_port: 2377,
         data: None,
-        data_port: 4500,
         underlay_mtu: 1500,
     };
     enrol::enrol(manager, digest, Zeroizing::new(secret.to_owned()), machine, noon).await

@@ -3,16 +3,16 @@
 //! Fields may be added with `#[serde(default)]`; unknown ones are ignored, so that nodes of
 //! neighbouring versions understand each other.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::cluster::{Endpoint, Membership, Network, NetworkView, Node, Role, Subnet};
+use crate::cluster::{Network, NetworkView, Node, Role};
 use crate::control::identity::base64_der_list;
-use crate::id::{EndpointId, HostName, MacAddr, NetworkId, NetworkName, Version};
+pub use crate::control::state::{AttachRequest as Attach, Attached, NetworkSummary, NewNetwork};
+use crate::id::{EndpointId, NetworkId, NetworkName, Version};
 
 /// Begins a session: who the agent is and what it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,21 +40,6 @@ pub struct ViewUpdate {
     pub gone: Vec<NetworkId>,
 }
 
-/// Creates a network. Managers only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NewNetwork {
-    /// Its name.
-    pub name: NetworkName,
-    /// Whether its frames leave a node only inside ESP.
-    pub encrypted: bool,
-    /// Its subnets; from the pool when there are none.
-    pub subnets: Vec<Subnet>,
-    /// MTU of the containers' interfaces, in bytes.
-    pub mtu: Option<u16>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-}
-
 /// One network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkReply {
@@ -77,7 +62,7 @@ pub struct ListNetworks {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Networks {
     /// By name.
-    pub networks: Vec<Network>,
+    pub networks: Vec<NetworkSummary>,
 }
 
 /// Describes a network.
@@ -90,36 +75,8 @@ pub struct InspectNetwork {
 /// All of one network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkDetail {
-    /// The network.
-    pub network: Network,
-    /// Its endpoints.
-    pub endpoints: Vec<Endpoint>,
-    /// Its members.
-    pub membership: Membership,
-}
-
-/// Makes an endpoint on the calling node, which becomes a member of the network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attach {
-    /// The id that the agent minted, so that a repeated request makes no second endpoint.
-    pub endpoint: EndpointId,
-    /// The network.
-    pub network: NetworkName,
-    /// The operator's name for the endpoint.
-    pub name: Option<HostName>,
-    /// Addresses that are wished for; the manager gives the others.
-    pub addresses: Vec<IpAddr>,
-    /// The MAC address that is wished for.
-    pub mac: Option<MacAddr>,
-}
-
-/// A new endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attached {
-    /// The endpoint.
-    pub endpoint: Endpoint,
-    /// Its network.
-    pub network: Network,
+    /// What its members know of it.
+    pub view: NetworkView,
 }
 
 /// Ends an endpoint of the calling node.
@@ -169,10 +126,6 @@ pub struct NodeStatus {
     pub node: Node,
     /// Whether it has a session.
     pub connected: bool,
-    /// When it last had one, in seconds since 1970.
-    pub last_seen_unix: Option<i64>,
-    /// When its certificate ends, in seconds since 1970.
-    pub certificate_expires_unix: i64,
 }
 
 /// Asks for a new certificate of the calling node, with the same role.

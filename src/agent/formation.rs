@@ -1,0 +1,209 @@
+//! How a node comes into a cluster and leaves it: what is written, in an order in which a crash at
+//! any moment leaves either no member or a whole one. The identity is written last: without it,
+//! whatever else is there was never acknowledged.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use tokio::net::lookup_host;
+use zeroize::Zeroizing;
+
+use super::attachments::blocking;
+use super::manager::{StoredAuthority, first_identity};
+use super::member::{Sockets, host_name, membership_signer};
+use crate::api::ApiError;
+use crate::api::types::{InitRequest, JoinRequest};
+use crate::cluster::{Node, Role};
+use crate::control::ca::CertificateAuthority;
+use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
+use crate::control::identity::NodeIdentity;
+use crate::control::state::{AddressPool, ClusterState, NewCluster, StateError, Tokens};
+use crate::control::store::Store;
+use crate::control::store::local::NodeSettings;
+use crate::control::tls::Credentials;
+use crate::control::trust::Trust;
+use crate::id::ClusterId;
+use crate::io::clock::wall_clock;
+use crate::membership::token::JoinToken;
+
+/// What a node needs to run as a member.
+pub(super) struct Formed {
+    pub(super) identity: NodeIdentity,
+    pub(super) settings: NodeSettings,
+    pub(super) sockets: Sockets,
+}
+
+/// The member that this node was when the agent last ran, if it was one.
+pub(super) async fn resume(store: &Store) -> anyhow::Result<Option<Formed>> {
+    let opened = store.clone();
+    let found = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let member = opened.identity::<NodeIdentity>()?.zip(opened.settings()?);
+        if member.is_none() && ClusterState::exists(&opened)? {
+            tracing::info!("forgetting a cluster whose making was never finished");
+            opened.leave_cluster()?;
+        }
+        Ok(member)
+    })
+    .await??;
+    let Some((identity, settings)) = found else { return Ok(None) };
+    let sockets = Sockets::bind(&settings).await?;
+    Ok(Some(Formed { identity, settings, sockets }))
+}
+
+/// Makes a cluster with this node as its manager.
+pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, ApiError> {
+    let data_ip = request.data_ip.unwrap_or(request.advertise.ip());
+    for address in [request.advertise.ip(), data_ip] {
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(ApiError::invalid(format!("no other node can reach {address}: give an address of this machine")));
+        }
+    }
+    let settings = NodeSettings {
+        listen: request.listen.unwrap_or_else(|| everywhere(request.advertise)),
+        advertise: request.advertise,
+        data: SocketAddr::new(data_ip, request.data_port),
+        managers: vec![request.advertise],
+    };
+    let sockets = Sockets::bind(&settings).await.map_err(cannot)?;
+    let node = |identity: &NodeIdentity, mtu| Node {
+        id: identity.node(),
+        name: host_name(),
+        role: Role::Manager,
+        advertise: settings.advertise,
+        data: settings.data,
+        underlay_mtu: mtu,
+    };
+    let mtu = sockets.underlay_mtu();
+    let cluster = ClusterId::from_entropy(rand::random());
+    let life = Duration::from_secs(request.cert_expiry_seconds);
+    let authority = CertificateAuthority::create(cluster, wall_clock()).map_err(internal)?;
+    let identity = first_identity(&authority, life).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let node = node(&identity, mtu);
+    let trust = Trust::of(&identity).map_err(internal)?;
+    let credentials = Credentials::new(identity.clone(), trust, wall_clock).map_err(internal)?;
+    let new = NewCluster {
+        id: cluster,
+        ca: StoredAuthority::store(&authority),
+        pools: request.default_addr_pools.into_iter().map(AddressPool::of).collect(),
+        certificate_life: life,
+        tokens: Tokens { worker: rand::random(), manager: rand::random() },
+    };
+    let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
+    blocking(move || {
+        let made = ClusterState::create(store.clone(), new, membership_signer(&credentials))
+            .and_then(|state| state.add_node(node))
+            .and_then(|()| Ok(store.put_membership_of_cluster(&written, &as_written)?));
+        made.inspect_err(|_| {
+            if let Err(error) = store.leave_cluster() {
+                tracing::warn!(%error, "an unfinished cluster is left in the state file; the next start removes it");
+            }
+        })
+    })
+    .await?;
+    Ok(Formed { identity, settings, sockets })
+}
+
+/// Makes this node a member of an existing cluster.
+pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed, Enrolled), ApiError> {
+    let token: JoinToken = Zeroizing::new(request.token)
+        .parse()
+        .map_err(|error| ApiError::invalid(format!("{error}")))?;
+    let manager = resolve(&request.manager).await?;
+    let route = route_to(manager)?;
+    let advertise = request.advertise.unwrap_or(SocketAddr::new(route, TLS_PORT));
+    let data_ip = request.data_ip.unwrap_or(advertise.ip());
+    // The cluster's data port is known only afterwards; the addresses are tried before anybody is asked.
+    let listen = everywhere(advertise);
+    let mut settings =
+        NodeSettings { listen, advertise, data: SocketAddr::new(data_ip, 0), managers: vec![manager] };
+    let tried = Sockets::bind(&settings).await.map_err(cannot)?;
+    let machine = Joining {
+        host: host_name(),
+        advertise: Some(advertise.ip()),
+        advertise_port: advertise.port(),
+        data: Some(data_ip),
+        underlay_mtu: tried.underlay_mtu(),
+    };
+    drop(tried);
+    let (identity, enrolled) =
+        enrol::enrol(manager, token.root_hash(), token.secret().reveal(), machine, wall_clock)
+            .await
+            .map_err(refused)?;
+    settings.data = enrolled.data;
+    if !enrolled.managers.is_empty() {
+        settings.managers.clone_from(&enrolled.managers);
+    }
+    let sockets = Sockets::bind(&settings).await.map_err(|error| {
+        ApiError::conflict(format!(
+            "{error:#}; the manager knows this machine as node {} now: remove that when nothing else helps",
+            enrolled.node
+        ))
+    })?;
+    let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
+    blocking(move || store.put_membership_of_cluster(&written, &as_written)).await?;
+    Ok((Formed { identity, settings, sockets }, enrolled))
+}
+
+async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
+    let hint = |why: String| {
+        ApiError::invalid(format!("{manager:?} leads to no manager ({why}): write HOST or HOST:PORT, like 192.0.2.1:2377"))
+    };
+    let with_port = match manager.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, TLS_PORT).to_string(),
+        Err(_) if manager.contains(':') => manager.to_owned(),
+        Err(_) => format!("{manager}:{TLS_PORT}"),
+    };
+    let mut found = lookup_host(with_port).await.map_err(|error| hint(error.to_string()))?;
+    found.next().ok_or_else(|| hint("the name has no address".to_owned()))
+}
+
+/// The address that packets to `manager` leave from. Connecting a UDP socket sends nothing.
+fn route_to(manager: SocketAddr) -> Result<IpAddr, ApiError> {
+    let any: IpAddr = match manager {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let local = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(manager)?;
+        socket.local_addr()
+    });
+    let local = local.map_err(|error| ApiError::unavailable(format!("there is no route to the manager {manager}: {error}")))?;
+    Ok(local.ip())
+}
+
+/// Every address of this machine, on the port that is advertised.
+fn everywhere(advertise: SocketAddr) -> SocketAddr {
+    let any = match advertise {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, advertise.port())
+}
+
+fn refused(error: EnrolError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        EnrolError::Refused(EnrolRefusal::Unavailable(_)) | EnrolError::NoAnswer => ApiError::unavailable(message),
+        EnrolError::Refused(_) => ApiError::denied(message),
+        EnrolError::Connect(connect) if connect.refusal().is_some() => ApiError::denied(message),
+        EnrolError::Connect(_) => ApiError::unavailable(message),
+        EnrolError::Malformed(_) | EnrolError::Identity(_) | EnrolError::Contradiction => ApiError::internal(message),
+    }
+}
+
+fn cannot(error: anyhow::Error) -> ApiError {
+    ApiError::invalid(format!("{error:#}"))
+}
+
+fn internal(error: impl std::error::Error) -> ApiError {
+    ApiError::internal(error.to_string())
+}
+
+impl From<StateError> for ApiError {
+    fn from(error: StateError) -> Self {
+        crate::control::rpc::ManagerError::from(error).into()
+    }
+}
+
+/// The TLS port of a node unless another is advertised.
+const TLS_PORT: u16 = 2377;
