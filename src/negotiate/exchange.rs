@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use rand::{CryptoRng, Rng};
 
-use super::machine::{Action, Env, Established, Install, LaneKey, Link, Standing};
+use super::action::{Action, Established, Install, LaneKey};
+use super::machine::{Env, Link, Standing};
 use super::message::{Answer, ExchangeId, Hello, LinkMessage, Offer};
 use super::reason::Reason;
 use super::rekey::EXCHANGE_TIMEOUT;

@@ -7,18 +7,18 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use rand::CryptoRng;
 
+use super::action::{Action, Established};
 use super::exchange::Exchange;
 use super::message::{ExchangeId, Hello, LinkFrame, LinkMessage};
 use super::reason::Reason;
 use super::rekey::{ASK_AGAIN, Backoff, replacement_time};
 use super::spi_pool::SpiPool;
 use crate::boot_time::BootTime;
-use crate::id::{BootId, Epoch, LaneId, NetworkId, NodeId, Spi, Vni};
+use crate::id::{BootId, Epoch, NetworkId, NodeId, Spi, Vni};
 use crate::sa::key_schedule::Parties;
-use crate::sa::{KeyMaterial, LimitOverrides, Limits, Suite};
+use crate::sa::{LimitOverrides, Suite};
 
 /// What a link is about; fixed for its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,85 +57,6 @@ pub struct Env<'a, R> {
     pub rng: &'a mut R,
     /// The SPIs of this node.
     pub spis: &'a mut SpiPool,
-}
-
-/// What the driver has to do.
-#[derive(Debug)]
-pub enum Action {
-    /// Send this frame to the peer.
-    Send(Bytes),
-    /// Install SAs in the lanes, inbound ones first, then call [`Link::handle_installed`].
-    Install(Install),
-    /// Let the lanes forget these inbound SAs at a time; said again, the later word counts.
-    RetireInbound {
-        /// The SAs.
-        spis: Vec<Spi>,
-        /// When.
-        at: BootTime,
-    },
-    /// Let the lanes forget all SAs of the link, now.
-    DropLink,
-    /// Both directions work with new keys; for the log and `overlayd peers`.
-    Established(Established),
-    /// An exchange was refused; for the log.
-    Refused {
-        /// Whether the peer refused us, or we the peer.
-        by_peer: bool,
-        /// Why.
-        reason: Reason,
-    },
-    /// The peer knows a newer membership than ours: ask the managers for it.
-    MembershipStale {
-        /// The peer's epoch.
-        epoch: Epoch,
-    },
-    /// The peer's membership is older than ours: send ours ([`super::Message::Membership`]).
-    PassMembership,
-}
-
-/// SAs to install.
-#[derive(Debug)]
-pub struct Install {
-    /// The exchange that made them.
-    pub exchange: ExchangeId,
-    /// Counts the key pairs of the link.
-    pub generation: u64,
-    /// The limits of each.
-    pub limits: Limits,
-    /// SAs to receive on, by receiving lane.
-    pub inbound: Vec<LaneKey>,
-    /// SAs to send on, by sending lane, replacing the ones before.
-    pub outbound: Vec<LaneKey>,
-}
-
-/// One SA to install in one of our lanes.
-#[derive(Debug)]
-pub struct LaneKey {
-    /// Our lane.
-    pub lane: LaneId,
-    /// The SPI.
-    pub spi: Spi,
-    /// The key.
-    pub key: KeyMaterial,
-}
-
-/// The keys in use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Established {
-    /// The exchange that made them.
-    pub exchange: ExchangeId,
-    /// Counts the key pairs of the link.
-    pub generation: u64,
-    /// The cipher.
-    pub suite: Suite,
-    /// SPIs that we receive on.
-    pub inbound: Vec<Spi>,
-    /// SPIs that we send on.
-    pub outbound: Vec<Spi>,
-    /// When they were made.
-    pub created: BootTime,
-    /// Their limits.
-    pub limits: Limits,
 }
 
 /// The negotiation of one peer and network.
@@ -405,7 +326,6 @@ impl Link {
     /// Puts a new generation into use and lets the one before linger.
     pub(super) fn promote<R: CryptoRng>(&mut self, env: &mut Env<'_, R>, established: Established) {
         if let Some(old) = self.current.replace(established.clone()) {
-            self.retire_previous_now(env);
             // Without a channel the responder has not heard `active` and sends on the old keys.
             let linger = self.channel.map(|_| env.now + established.limits.linger);
             let at = linger.unwrap_or(old.end());
@@ -447,16 +367,5 @@ impl Link {
             previous.at = at.min(previous.latest);
             self.actions.push_back(Action::RetireInbound { spis: previous.spis.clone(), at: previous.at });
         }
-    }
-}
-
-impl Established {
-    /// When even the inbound SAs are over.
-    pub(super) fn end(&self) -> BootTime {
-        self.created + self.limits.hard_age + self.limits.linger
-    }
-
-    fn has(&self, spi: Spi) -> bool {
-        self.inbound.contains(&spi) || self.outbound.contains(&spi)
     }
 }

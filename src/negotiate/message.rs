@@ -6,7 +6,7 @@
 //!  5  1  type
 //!  6  n  body
 //! ```
-//! Bodies, all numbers big-endian; types below 16 concern one network and begin with its id[25]:
+//! Bodies, all numbers big-endian; types below 16 concern one network and begin with its id (25 bytes):
 //! ```text
 //!  1 offer         exchange[8] VNI[4] epoch[8] boot id[16] suites 1+n share[32] nonce[32] SPIs 1+4n
 //!  2 answer        exchange[8] suite[1] share[32] nonce[32] SPIs 1+4n

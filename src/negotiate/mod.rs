@@ -17,6 +17,7 @@
 //! The old inbound SAs live on for the linger time. `active` is repeated when a new channel comes
 //! up, so that both always end with the same generation, wherever the last channel was cut.
 
+pub mod action;
 mod exchange;
 pub mod machine;
 pub mod message;
@@ -24,7 +25,11 @@ pub mod reason;
 mod rekey;
 pub mod spi_pool;
 
-pub use machine::{Action, Env, Established, Install, LaneKey, Link, LinkConfig, Standing};
+pub use action::{Action, Established, Install, LaneKey};
+pub use machine::{Env, Link, LinkConfig, Standing};
 pub use message::{ExchangeId, Hello, LinkFrame, Message, MessageError, take_frame};
 pub use reason::Reason;
 pub use spi_pool::SpiPool;
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use hkdf::Hkdf;
 use rand::CryptoRng;
 use sha2::{Digest, Sha256};
 use x25519_dalek::{EphemeralSecret, PublicKey};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::suite::{KeyMaterial, Suite};
 use crate::id::{LaneId, NetworkId, NodeId, Spi, Vni};
@@ -76,7 +76,8 @@ impl SharedSecret {
     /// [`EXPORTER_LABEL`] over the transcript hash that it is given.
     pub fn bind(self, transcript: Transcript, exporter: impl FnOnce(&[u8; 32]) -> [u8; 32]) -> KeySchedule {
         let salt = Zeroizing::new(exporter(&transcript.0));
-        let prk = Hkdf::<Sha256>::new(Some(salt.as_slice()), self.0.as_bytes());
+        let (mut copy, prk) = Hkdf::<Sha256>::extract(Some(salt.as_slice()), self.0.as_bytes());
+        copy.as_mut_slice().zeroize();
         KeySchedule { prk, transcript }
     }
 }
