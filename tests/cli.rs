@@ -131,7 +131,7 @@ fn a_socket_without_permission_says_which_group_opens_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("agent.sock");
     let _agent = UnixListener::bind(&socket).expect("a socket");
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0)).expect("a mode");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o000)).expect("a mode");
     let mut status = command();
     if rustix::process::geteuid().is_root() {
         // Root, fake root too, may connect to anything by this capability.
