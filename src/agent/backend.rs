@@ -3,8 +3,7 @@
 //! Every change runs to its end even when the caller hangs up: a request that was begun is never
 //! left half done.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, RwLock, mpsc};
@@ -166,7 +165,7 @@ impl Inner {
 
 impl Backend for Daemon {
     async fn init(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
-        self.change(async |inner| {
+        self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
             let formed = formation::init(&inner.store, request).await?;
@@ -183,7 +182,7 @@ impl Backend for Daemon {
     }
 
     async fn join(&self, request: JoinRequest) -> Result<JoinResponse, ApiError> {
-        self.change(async |inner| {
+        self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
             let (formed, enrolled) = formation::join(&inner.store, request).await?;
@@ -195,7 +194,7 @@ impl Backend for Daemon {
     }
 
     async fn leave(&self, _: LeaveRequest) -> Result<LeaveResponse, ApiError> {
-        self.change(async |inner| inner.leave().await).await
+        self.change(async move |inner| inner.leave().await).await
     }
 
     async fn token(&self, request: TokenRequest) -> Result<TokenResponse, ApiError> {
@@ -230,7 +229,9 @@ impl Backend for Daemon {
         let member = self.member().await?;
         let request = messages::InspectNetwork { name: request.network };
         let view = member.client.inspect_network(request).await?.view;
-        let epoch = view.membership.epoch().map_err(|error| ApiError::internal(error.to_string()))?;
+        let identity = member.credentials.identity();
+        let membership = view.membership.verify(identity.root(), identity.cluster(), &BTreeSet::new());
+        let epoch = membership.map_err(|error| ApiError::internal(error.to_string()))?.epoch;
         let effective_mtu = (!view.nodes.is_empty() || view.network.mtu.is_some()).then(|| effective_mtu(&view));
         let (nodes, endpoints) = (view.nodes, view.endpoints);
         Ok(InspectNetworkResponse { network: view.network, effective_mtu, epoch, nodes, endpoints })
@@ -246,7 +247,7 @@ impl Backend for Daemon {
     }
 
     async fn attach(&self, request: AttachRequest) -> Result<AttachResponse, ApiError> {
-        self.change(async |inner| {
+        self.change(async move |inner| {
             let member = inner.member().await?;
             member.attachments.attach(&member.client, request).await
         })
@@ -254,7 +255,7 @@ impl Backend for Daemon {
     }
 
     async fn detach(&self, request: DetachRequest) -> Result<DetachResponse, ApiError> {
-        self.change(async |inner| {
+        self.change(async move |inner| {
             let member = inner.member().await?;
             let endpoint = member.attachments.detach(Some(&member.client), &request).await?;
             Ok(DetachResponse { endpoint })

@@ -92,7 +92,7 @@ pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, 
     blocking(move || {
         let made = ClusterState::create(store.clone(), new, membership_signer(&credentials))
             .and_then(|state| state.add_node(node))
-            .and_then(|()| Ok(store.put_membership_of_cluster(&written, &as_written)?));
+            .and_then(|()| Ok(store.put_enrolment(&written, &as_written)?));
         made.inspect_err(|_| {
             if let Err(error) = store.leave_cluster() {
                 tracing::warn!(%error, "an unfinished cluster is left in the state file; the next start removes it");
@@ -140,7 +140,7 @@ pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed,
         ))
     })?;
     let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
-    blocking(move || store.put_membership_of_cluster(&written, &as_written)).await?;
+    blocking(move || store.put_enrolment(&written, &as_written)).await?;
     Ok((Formed { identity, settings, sockets }, enrolled))
 }
 

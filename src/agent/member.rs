@@ -40,7 +40,7 @@ use crate::membership::SignedMembership;
 use crate::negotiate::Hello;
 use crate::sa::Suite;
 use crate::wire::vxlan;
-use crate::worker::{self, Lane, LaneConfig, LaneEvent};
+use crate::worker::{self, FloodLimit, Lane, LaneConfig, LaneEvent};
 
 /// A running member of a cluster. Dropping it ends everything of it.
 pub(crate) struct Member {
@@ -124,7 +124,10 @@ impl Member {
 
         let tables = Arc::new(ArcSwap::default());
         let id = LaneId::new(0).expect("zero is a lane");
-        let flood_limit = config.flood;
+        let flood_limit = FloodLimit {
+            frames_per_second: config.flood.packets_per_second(),
+            burst: config.flood.burst(),
+        };
         let lane =
             Arc::new(worker::spawn(LaneConfig { id, esp, vxlan, tables: Arc::clone(&tables), flood_limit })?);
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));

@@ -4,6 +4,7 @@
 //! Slots are reused by the agent: it resets a port's numbers by adding the port anew, and takes the
 //! difference for links. Owned by the lane, read by `worker::Lane::counters`.
 
+use std::ops::AddAssign;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -126,6 +127,18 @@ pub struct PortCounters {
     pub last_drop: Option<DropReason>,
 }
 
+impl AddAssign for PortCounters {
+    /// Sums up over lanes; of the last drops it keeps one.
+    fn add_assign(&mut self, other: Self) {
+        self.frames_sent += other.frames_sent;
+        self.bytes_sent += other.bytes_sent;
+        self.frames_received += other.frames_received;
+        self.bytes_received += other.bytes_received;
+        self.drops += other.drops;
+        self.last_drop = other.last_drop.or(self.last_drop);
+    }
+}
+
 /// The numbers of one link in one lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkCounters {
@@ -141,6 +154,18 @@ pub struct LinkCounters {
     pub drops: u64,
     /// Why the last of them was.
     pub last_drop: Option<DropReason>,
+}
+
+impl AddAssign for LinkCounters {
+    /// Sums up over lanes; of the last drops it keeps one.
+    fn add_assign(&mut self, other: Self) {
+        self.packets_sent += other.packets_sent;
+        self.bytes_sent += other.bytes_sent;
+        self.packets_received += other.packets_received;
+        self.bytes_received += other.bytes_received;
+        self.drops += other.drops;
+        self.last_drop = other.last_drop.or(self.last_drop);
+    }
 }
 
 /// A number with one writer.

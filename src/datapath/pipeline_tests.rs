@@ -244,7 +244,7 @@ fn what_is_no_esp_is_counted_by_name() {
 
 #[test]
 fn authentic_packet_that_is_no_vxlan_of_the_network_is_dropped_by_name() {
-    let cases: [(DropReason, fn(&mut Vec<u8>)); 4] = [
+    let cases: [(DropReason, Corruption); 4] = [
         (MalformedVxlan, |plain| plain[2] ^= 1),
         (MalformedVxlan, |plain| plain[8] = 0),
         (MalformedVxlan, |plain| plain.truncate(6)),
@@ -400,8 +400,11 @@ proptest::proptest! {
     }
 }
 
+/// What is done to an inner UDP datagram before it is sealed.
+type Corruption = fn(&mut Vec<u8>);
+
 /// What a peer with the right key seals when it does not keep to the rules.
-fn seal(a: &Node, corrupt: fn(&mut Vec<u8>)) -> Vec<u8> {
+fn seal(a: &Node, corrupt: Corruption) -> Vec<u8> {
     let frame = udp4(A, B, b"x");
     let mut plain = vec![0; 16];
     udp::write_header(&mut plain, 50000, 4789, 8 + frame.len());

@@ -79,6 +79,14 @@ impl Lane {
         &self.shared.counters
     }
 
+    #[cfg(test)]
+    pub(super) fn end_thread_for_test(&self) {
+        self.shared.commands.stop();
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            std::thread::yield_now();
+        }
+    }
+
     /// Stops the thread and waits for its end, at most one turn.
     pub fn stop(self) {
         drop(self);

@@ -1,0 +1,188 @@
+//! Two lanes in memory that share one encrypted network, for benches and the allocation test.
+//!
+//! What one sends is kept in a fixed buffer and fed to the other; nothing here allocates once built.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use overlayd::boot_time::BootTime;
+use overlayd::datapath::{
+    Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Notice, Outlet, Run,
+};
+use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
+use overlayd::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni};
+use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
+
+/// The only local port of either node.
+pub(crate) const PORT: PortSlot = PortSlot::new(0);
+/// The only link of either node.
+pub(crate) const LINK: LinkSlot = LinkSlot::new(0);
+/// What time it is, always.
+pub(crate) const NOW: BootTime = BootTime::from_nanos(1_000_000_000);
+
+/// A sending and a receiving node.
+pub(crate) struct Pair {
+    sender: Egress,
+    sender_tables: Tables,
+    receiver: Ingress,
+    receiver_tables: Tables,
+    counters: LaneCounters,
+    wire: Wire,
+}
+
+impl Pair {
+    /// Both nodes keyed, with `endpoints` on each side of the network.
+    pub(crate) fn new(endpoints: u32) -> Self {
+        let limits = Limits::standard(Suite::Aes256Gcm);
+        let spi = Spi::new(0x1000).expect("no reserved SPI");
+        let key = || KeyMaterial::new(Suite::Aes256Gcm, &[7; KeyMaterial::LEN]);
+        let mut sender = Egress::new(FloodLimit { frames_per_second: 1_000_000, burst: 1_000_000_000 });
+        sender.install(LINK, Box::new(OutboundSa::new(spi, key(), limits, NOW)));
+        let mut receiver = Ingress::new();
+        receiver.install(LINK, Box::new(InboundSa::new(spi, key(), limits, NOW)));
+        Self {
+            sender,
+            sender_tables: tables(endpoints, 0),
+            receiver,
+            receiver_tables: tables(endpoints, 1),
+            counters: LaneCounters::new(),
+            wire: Wire { bytes: vec![0; 1 << 19], datagrams: Vec::with_capacity(1024), delivered: 0 },
+        }
+    }
+
+    /// The sender's container sends `frame` `count` times; the packets are on the wire after.
+    pub(crate) fn send(&mut self, frame: &[u8], count: usize) {
+        let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: NOW };
+        for _ in 0..count {
+            let place = self.sender.reserve(&self.sender_tables, PORT, &mut self.wire);
+            place[..frame.len()].copy_from_slice(frame);
+            self.sender.submit(&cx, PORT, frame.len(), &mut self.wire);
+        }
+        self.sender.flush(&mut self.wire);
+    }
+
+    /// The receiver takes all packets from the wire; how many frames its container got.
+    pub(crate) fn receive(&mut self) -> usize {
+        let cx = Context { tables: &self.receiver_tables, counters: &self.counters, now: NOW };
+        let mut inbox = Inbox { delivered: 0 };
+        let mut rest = &mut self.wire.bytes[..];
+        for len in self.wire.datagrams.drain(..) {
+            let (datagram, behind) = rest.split_at_mut(len);
+            self.receiver.receive_esp(&cx, SocketAddr::from(([192, 0, 2, 1], 4500)), datagram, &mut inbox);
+            rest = behind;
+        }
+        inbox.delivered
+    }
+
+    /// Packets that lie on the wire.
+    pub(crate) fn on_the_wire(&self) -> usize {
+        self.wire.datagrams.len()
+    }
+
+    /// Frames that the sender's own container got, answers to its questions among them.
+    pub(crate) fn answered(&self) -> usize {
+        self.wire.delivered
+    }
+}
+
+/// The MAC address of an endpoint.
+pub(crate) fn mac(node: u8, endpoint: u32) -> MacAddr {
+    let [a, b, c, d] = endpoint.to_be_bytes();
+    MacAddr::new([2, node, a, b, c, d])
+}
+
+/// The IP address of an endpoint.
+pub(crate) fn ip(node: u8, endpoint: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(u32::from_be_bytes([10, node, 0, 0]) + endpoint)
+}
+
+/// A UDP frame of `len` bytes from the sender's container to one of the receiver's.
+pub(crate) fn frame(len: usize) -> Vec<u8> {
+    addressed(len, mac(1, 0))
+}
+
+/// A broadcast frame of `len` bytes from the sender's container.
+pub(crate) fn broadcast(len: usize) -> Vec<u8> {
+    addressed(len, MacAddr::BROADCAST)
+}
+
+fn addressed(len: usize, destination: MacAddr) -> Vec<u8> {
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(mac(0, 0).octets(), destination.octets())
+        .ipv4(ip(0, 0).octets(), ip(1, 0).octets(), 64)
+        .udp(4000, 4001)
+        .write(&mut frame, &vec![0x5a; len - 42])
+        .expect("a frame");
+    frame
+}
+
+/// The network as `node` sees it: its own first endpoint has a port, all others are at the peer.
+pub(crate) fn network(endpoints: u32, node: u8) -> NetworkTable {
+    let own = [EndpointSpec {
+        mac: mac(node, 0),
+        addresses: vec![IpAddr::V4(ip(node, 0))],
+        place: Place::Local(PORT),
+        is_gateway: false,
+    }];
+    let others = (0..endpoints).map(|endpoint| EndpointSpec {
+        mac: mac(1 - node, endpoint),
+        addresses: vec![IpAddr::V4(ip(1 - node, endpoint))],
+        place: Place::Remote(LINK),
+        is_gateway: false,
+    });
+    NetworkTable::encrypted(Vni::new(7).expect("in range"), 9000, own.into_iter().chain(others).collect())
+}
+
+fn tables(endpoints: u32, node: u8) -> Tables {
+    TablesBuilder::default()
+        .network(NetSlot::new(0), Arc::new(network(endpoints, node)))
+        .link(LINK, NetSlot::new(0), SocketAddr::from(([192, 0, 2, 2], 4500)))
+        .build()
+}
+
+struct Wire {
+    bytes: Vec<u8>,
+    datagrams: Vec<usize>,
+    delivered: usize,
+}
+
+impl Outlet for Wire {
+    fn send_esp(&mut self, run: &Run<'_, Sealed>) {
+        let start: usize = self.datagrams.iter().sum();
+        self.bytes[start..start + run.bytes().len()].copy_from_slice(run.bytes());
+        self.datagrams.extend(run.datagrams().map(<[u8]>::len));
+    }
+
+    fn send_vxlan(&mut self, _: &Run<'_, Encapsulated>) {
+        panic!("plaintext of an encrypted network");
+    }
+
+    fn deliver(&mut self, _: PortSlot, _: &[u8]) -> bool {
+        self.delivered += 1;
+        true
+    }
+
+    fn notice(&mut self, _: Notice) {}
+}
+
+struct Inbox {
+    delivered: usize,
+}
+
+impl Outlet for Inbox {
+    fn send_esp(&mut self, _: &Run<'_, Sealed>) {
+        panic!("transit");
+    }
+
+    fn send_vxlan(&mut self, _: &Run<'_, Encapsulated>) {
+        panic!("transit");
+    }
+
+    fn deliver(&mut self, _: PortSlot, frame: &[u8]) -> bool {
+        std::hint::black_box(frame);
+        self.delivered += 1;
+        true
+    }
+
+    fn notice(&mut self, _: Notice) {}
+}

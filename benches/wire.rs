@@ -1,0 +1,68 @@
+//! Reading and writing headers.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use overlayd::id::{MacAddr, Vni};
+use overlayd::wire::{arp, esp, frame::Frame, ndp, udp, vxlan};
+use std::hint::black_box;
+use std::net::Ipv6Addr;
+
+#[expect(dead_code, reason = "every user needs a part of it")]
+mod pair;
+
+fn parse(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wire/parse");
+    let udp4 = pair::frame(1400);
+    group.bench_function("frame_ipv4_udp", |b| {
+        b.iter(|| Frame::parse(black_box(&udp4)).map(|frame| frame.flow_hash()))
+    });
+    let mut advertisement = [0; ndp::ADVERTISEMENT_LEN];
+    reply().write_frame(&mut advertisement);
+    group.bench_function("frame_neighbor_advertisement", |b| {
+        b.iter(|| Frame::parse(black_box(&advertisement)))
+    });
+    let mut vxlan_header = [0; 8];
+    vxlan::write_header(&mut vxlan_header, Vni::new(7).expect("in range"));
+    group.bench_function("vxlan", |b| b.iter(|| vxlan::parse(black_box(&vxlan_header)).map(|(vni, _)| vni)));
+    let packet = [1; 100];
+    group.bench_function("esp_classify", |b| b.iter(|| esp::classify(black_box(&packet))));
+    group.finish();
+}
+
+fn write(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wire/write");
+    let vni = Vni::new(7).expect("in range");
+    let mut headers = [0; 16];
+    group.bench_function("inner_udp_and_vxlan", |b| {
+        b.iter(|| {
+            udp::write_header(black_box(&mut headers), udp::entropy_port(black_box(99)), vxlan::PORT, 1408);
+            vxlan::write_header(black_box(&mut headers[8..]), vni);
+        });
+    });
+    let mut frame = [0; 96];
+    let request = arp::Packet {
+        operation: arp::Operation::Request,
+        sender_mac: pair::mac(0, 0),
+        sender_ip: pair::ip(0, 0),
+        target_mac: MacAddr::new([0; 6]),
+        target_ip: pair::ip(1, 0),
+    };
+    group.bench_function("arp_reply", |b| {
+        b.iter(|| request.answer(pair::mac(1, 0)).write_frame(request.sender_mac, black_box(&mut frame)))
+    });
+    group.bench_function("neighbor_advertisement", |b| b.iter(|| reply().write_frame(black_box(&mut frame))));
+    group.finish();
+}
+
+fn reply() -> ndp::Advertisement {
+    let (owner, asker) = (pair::mac(1, 0), pair::mac(0, 0));
+    ndp::Advertisement {
+        target: owner.link_local(),
+        owner,
+        router: false,
+        asker,
+        asker_ip: Ipv6Addr::from_bits(1),
+    }
+}
+
+criterion_group!(benches, parse, write);
+criterion_main!(benches);

@@ -1,0 +1,282 @@
+//! Lanes with real TAPs and sockets, without control: two hosts, keys put in by hand.
+
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use libtest_mimic::{Arguments, Failed, Trial};
+use overlayd::drop_reason::DropReason;
+use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
+use overlayd::id::{IfName, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
+use overlayd::io::clock::boot_time;
+use overlayd::io::container_port::ContainerPort;
+use overlayd::io::udp::{UdpOptions, UdpSocket};
+use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
+use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
+use overlayd::worker::{self, Command, FloodLimit, Lane, LaneConfig, LaneEvent};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One laboratory at a time; its namespaces have names.
+    arguments.test_threads = Some(1);
+    if !arguments.list
+        && let Err(error) = Lab::enter()
+    {
+        #[expect(clippy::print_stderr, reason = "there is no test yet that could fail with it")]
+        {
+            eprintln!("the laboratory cannot be built here: {error}");
+        }
+        return ExitCode::FAILURE;
+    }
+    libtest_mimic::run(&arguments, trials()).exit_code()
+}
+
+fn trials() -> Vec<Trial> {
+    macro_rules! trials {
+        ($($test:ident)*) => { vec![$(Trial::test(stringify!($test), || { $test(); Ok::<(), Failed>(()) })),*] };
+    }
+    trials! {
+        containers_ping_through_esp_over_either_underlay
+        containers_of_a_plain_network_ping_through_vxlan
+        every_datagram_of_the_encrypted_network_is_esp
+        without_keys_nothing_is_sent_and_control_hears_of_it
+        datagrams_that_the_kernel_refuses_are_counted
+        deleted_port_is_reported_and_its_slot_can_be_used_again
+    }
+}
+
+fn containers_ping_through_esp_over_either_underlay() {
+    for is_ipv6 in [false, true] {
+        let bed = Bed::new(Kind::Encrypted { is_ipv6 });
+        bed.exchange_keys();
+        bed.assert_ping(0, 1);
+        bed.assert_ping(1, 0);
+        for node in &bed.nodes {
+            let link = node.lane.counters().link(LINK);
+            assert!(link.packets_sent >= 6 && link.packets_received >= 6, "{link:?}");
+            assert!(node.lane.counters().port(PORT).frames_sent >= 6);
+            // What the container sent of itself (MLD) before there were keys.
+            assert!(matches!(link.last_drop, None | Some(DropReason::NoKey)), "{link:?}");
+        }
+    }
+}
+
+fn containers_of_a_plain_network_ping_through_vxlan() {
+    let bed = Bed::new(Kind::Plain);
+    bed.assert_ping(0, 1);
+    bed.assert_ping(1, 0);
+}
+
+fn every_datagram_of_the_encrypted_network_is_esp() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    bed.exchange_keys();
+    let capture = bed.lab.host(1).capture().unwrap();
+    bed.assert_ping(0, 1);
+    let frames = capture.stop().unwrap();
+    let udp = |frame: &&Vec<u8>| frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&17);
+    let udp: Vec<_> = frames.iter().filter(udp).collect();
+    assert!(udp.len() >= 6, "{} datagrams", udp.len());
+    for frame in udp {
+        assert_eq!(frame[36..38], 4500u16.to_be_bytes(), "a datagram that is not for the ESP port");
+        assert!([SPIS[0].to_be_bytes(), SPIS[1].to_be_bytes()].iter().any(|spi| frame[42..46] == *spi));
+    }
+}
+
+fn without_keys_nothing_is_sent_and_control_hears_of_it() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    let capture = bed.lab.host(1).capture().unwrap();
+    let report = bed.ping(0, 1, 3);
+    assert_eq!(report.received(), 0);
+    let frames = capture.stop().unwrap();
+    assert!(!frames.iter().any(|frame| frame.get(12..14) == Some(&[8, 0])), "IPv4 left the host");
+    let lane = &bed.nodes[0].lane;
+    assert!(lane.counters().dropped(DropReason::NoKey) >= 3);
+    assert_eq!(lane.counters().link(LINK).last_drop, Some(DropReason::NoKey));
+    assert_eq!(block_on(lane.next_event()), Some(LaneEvent::NoKey { link: LINK }));
+}
+
+fn datagrams_that_the_kernel_refuses_are_counted() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    bed.exchange_keys();
+    let node = &bed.nodes[0];
+    let unroutable = "198.51.100.1:4500".parse().unwrap();
+    node.tables.store(Arc::new(tables(Kind::Encrypted { is_ipv6: false }, 0, unroutable)));
+    block_on(node.lane.execute(Command::Sync)).unwrap();
+    assert_eq!(bed.ping(0, 1, 3).received(), 0);
+    assert!(node.lane.counters().dropped(DropReason::SendFailed) >= 3);
+}
+
+fn deleted_port_is_reported_and_its_slot_can_be_used_again() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    bed.exchange_keys();
+    let (node, host) = (&bed.nodes[0], bed.lab.host(1));
+    ContainerPort::remove(&eth0(), node.container.namespace()).unwrap();
+    loop {
+        match block_on(node.lane.next_event()).unwrap() {
+            LaneEvent::PortGone { slot } => break assert_eq!(slot, PORT),
+            LaneEvent::NoKey { .. } | LaneEvent::RekeyWanted { .. } | LaneEvent::UnknownSpi { .. } => {}
+        }
+    }
+    let tap = host.run_in(|| port(0).create(node.container.namespace())).unwrap().unwrap();
+    block_on(node.lane.execute(Command::AddPort { slot: PORT, tap })).unwrap();
+    bed.assert_ping(0, 1);
+}
+
+/// How the only network of a [`Bed`] travels.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Encrypted { is_ipv6: bool },
+    Plain,
+}
+
+/// Two hosts with a lane and a container each.
+struct Bed {
+    // Lanes end before the laboratory does.
+    nodes: Vec<Node>,
+    lab: Lab,
+}
+
+struct Node {
+    lane: Lane,
+    tables: Arc<ArcSwap<Tables>>,
+    container: Container,
+}
+
+impl Bed {
+    fn new(kind: Kind) -> Self {
+        let lab = Lab::two_hosts(Underlay::default()).unwrap();
+        let is_ipv6 = matches!(kind, Kind::Encrypted { is_ipv6: true });
+        let address = |host: &Host| if is_ipv6 { host.v6() } else { host.v4() };
+        let nodes = (0..2)
+            .map(|index| {
+                let (host, peer) = (lab.host(index + 1), lab.host(2 - index));
+                node(host, address(host), address(peer), kind, index)
+            })
+            .collect();
+        Self { lab, nodes }
+    }
+
+    fn exchange_keys(&self) {
+        for (sender, spi) in SPIS.into_iter().enumerate() {
+            let spi = Spi::new(spi).unwrap();
+            let key = || KeyMaterial::new(Suite::Aes256Gcm, &[spi.get().to_le_bytes()[1]; KeyMaterial::LEN]);
+            let (limits, now) = (Limits::standard(Suite::Aes256Gcm), boot_time());
+            let inbound = Box::new(InboundSa::new(spi, key(), limits, now));
+            let outbound = Box::new(OutboundSa::new(spi, key(), limits, now));
+            let install = Command::InstallInbound { link: LINK, sa: inbound };
+            block_on(self.nodes[1 - sender].lane.execute(install)).unwrap();
+            let install = Command::InstallOutbound { link: LINK, sa: outbound };
+            block_on(self.nodes[sender].lane.execute(install)).unwrap();
+        }
+    }
+
+    fn ping(&self, from: usize, to: usize, count: u16) -> overlayd::lab::PingReport {
+        let ping = Ping { count, ..Ping::default() };
+        ping.run(self.nodes[from].container.namespace(), v4(to).addr()).unwrap()
+    }
+
+    /// Both families, waiting for IPv6's duplicate address detection to be over.
+    fn assert_ping(&self, from: usize, to: usize) {
+        let namespace = self.nodes[from].container.namespace();
+        for address in [v4(to).addr(), v6(to).addr()] {
+            let ping = Ping { count: 3, ..Ping::default() };
+            let is_complete = eventually(Duration::from_secs(8), || {
+                ping.run(namespace, address).is_ok_and(|report| report.is_complete())
+            });
+            let drops: Vec<_> = self.nodes.iter().map(|node| node.lane.counters().drops()).collect();
+            assert!(is_complete, "{from} to {address}: drops {drops:?}");
+        }
+    }
+}
+
+fn node(host: &Host, own: IpAddr, peer: IpAddr, kind: Kind, index: usize) -> Node {
+    let container = host.container(["red", "blue"][index]).unwrap();
+    let (lane, tables) = host
+        .run_in(|| {
+            let bind = |port| UdpSocket::bind(SocketAddr::new(own, port), &UdpOptions::default()).unwrap();
+            let peer = SocketAddr::new(peer, if matches!(kind, Kind::Plain) { 4789 } else { 4500 });
+            let tables = Arc::new(ArcSwap::from_pointee(tables(kind, index, peer)));
+            let config = LaneConfig {
+                id: LaneId::new(0).unwrap(),
+                esp: bind(4500),
+                vxlan: Some(bind(4789)),
+                tables: tables.clone(),
+                flood_limit: FloodLimit::default(),
+            };
+            (worker::spawn(config).unwrap(), tables)
+        })
+        .unwrap();
+    let tap = host.run_in(|| port(index).create(container.namespace())).unwrap().unwrap();
+    block_on(lane.execute(Command::AddPort { slot: PORT, tap })).unwrap();
+    Node { lane, tables, container }
+}
+
+fn tables(kind: Kind, node: usize, peer: SocketAddr) -> Tables {
+    let (net, vni) = (NetSlot::new(0), Vni::new(7).unwrap());
+    let builder = TablesBuilder::default();
+    match kind {
+        Kind::Encrypted { .. } => {
+            let endpoints = endpoints(node, LINK);
+            builder.network(net, Arc::new(NetworkTable::encrypted(vni, MTU, endpoints))).link(LINK, net, peer)
+        }
+        Kind::Plain => {
+            let endpoints = endpoints(node, VtepSlot::new(0));
+            builder.network(net, Arc::new(NetworkTable::plain(vni, MTU, vec![peer], endpoints)))
+        }
+    }
+    .build()
+}
+
+fn endpoints<R>(node: usize, remote: R) -> Vec<EndpointSpec<R>> {
+    let endpoint = |index, place| EndpointSpec {
+        mac: mac(index),
+        addresses: vec![v4(index).addr(), v6(index).addr()],
+        place,
+        is_gateway: false,
+    };
+    vec![endpoint(node, Place::Local(PORT)), endpoint(1 - node, Place::Remote(remote))]
+}
+
+fn port(index: usize) -> ContainerPort {
+    ContainerPort {
+        name: eth0(),
+        mac: mac(index),
+        mtu: MTU.into(),
+        addresses: vec![v4(index), v6(index)],
+        gateways: Vec::new(),
+        alias: String::new(),
+    }
+}
+
+fn mac(index: usize) -> MacAddr {
+    [MacAddr::new([2, 0x42, 10, 1, 0, 2]), MacAddr::new([2, 0x42, 10, 1, 0, 3])][index]
+}
+
+fn v4(index: usize) -> IpNet {
+    ["10.1.0.2/24", "10.1.0.3/24"][index].parse().unwrap()
+}
+
+fn v6(index: usize) -> IpNet {
+    ["fd01::2/64", "fd01::3/64"][index].parse().unwrap()
+}
+
+fn eth0() -> IfName {
+    "eth0".parse().unwrap()
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), work).await.expect("the lane answers in time")
+    })
+}
+
+const LINK: LinkSlot = LinkSlot::new(0);
+const PORT: PortSlot = PortSlot::new(0);
+const MTU: u16 = 1388;
+const SPIS: [u32; 2] = [0x1000, 0x2000];
