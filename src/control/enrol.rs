@@ -27,7 +27,8 @@ use super::frame::Frames;
 use super::identity::{IdentityError, NodeIdentity, NodeKey, base64_der, base64_der_list};
 use super::listener::EnrolStream;
 use super::tls::peer::{CONNECT_TIMEOUT, ConnectError, dial};
-use super::tls::{Clock, connect_with_token};
+use super::tls::{Clock, connect_with_token, verify_identity};
+use super::trust::Refusal;
 use crate::cluster::Role;
 use crate::id::{HostName, NodeId};
 
@@ -154,6 +155,7 @@ pub async fn enrol(
     if named != (enrolled.node, enrolled.role, root_digest) {
         return Err(EnrolError::Contradiction);
     }
+    verify_identity(&identity, clock())?;
     Ok((identity, enrolled))
 }
 
@@ -175,6 +177,9 @@ pub enum EnrolError {
     /// The certificate in the answer is not ours.
     #[error("the manager's certificate for this node cannot be used: {0}")]
     Identity(#[from] IdentityError),
+    /// The certificate in the answer would be refused by others.
+    #[error("the manager's certificate for this node would be refused: {0}")]
+    Unusable(#[from] Refusal),
     /// The answer and the certificate in it disagree.
     #[error("the manager's answer and the certificate in it disagree; is it the right manager?")]
     Contradiction,

@@ -22,6 +22,7 @@ use rustls::{ClientConfig, ServerConfig};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+pub use self::verify::verify_identity;
 use self::verify::{NodeVerifier, RootVerifier};
 use super::identity::{CertificateName, IdentityError, NodeIdentity};
 use super::trust::{Expected, Refusal, Trust};

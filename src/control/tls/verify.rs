@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 use super::{Outcome, provider};
 use crate::cluster::Role;
 use crate::control::ca::fingerprint;
-use crate::control::identity::CertificateName;
+use crate::control::identity::{CertificateName, IdentityError, NodeIdentity};
 use crate::control::trust::{Expected, Refusal, Trust};
 
 /// Verifies that the other side is a node of the cluster, and the one that is wanted.
@@ -229,6 +229,21 @@ impl ServerCertVerifier for RootVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         algorithms().supported_schemes()
     }
+}
+
+/// Whether an identity would be accepted by its own cluster at `now`: its chain leads to its root,
+/// and the clock lies within it.
+///
+/// # Errors
+/// It would be refused, for the reason that others would give.
+pub fn verify_identity(identity: &NodeIdentity, now: OffsetDateTime) -> Result<(), Refusal> {
+    let trust = Trust::of(identity)?;
+    let (leaf, intermediates) = identity.chain().split_first().ok_or(IdentityError::NotX509)?;
+    let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let chain = server_chain(leaf, intermediates, &trust.roots(), now);
+    NodeVerifier::new(Arc::new(trust), Expected::Node(identity.node())).admit(leaf, now, chain)?;
+    Ok(())
 }
 
 fn server_chain(
