@@ -1,14 +1,11 @@
 //! Who may hold the keys of a network, signed by a manager; join tokens.
+//!
+//! Pure: keys, certificates and randomness come from outside. Managers sign, agents verify, and
+//! both pass on what they have, so a membership is believed for its signature and never for who
+//! brought it.
 
-use serde::{Deserialize, Serialize};
+pub mod signed;
+pub mod token;
 
-/// A [`crate::cluster::Membership`] with a manager's signature.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedMembership {
-    /// The membership as JSON, exactly as signed.
-    pub payload: String,
-    /// The signing manager's certificate, DER, base64.
-    pub certificate: String,
-    /// ECDSA P-256 with SHA-256 over the payload, ASN.1, base64.
-    pub signature: String,
-}
+pub use signed::{KnownMemberships, MembershipError, News, SignedMembership};
+pub use token::{JoinToken, TokenError, TokenSecret};

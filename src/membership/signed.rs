@@ -1,0 +1,348 @@
+//! A membership with a manager's signature, and the newest one of each network.
+//!
+//! The signature is made with the key of the manager's node certificate. That key signs TLS
+//! handshakes (which begin with 64 spaces, RFC 8446 §4.4.3) and certificate requests (which begin
+//! with a DER sequence) as well; the payload is a JSON object and begins with a brace, so none can
+//! be taken for another.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::{AttributeTypeAndValue, X509Name};
+
+use crate::cluster::{Membership, Role};
+use crate::id::{ClusterId, Epoch, NetworkId, NodeId};
+
+/// A [`crate::cluster::Membership`] with a manager's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedMembership {
+    /// The membership as JSON, exactly as signed.
+    pub payload: String,
+    /// The signing manager's certificate, DER, base64.
+    pub certificate: String,
+    /// ECDSA P-256 with SHA-256 over the payload, ASN.1, base64.
+    pub signature: String,
+}
+
+impl SignedMembership {
+    /// Signs a membership; `sign` makes an ASN.1 ECDSA P-256 signature with SHA-256 over the bytes
+    /// that it is given, with the key of `certificate_der`.
+    ///
+    /// # Errors
+    /// Those of `sign`.
+    pub fn sign<E>(
+        membership: &Membership,
+        certificate_der: &[u8],
+        sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>,
+    ) -> Result<Self, E> {
+        let payload = serde_json::to_string(membership).expect("a membership is plain JSON");
+        let signature = BASE64.encode(&sign(payload.as_bytes())?);
+        Ok(Self { payload, certificate: BASE64.encode(certificate_der), signature })
+    }
+
+    /// Checks who signed and what. The certificate may have expired since: the membership was
+    /// signed while it was valid and stays in force until a newer epoch replaces it, or a cluster
+    /// whose managers are down for long would forget who its members are. A manager that was
+    /// removed is not believed.
+    ///
+    /// # Errors
+    /// What is wrong with the certificate, the signature or the payload.
+    pub fn verify(
+        &self,
+        root_der: &[u8],
+        cluster: ClusterId,
+        removed: &BTreeSet<NodeId>,
+    ) -> Result<Membership, MembershipError> {
+        let certificate = BASE64
+            .decode(self.certificate.as_bytes())
+            .map_err(|_| MembershipError::Malformed("the certificate is not base64"))?;
+        let signature = BASE64
+            .decode(self.signature.as_bytes())
+            .map_err(|_| MembershipError::Malformed("the signature is not base64"))?;
+        let root = parse(root_der, "the cluster's root certificate cannot be read")?;
+        let certificate = parse(&certificate, "the signer's certificate cannot be read")?;
+        if certificate.issuer() != root.subject()
+            || certificate.verify_signature(Some(root.public_key())).is_err()
+        {
+            return Err(MembershipError::OtherRoot);
+        }
+        let subject = certificate.subject();
+        if only(subject.iter_organization()) != Some(cluster.as_str()) {
+            return Err(MembershipError::OtherCluster { found: subject.to_string() });
+        }
+        if only(subject.iter_organizational_unit()) != Some(Role::Manager.organizational_unit()) {
+            return Err(MembershipError::NotAManager { found: subject.to_string() });
+        }
+        let signer = node_of(subject)
+            .ok_or(MembershipError::Malformed("the signer's certificate does not name a node"))?;
+        if removed.contains(&signer) {
+            return Err(MembershipError::RemovedManager { signer });
+        }
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data)
+            .verify(self.payload.as_bytes(), &signature)
+            .map_err(|_| MembershipError::BadSignature)?;
+        serde_json::from_str(&self.payload)
+            .map_err(|_| MembershipError::Malformed("the payload is signed, but no membership"))
+    }
+}
+
+/// Why a membership is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// A part cannot be read at all.
+    #[error("the signed membership is malformed: {0}")]
+    Malformed(&'static str),
+    /// The signer's certificate was not issued by the cluster's root.
+    #[error("the membership's signer has no certificate of this cluster's root")]
+    OtherRoot,
+    /// The signer's certificate names another cluster.
+    #[error("the membership was signed in another cluster: {found}")]
+    OtherCluster {
+        /// The subject of the certificate.
+        found: String,
+    },
+    /// The signer is no manager.
+    #[error("the membership was signed by a node that is no manager: {found}")]
+    NotAManager {
+        /// The subject of the certificate.
+        found: String,
+    },
+    /// The signer was removed from the cluster.
+    #[error("the membership was signed by manager {signer}, which was removed from the cluster")]
+    RemovedManager {
+        /// The manager.
+        signer: NodeId,
+    },
+    /// The signature is not the signer's over this payload.
+    #[error("the signature of the membership is not its signer's")]
+    BadSignature,
+    /// Two memberships with one epoch.
+    #[error("two different memberships of network {network} have epoch {epoch}; a manager is broken")]
+    Conflict {
+        /// The network.
+        network: NetworkId,
+        /// The epoch.
+        epoch: Epoch,
+    },
+}
+
+/// The newest verified membership of each network.
+#[derive(Debug, Clone)]
+pub struct KnownMemberships {
+    root_der: Vec<u8>,
+    cluster: ClusterId,
+    newest: BTreeMap<NetworkId, (Membership, SignedMembership)>,
+}
+
+/// What a membership that came is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It is newer than what was known, and is now what is known.
+    Newer,
+    /// It was known.
+    Known,
+    /// It is older than what is known: whoever brought it wants the newer one.
+    Older,
+}
+
+impl KnownMemberships {
+    /// Nothing known yet; `root_der` is the cluster's root certificate.
+    pub const fn new(root_der: Vec<u8>, cluster: ClusterId) -> Self {
+        Self { root_der, cluster, newest: BTreeMap::new() }
+    }
+
+    /// Verifies a membership and keeps it if it is newer.
+    ///
+    /// # Errors
+    /// See [`SignedMembership::verify`]; [`MembershipError::Conflict`] for another of the same epoch.
+    pub fn accept(
+        &mut self,
+        signed: &SignedMembership,
+        removed: &BTreeSet<NodeId>,
+    ) -> Result<(NetworkId, News), MembershipError> {
+        let membership = signed.verify(&self.root_der, self.cluster, removed)?;
+        let (network, epoch) = (membership.network, membership.epoch);
+        match self.newest.get(&network).map(|(known, _)| known) {
+            Some(known) if epoch < known.epoch => return Ok((network, News::Older)),
+            Some(known) if epoch == known.epoch && *known == membership => {
+                return Ok((network, News::Known));
+            }
+            Some(known) if epoch == known.epoch => {
+                return Err(MembershipError::Conflict { network, epoch });
+            }
+            Some(_) | None => {}
+        }
+        self.newest.insert(network, (membership, signed.clone()));
+        Ok((network, News::Newer))
+    }
+
+    /// The newest membership of a network.
+    pub fn get(&self, network: NetworkId) -> Option<&Membership> {
+        self.newest.get(&network).map(|(membership, _)| membership)
+    }
+
+    /// The same with its signature, to pass on.
+    pub fn signed(&self, network: NetworkId) -> Option<&SignedMembership> {
+        self.newest.get(&network).map(|(_, signed)| signed)
+    }
+
+    /// Forgets a network that this node has left for good.
+    pub fn forget(&mut self, network: NetworkId) {
+        self.newest.remove(&network);
+    }
+}
+
+fn parse<'d>(der: &'d [u8], error: &'static str) -> Result<X509Certificate<'d>, MembershipError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) | Err(_) => Err(MembershipError::Malformed(error)),
+    }
+}
+
+fn node_of(subject: &X509Name<'_>) -> Option<NodeId> {
+    only(subject.iter_common_name())?.parse().ok()
+}
+
+/// The value of an attribute that occurs exactly once: of two, a reader could choose either.
+fn only<'a>(mut values: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>) -> Option<&'a str> {
+    let value = values.next()?;
+    if values.next().is_some() { None } else { value.as_str().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Vni;
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+    #[test]
+    fn membership_signed_by_a_manager_is_believed() {
+        let ca = Ca::new();
+        let signed = ca.sign(&membership(4, 2), "overlayd-manager", cluster());
+        let verified = signed.verify(&ca.root_der, cluster(), &BTreeSet::new());
+        assert_eq!(verified, Ok(membership(4, 2)));
+    }
+
+    #[test]
+    fn worker_other_cluster_other_root_and_removed_manager_are_each_refused_by_name() {
+        let ca = Ca::new();
+        let none = BTreeSet::new();
+        let worker = ca.sign(&membership(4, 2), "overlayd-worker", cluster());
+        let error = worker.verify(&ca.root_der, cluster(), &none).unwrap_err();
+        assert!(matches!(error, MembershipError::NotAManager { .. }), "{error}");
+
+        let foreign = ClusterId::from_entropy([8; 16]);
+        let signed = ca.sign(&membership(4, 2), "overlayd-manager", foreign);
+        let error = signed.verify(&ca.root_der, cluster(), &none).unwrap_err();
+        assert!(matches!(error, MembershipError::OtherCluster { .. }), "{error}");
+
+        let signed = ca.sign(&membership(4, 2), "overlayd-manager", cluster());
+        let error = signed.verify(&Ca::new().root_der, cluster(), &none).unwrap_err();
+        assert_eq!(error, MembershipError::OtherRoot);
+
+        let removed = BTreeSet::from([signer()]);
+        let error = signed.verify(&ca.root_der, cluster(), &removed).unwrap_err();
+        assert_eq!(error, MembershipError::RemovedManager { signer: signer() });
+    }
+
+    #[test]
+    fn every_changed_character_of_the_payload_or_signature_is_refused() {
+        let ca = Ca::new();
+        let signed = ca.sign(&membership(4, 2), "overlayd-manager", cluster());
+        for at in 0..signed.payload.len() {
+            let mut bytes = signed.payload.clone().into_bytes();
+            bytes[at] ^= 1;
+            let payload = String::from_utf8(bytes).unwrap();
+            let changed = SignedMembership { payload, ..signed.clone() };
+            let error = changed.verify(&ca.root_der, cluster(), &BTreeSet::new()).unwrap_err();
+            assert_eq!(error, MembershipError::BadSignature);
+        }
+        let changed = SignedMembership { signature: BASE64.encode(&[0; 70]), ..signed };
+        let error = changed.verify(&ca.root_der, cluster(), &BTreeSet::new()).unwrap_err();
+        assert_eq!(error, MembershipError::BadSignature);
+    }
+
+    #[test]
+    fn older_membership_never_replaces_a_newer_one() {
+        let ca = Ca::new();
+        let mut known = KnownMemberships::new(ca.root_der.clone(), cluster());
+        let none = BTreeSet::new();
+        let network = membership(4, 2).network;
+        let mut accept = |m: Membership| known.accept(&ca.sign(&m, "overlayd-manager", cluster()), &none);
+        assert_eq!(accept(membership(4, 2)), Ok((network, News::Newer)));
+        assert_eq!(accept(membership(4, 2)), Ok((network, News::Known)));
+        assert_eq!(accept(membership(6, 3)), Ok((network, News::Newer)));
+        assert_eq!(accept(membership(5, 1)), Ok((network, News::Older)));
+        assert!(matches!(accept(membership(6, 1)), Err(MembershipError::Conflict { .. })));
+        assert_eq!(known.get(network), Some(&membership(6, 3)));
+        assert!(known.signed(network).is_some());
+    }
+
+    #[test]
+    fn garbage_is_malformed_and_never_panics() {
+        let ca = Ca::new();
+        let good = ca.sign(&membership(4, 2), "overlayd-manager", cluster());
+        for bad in [
+            SignedMembership { certificate: "!".into(), ..good.clone() },
+            SignedMembership { signature: "!".into(), ..good.clone() },
+            SignedMembership { certificate: BASE64.encode(b"0"), ..good },
+        ] {
+            let error = bad.verify(&ca.root_der, cluster(), &BTreeSet::new()).unwrap_err();
+            assert!(matches!(error, MembershipError::Malformed(_)), "{error}");
+        }
+    }
+
+    struct Ca {
+        issuer: Issuer<'static, KeyPair>,
+        root_der: Vec<u8>,
+    }
+
+    impl Ca {
+        fn new() -> Self {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.distinguished_name.push(DnType::CommonName, "overlayd root");
+            let root_der = params.self_signed(&key).unwrap().der().to_vec();
+            Self { issuer: Issuer::new(params, key), root_der }
+        }
+
+        fn sign(&self, membership: &Membership, unit: &str, cluster: ClusterId) -> SignedMembership {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(DnType::OrganizationName, cluster.as_str());
+            params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
+            params.distinguished_name.push(DnType::CommonName, signer().as_str());
+            let certificate = params.signed_by(&key, &self.issuer).unwrap();
+            let pair =
+                EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der()).unwrap();
+            SignedMembership::sign(membership, certificate.der(), |bytes| {
+                pair.sign(&SystemRandom::new(), bytes).map(|signature| signature.as_ref().to_vec())
+            })
+            .unwrap()
+        }
+    }
+
+    fn cluster() -> ClusterId {
+        ClusterId::from_entropy([7; 16])
+    }
+
+    fn signer() -> NodeId {
+        NodeId::from_entropy([5; 16])
+    }
+
+    fn membership(epoch: u64, nodes: u8) -> Membership {
+        Membership {
+            network: NetworkId::from_entropy([1; 16]),
+            vni: Vni::new(7).unwrap(),
+            epoch: Epoch::new(epoch),
+            nodes: (0..nodes).map(|n| NodeId::from_entropy([n; 16])).collect(),
+        }
+    }
+}
