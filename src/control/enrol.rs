@@ -22,7 +22,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
-use super::ca::fingerprint;
 use super::frame::Frames;
 use super::identity::{IdentityError, NodeIdentity, NodeKey, base64_der, base64_der_list};
 use super::listener::EnrolStream;
@@ -31,6 +30,7 @@ use super::tls::{Clock, connect_with_token, verify_identity};
 use super::trust::Refusal;
 use crate::cluster::Role;
 use crate::id::{HostName, NodeId};
+use crate::membership::{JoinToken, TokenSecret};
 
 /// What a machine tells of itself when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +52,8 @@ pub struct Joining {
 /// A machine's wish to join.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct EnrolRequest {
-    /// The secret of the token, as the token writes it.
-    pub secret: Zeroizing<String>,
+    /// The secret of the token.
+    pub secret: TokenSecret,
     /// A certificate request, PEM.
     pub csr: String,
     /// The machine.
@@ -117,7 +117,7 @@ pub enum EnrolRefusal {
     Unavailable(String),
 }
 
-/// Joins the cluster of `root_digest` by the manager at `manager`.
+/// Joins the cluster of `token` by the manager at `manager`.
 ///
 /// The key of the new node is drawn here and never leaves it.
 ///
@@ -126,14 +126,13 @@ pub enum EnrolRefusal {
 /// token or the machine, or answers with a certificate that is not for our key.
 pub async fn enrol(
     manager: SocketAddr,
-    root_digest: [u8; 32],
-    secret: Zeroizing<String>,
+    token: &JoinToken,
     machine: Joining,
     clock: Clock,
 ) -> Result<(NodeIdentity, Enrolled), EnrolError> {
     let key = NodeKey::generate()?;
-    let request = EnrolRequest { secret, csr: key.request_pem()?, machine };
-    let handshake = connect_with_token(root_digest, clock);
+    let request = EnrolRequest { secret: token.secret().clone(), csr: key.request_pem()?, machine };
+    let handshake = connect_with_token(token.clone(), clock);
     let outcome = handshake.outcome.clone();
     let tls = tokio::time::timeout(CONNECT_TIMEOUT, dial(manager, handshake))
         .await
@@ -151,8 +150,8 @@ pub async fn enrol(
     let enrolled: Enrolled = serde_json::from_slice::<Result<Enrolled, EnrolRefusal>>(&answer)
         .map_err(EnrolError::Malformed)??;
     let identity = NodeIdentity::new(enrolled.chain.clone(), &key, enrolled.root.clone())?;
-    let named = (identity.node(), identity.role(), fingerprint(identity.root()));
-    if named != (enrolled.node, enrolled.role, root_digest) {
+    let named = (identity.node(), identity.role());
+    if named != (enrolled.node, enrolled.role) || !token.is_of_root(identity.root()) {
         return Err(EnrolError::Contradiction);
     }
     verify_identity(&identity, clock())?;

@@ -15,7 +15,7 @@ use overlayd::control::{renewal, session};
 use overlayd::id::Version;
 use tokio::sync::watch;
 
-use crate::cluster::{Cluster, closed_port, node, noon, record};
+use crate::cluster::{Cluster, SECRET, closed_port, node, noon, record};
 use crate::enrolment::join;
 use crate::server::Server;
 
@@ -24,8 +24,7 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
 
-    let (identity, enrolled) =
-        join(server.address, cluster.authority.fingerprint(), "secret").await.expect("joined");
+    let (identity, enrolled) = join(server.address, &cluster.token(SECRET)).await.expect("joined");
     assert_eq!((identity.node(), identity.role()), (node(50), Role::Worker));
     assert_eq!(enrolled.managers, [server.address]);
 
