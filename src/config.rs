@@ -1,1 +1,495 @@
-//! The agent's configuration file and its defaults.
+//! The agent's configuration: a TOML file, which flags override.
+//!
+//! What is parsed is checked: unknown keys, wrong types and contradictory values are refused with
+//! file, line and key. `config/overlayd.example.toml` documents every key. The command line builds
+//! an [`AgentConfig`] and hands it to the agent; nothing else reads the file or the environment.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::sa::{LimitOverrides, Limits, Suite};
+
+/// All that the agent is told at its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// The directory of keys and state; absolute.
+    pub state_dir: PathBuf,
+    /// The unix socket; absolute.
+    pub socket: PathBuf,
+    /// The log on standard error.
+    pub log: LogConfig,
+    /// Ciphers in order of preference; empty means that the agent chooses by the processor.
+    pub suites: Vec<Suite>,
+    /// Lowered limits of SAs.
+    pub limits: LimitOverrides,
+    /// What one container may flood.
+    pub flood: FloodLimit,
+    /// The file that every key is appended to, for Wireshark; only ever set by flag.
+    pub esp_key_log: Option<PathBuf>,
+}
+
+impl AgentConfig {
+    /// Reads `file`; every key that is absent has its default.
+    ///
+    /// # Errors
+    /// When the file cannot be read or says something that it may not, with the line.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Unreadable { file: file.to_owned(), source })?;
+        Self::parse(&text, file)
+    }
+
+    /// Parses the text of `file`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let keys: Keys = toml::from_str(text).map_err(|e| ConfigError::Refused {
+            file: file.to_owned(),
+            line: line_of(text, e.span()),
+            message: e.message().trim().to_owned(),
+        })?;
+        Ok(Self {
+            state_dir: keys.state_dir.0,
+            socket: keys.socket.0,
+            log: keys.log,
+            suites: keys.suites.0,
+            limits: keys.limits.0,
+            flood: keys.flood,
+            esp_key_log: None,
+        })
+    }
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: DEFAULT_STATE_DIR.into(),
+            socket: DEFAULT_SOCKET.into(),
+            log: LogConfig::default(),
+            suites: Vec::new(),
+            limits: LimitOverrides::default(),
+            flood: FloodLimit::default(),
+            esp_key_log: None,
+        }
+    }
+}
+
+/// How the agent logs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// What is logged.
+    pub level: LogFilter,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged: a level, or directives as `tracing_subscriber` has them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The directives, which parse.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".into())
+    }
+}
+
+impl TryFrom<String> for LogFilter {
+    type Error = String;
+
+    fn try_from(directives: String) -> Result<Self, String> {
+        match tracing_subscriber::EnvFilter::try_new(&directives) {
+            Ok(_) if !directives.trim().is_empty() => Ok(Self(directives)),
+            Ok(_) => Err("log level is empty: write error, warn, info, debug or trace".into()),
+            Err(e) => Err(format!(
+                "log level {directives:?} is not valid ({e}): write error, warn, info, debug or trace, \
+                 or directives like \"info,overlayd::control=debug\""
+            )),
+        }
+    }
+}
+
+/// How much broadcast and multicast one container may send: a token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, try_from = "FloodKeys")]
+pub struct FloodLimit {
+    packets_per_second: u32,
+    burst: u32,
+}
+
+impl FloodLimit {
+    /// Packets a second in the long run; not zero.
+    pub const fn packets_per_second(self) -> u32 {
+        self.packets_per_second
+    }
+
+    /// Packets at once after a silence; not zero.
+    pub const fn burst(self) -> u32 {
+        self.burst
+    }
+}
+
+impl Default for FloodLimit {
+    fn default() -> Self {
+        Self { packets_per_second: 1_000, burst: 200 }
+    }
+}
+
+impl TryFrom<FloodKeys> for FloodLimit {
+    type Error = String;
+
+    fn try_from(keys: FloodKeys) -> Result<Self, String> {
+        let default = Self::default();
+        let limit = Self {
+            packets_per_second: keys.packets_per_second.unwrap_or(default.packets_per_second),
+            burst: keys.burst.unwrap_or(default.burst),
+        };
+        if limit.packets_per_second == 0 || limit.burst == 0 {
+            return Err("flood limits start at 1: ask for a low rate rather than none".into());
+        }
+        Ok(limit)
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", .file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The file says something that it may not.
+    #[error("{}:{line}: {message}", .file.display())]
+    Refused {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it, naming the key.
+        message: String,
+    },
+}
+
+/// Where an agent keeps its state unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/overlayd";
+/// Where an agent listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/overlayd/agent.sock";
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Keys {
+    state_dir: AbsolutePath,
+    socket: AbsolutePath,
+    log: LogConfig,
+    suites: SuitePreference,
+    limits: LoweredLimits,
+    flood: FloodLimit,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            state_dir: AbsolutePath(DEFAULT_STATE_DIR.into()),
+            socket: AbsolutePath(DEFAULT_SOCKET.into()),
+            log: LogConfig::default(),
+            suites: SuitePreference(Vec::new()),
+            limits: LoweredLimits::default(),
+            flood: FloodLimit::default(),
+        }
+    }
+}
+
+/// A daemon's working directory is nobody's business: its paths start at the root.
+#[derive(Deserialize)]
+#[serde(try_from = "PathBuf")]
+struct AbsolutePath(PathBuf);
+
+impl TryFrom<PathBuf> for AbsolutePath {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        if path.is_absolute() {
+            Ok(Self(path))
+        } else {
+            Err(format!("path {:?} is not absolute: start it with /", path.display().to_string()))
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "Vec<Suite>")]
+struct SuitePreference(Vec<Suite>);
+
+impl TryFrom<Vec<Suite>> for SuitePreference {
+    type Error = String;
+
+    fn try_from(suites: Vec<Suite>) -> Result<Self, String> {
+        if suites.is_empty() {
+            return Err("suites is empty: name at least one, or leave the key out".into());
+        }
+        if suites.iter().enumerate().any(|(i, suite)| suites[..i].contains(suite)) {
+            return Err("suites names one twice".into());
+        }
+        Ok(Self(suites))
+    }
+}
+
+/// Limits that an SA can live with: lowered, not zero, soft ones below hard ones.
+#[derive(Default, Deserialize)]
+#[serde(try_from = "LimitOverrides")]
+struct LoweredLimits(LimitOverrides);
+
+impl TryFrom<LimitOverrides> for LoweredLimits {
+    type Error = String;
+
+    fn try_from(mut wanted: LimitOverrides) -> Result<Self, String> {
+        // Of the suites, ChaCha20-Poly1305 has the highest limits; each suite keeps its lower ones.
+        let highest = Limits::standard(Suite::ChaCha20Poly1305);
+        within("soft_packets", wanted.soft_packets, highest.soft_packets)?;
+        within("hard_packets", wanted.hard_packets, highest.hard_packets)?;
+        within("hard_bytes", wanted.hard_bytes, highest.hard_bytes)?;
+        within("failed_opens", wanted.failed_opens, highest.failed_opens)?;
+        within("soft_age", wanted.soft_age.map(Age), Age(highest.soft_age))?;
+        within("hard_age", wanted.hard_age.map(Age), Age(highest.hard_age))?;
+        ordered("soft_packets", wanted.soft_packets, "hard_packets", wanted.hard_packets)?;
+        ordered("soft_age", wanted.soft_age.map(Age), "hard_age", wanted.hard_age.map(Age))?;
+        // A hard limit below the standard soft one would be reached before new keys are asked for.
+        wanted.soft_packets = wanted.soft_packets.or(wanted.hard_packets);
+        wanted.soft_age = wanted.soft_age.or(wanted.hard_age);
+        Ok(Self(wanted))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FloodKeys {
+    packets_per_second: Option<u32>,
+    burst: Option<u32>,
+}
+
+fn within<T: Copy + PartialOrd + Default + fmt::Display>(
+    key: &str,
+    wanted: Option<T>,
+    highest: T,
+) -> Result<(), String> {
+    match wanted {
+        Some(wanted) if wanted > highest => {
+            Err(format!("{key} = {wanted} is unsafe: limits can only be lowered, this one from {highest}"))
+        }
+        Some(wanted) if wanted == T::default() => Err(format!("{key} = {wanted} would stop all traffic")),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn ordered<T: PartialOrd + fmt::Display>(
+    soft_key: &str,
+    soft: Option<T>,
+    hard_key: &str,
+    hard: Option<T>,
+) -> Result<(), String> {
+    match (soft, hard) {
+        (Some(soft), Some(hard)) if soft > hard => {
+            Err(format!("{soft_key} = {soft} lies above {hard_key} = {hard}"))
+        }
+        (Some(_) | None, Some(_) | None) => Ok(()),
+    }
+}
+
+/// A length of time that shows itself as people write it: `15m`.
+#[derive(Clone, Copy, PartialEq, PartialOrd, Default)]
+struct Age(Duration);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.0))
+    }
+}
+
+fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
+    let start = span.map_or(0, |span| span.start);
+    text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(parse("").expect("a configuration"), AgentConfig::default());
+    }
+
+    #[test]
+    fn every_file_in_the_config_directory_parses_and_the_example_shows_the_defaults() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        let mut seen = Vec::new();
+        for entry in std::fs::read_dir(dir).expect("the directory") {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("text");
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            match name.as_str() {
+                "overlayd.service" => check_unit(&text),
+                "overlayd.sysusers" => assert_eq!(directives(&text), ["g overlayd -"]),
+                toml if toml.ends_with(".toml") => {
+                    let config = AgentConfig::parse(&text, &path).unwrap_or_else(|e| panic!("{e}"));
+                    assert_eq!(config, AgentConfig::default());
+                    let uncommented = uncomment(&text);
+                    AgentConfig::parse(&uncommented, &path).unwrap_or_else(|e| panic!("{e}\n{uncommented}"));
+                }
+                _ => panic!("no test parses config/{name}"),
+            }
+            seen.push(name);
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, ["overlayd.example.toml", "overlayd.service", "overlayd.sysusers"]);
+    }
+
+    #[test]
+    fn the_example_documents_every_key() {
+        let example = include_str!("../config/overlayd.example.toml");
+        let unknown = parse("nonsense = 1").expect_err("an unknown key").to_string();
+        for table in ["log", "limits", "flood"] {
+            let unknown = parse(&format!("[{table}]\nnonsense = 1")).expect_err("an unknown key").to_string();
+            for key in expected_keys(&unknown) {
+                assert!(example.contains(&format!("\n# {key} = ")), "{table}.{key} is not documented");
+            }
+        }
+        for key in expected_keys(&unknown) {
+            let documented = [format!("\n# {key} = "), format!("\n[{key}]")];
+            assert!(documented.iter().any(|d| example.contains(d)), "{key} is not documented");
+        }
+    }
+
+    #[test]
+    fn all_keys_are_taken() {
+        let config = parse(
+            r#"
+            state_dir = "/var/lib/o1"
+            socket = "/run/o1.sock"
+            suites = ["chacha20-poly1305", "aes-256-gcm"]
+            [log]
+            format = "json"
+            level = "info,overlayd::control=debug"
+            [limits]
+            soft_packets = 100
+            hard_packets = 200
+            soft_age = "2s"
+            [flood]
+            burst = 5
+            "#,
+        )
+        .expect("a configuration");
+        assert_eq!(config.state_dir, Path::new("/var/lib/o1"));
+        assert_eq!(config.socket, Path::new("/run/o1.sock"));
+        assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");
+        assert_eq!((config.flood.packets_per_second(), config.flood.burst()), (1000, 5));
+        let limits = config.limits.apply(Suite::Aes256Gcm);
+        assert_eq!((limits.soft_packets, limits.hard_packets), (100, 200));
+        assert_eq!((limits.soft_age, limits.hard_age), (Duration::from_secs(2), Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn a_lowered_hard_limit_takes_the_soft_one_along() {
+        let config = parse("[limits]\nhard_packets = 10\nhard_age = \"1s\"").expect("a configuration");
+        let limits = config.limits.apply(Suite::Aes256Gcm);
+        assert_eq!((limits.soft_packets, limits.soft_age), (10, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn what_is_refused_is_named_with_file_line_and_key() {
+        for (text, line, named) in [
+            ("state_dir = \"/a\"\n\nstatedir = 1", 3, "`statedir`"),
+            ("[log]\nlevel = \"info\"\ncolour = true", 3, "`colour`"),
+            ("[log]\nformat = \"xml\"", 2, "`xml`"),
+            ("[log]\nlevel = \"loud=very\"", 2, "\"loud=very\""),
+            ("[log]\nlevel = \"\"", 2, "log level is empty"),
+            ("socket = \"agent.sock\"", 1, "not absolute"),
+            ("socket = 7", 1, "integer `7`"),
+            ("suites = []", 1, "suites is empty"),
+            ("suites = [\"aes-256-gcm\", \"aes-256-gcm\"]", 1, "twice"),
+            ("suites = [\"none\"]", 1, "`none`"),
+            ("\n[limits]\nhard_packets = 99999999999", 2, "hard_packets = 99999999999"),
+            ("[limits]\nsoft_packets = 0", 1, "stop all traffic"),
+            ("[limits]\nsoft_packets = 9\nhard_packets = 8", 1, "above hard_packets = 8"),
+            ("[limits]\nhard_age = \"2h\"", 1, "hard_age = 2h"),
+            ("[limits]\nhard_age = \"soon\"", 2, "\"soon\""),
+            ("[limits]\nhard_pakets = 1", 2, "`hard_pakets`"),
+            ("[flood]\nburst = 0", 1, "flood limits start at 1"),
+            ("[flood]\nburts = 1", 2, "`burts`"),
+            ("a = \n", 1, "string"),
+        ] {
+            let error = parse(text).expect_err(text).to_string();
+            assert!(error.starts_with(&format!("o.toml:{line}: ")), "line {line} expected: {error}");
+            assert!(error.contains(named), "{named} is not named: {error}");
+        }
+        let missing = AgentConfig::read(Path::new("/no/such/file.toml")).expect_err("no file").to_string();
+        assert!(missing.contains("/no/such/file.toml"), "{missing}");
+    }
+
+    fn parse(text: &str) -> Result<AgentConfig, ConfigError> {
+        AgentConfig::parse(text, Path::new("o.toml"))
+    }
+
+    /// The keys that serde offers in `unknown field …, expected one of …`.
+    fn expected_keys(error: &str) -> Vec<String> {
+        let offered = error.split("expected").nth(1).expect("an offer");
+        offered.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    /// Takes the comment sign from every documented key.
+    fn uncomment(example: &str) -> String {
+        let is_key = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let lines = example.lines().map(|line| line.strip_prefix("# ").filter(|l| is_key(l)).unwrap_or(line));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn directives(text: &str) -> Vec<&str> {
+        text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+    }
+
+    fn check_unit(text: &str) {
+        let mut section = "";
+        for line in directives(text) {
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.strip_suffix(']').expect("a section header");
+                assert!(["Unit", "Service", "Install"].contains(&section), "{line}");
+            } else {
+                let (key, _value) = line.split_once('=').expect("KEY=VALUE");
+                assert!(!section.is_empty() && key.chars().all(char::is_alphanumeric), "{line}");
+            }
+        }
+        for needed in ["Type=notify", "RuntimeDirectory=overlayd", "StateDirectory=overlayd", "LimitCORE=0"] {
+            assert!(text.lines().any(|line| line == needed), "{needed} is missing");
+        }
+    }
+}

@@ -1,3 +1,52 @@
-//! The `overlayd` binary.
+//! The `overlayd` binary: parses the command line and starts what it names.
 
-fn main() {}
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use overlayd::cli::{self, Cli, CliError, Command};
+use overlayd::{agent, demo};
+
+fn main() -> ExitCode {
+    let Cli { socket, json, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
+    let outcome = match command {
+        Command::Agent(arguments) => {
+            arguments.config(socket).map_err(anyhow::Error::from).and_then(|config| {
+                cli::start_log(&config.log)?;
+                agent::run(config)
+            })
+        }
+        Command::Demo => demo::run(demo::DemoOptions::default()),
+        Command::Client(command) => {
+            cli::run(command, socket, json).map_err(anyhow::Error::from).and_then(print)
+        }
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    // Standard error may be gone; the exit code still tells.
+    let _written = writeln!(io::stderr().lock(), "overlayd: {error:#}");
+    ExitCode::from(error.downcast_ref().map_or(1, CliError::exit_code))
+}
+
+/// Help and version go to standard output; usage errors look like all our errors.
+fn explain(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").map_or(text.clone(), |text| format!("overlayd: {text}"));
+    let _written = io::stderr().lock().write_all(text.as_bytes());
+    ExitCode::from(2)
+}
+
+fn print(text: String) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // The reader has seen enough, as in `overlayd ls | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}

@@ -1,1 +1,132 @@
-//! The command line: arguments, tables, progress.
+//! The command line: arguments in, one call to the agent, text or JSON out.
+//!
+//! Every command but `agent` and `demo` is a client of the agent's socket and runs here; those two
+//! are programs of their own that `main` starts with what was parsed here. Rendering is pure, so
+//! tests compare whole screens.
+
+mod arguments;
+mod logging;
+mod netns;
+mod report;
+mod tables;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+pub use arguments::{AgentArguments, Cli, ClientCommand, Command};
+pub use logging::start_log;
+pub use netns::NetnsError;
+
+use crate::api::types::{
+    Call, DetachRequest, DetachTarget, InspectNetworkRequest, LeaveRequest, ListNetworksRequest,
+    ListNodesRequest, PeersRequest, RemoveNetworkRequest, StatsRequest, StatusRequest, TokenRequest,
+};
+use crate::api::{Client, ClientError};
+use crate::config::{ConfigError, DEFAULT_SOCKET};
+use arguments::NodeCommand;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The arguments contradict each other.
+    #[error("{0}\n\nFor more information, try '--help'.")]
+    Usage(String),
+    /// The agent refuses or cannot be reached.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    /// `--netns` leads nowhere.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The agent's configuration is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The system refuses something that every command needs.
+    #[error("cannot {doing}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl CliError {
+    /// The exit code that tells a wrong command (2) from one that was refused or failed (1).
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Agent(_) | Self::Netns(_) | Self::Config(_) | Self::System { .. } => 1,
+        }
+    }
+}
+
+/// Runs one command against the agent and returns what goes to standard output.
+///
+/// # Errors
+/// When the arguments contradict each other, or the agent refuses or cannot be reached.
+pub fn run(command: ClientCommand, socket: Option<PathBuf>, json: bool) -> Result<String, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::System { doing: "start the runtime", source })?;
+    let agent = Agent { client: Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into())), json };
+    runtime.block_on(agent.execute(command))
+}
+
+struct Agent {
+    client: Client,
+    json: bool,
+}
+
+impl Agent {
+    async fn execute(&self, command: ClientCommand) -> Result<String, CliError> {
+        match command {
+            ClientCommand::Init(arguments) => self.call(&arguments.request()?, report::init).await,
+            ClientCommand::Token { role, quiet, rotate } => {
+                let render = if quiet { report::token_alone } else { report::token };
+                self.call(&TokenRequest { role, rotate }, render).await
+            }
+            ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
+            ClientCommand::Leave => self.call(&LeaveRequest {}, report::leave).await,
+            ClientCommand::Create(arguments) => self.call(&arguments.request()?, report::create).await,
+            ClientCommand::Ls => self.call(&ListNetworksRequest {}, tables::networks).await,
+            ClientCommand::Inspect { network } => {
+                self.call(&InspectNetworkRequest { network }, report::inspect).await
+            }
+            ClientCommand::Rm { network } => {
+                self.call(&RemoveNetworkRequest { network }, report::remove).await
+            }
+            ClientCommand::Attach(arguments) => self.call(&arguments.request()?, report::attach).await,
+            ClientCommand::Detach { network, netns, endpoint } => {
+                let target = match (netns, endpoint) {
+                    (Some(netns), _) => DetachTarget::Netns(netns::resolve(&netns)?),
+                    (None, Some(endpoint)) => DetachTarget::Endpoint(endpoint),
+                    (None, None) => {
+                        return Err(CliError::Usage("detach needs --netns or --endpoint".into()));
+                    }
+                };
+                self.call(&DetachRequest { network, target }, report::detach).await
+            }
+            ClientCommand::Status => self.call(&StatusRequest {}, report::status).await,
+            ClientCommand::Node(NodeCommand::Ls) => self.call(&ListNodesRequest {}, tables::nodes).await,
+            ClientCommand::Peers => self.call(&PeersRequest {}, tables::peers).await,
+            ClientCommand::Stats => self.call(&StatsRequest {}, tables::stats).await,
+        }
+    }
+
+    async fn call<C: Call>(
+        &self,
+        request: &C,
+        render: impl Fn(&C::Response) -> String,
+    ) -> Result<String, CliError> {
+        let response = self.client.call(request).await?;
+        Ok(if self.json { as_json(&response) } else { render(&response) })
+    }
+}
+
+fn as_json(response: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(response).expect("a response came out of JSON");
+    text.push('\n');
+    text
+}

@@ -9,5 +9,7 @@ pub mod listener;
 pub mod renewal;
 pub mod rpc;
 pub mod session;
+pub mod state;
+pub mod store;
 pub mod tls;
 pub mod trust;

@@ -1,1 +1,99 @@
-//! What happens to one packet in each direction, without I/O.
+//! The way of a frame through a lane, without I/O: from a container to the wire and back.
+//!
+//! ```text
+//! TAP -> Egress::reserve/submit: policy -> table -> local TAP | seal in place -> SendArena -> Outlet
+//! ESP -> Ingress::receive_esp:   SPI -> open in place -> VXLAN -> policy -> Outlet::deliver
+//! ```
+//! Nothing here allocates, locks or waits per packet. Time is an argument, and what leaves goes
+//! through the caller's [`Outlet`]: the worker's is sockets and TAPs, a test's is a list. Every
+//! frame ends delivered, sent, answered, absorbed, or in a counter of [`LaneCounters`].
+
+mod arena;
+mod counters;
+mod egress;
+mod flood;
+mod ingress;
+mod reply;
+mod tunnel;
+
+#[cfg(test)]
+mod pipeline_tests;
+#[cfg(test)]
+mod spoofing_tests;
+#[cfg(test)]
+mod testbed;
+
+use std::net::SocketAddr;
+
+pub use arena::{Encapsulated, MAX_FRAME_LEN, MAX_MTU, Run, SendArena, SendToken};
+pub use counters::{LaneCounters, LinkCounters, PortCounters};
+pub use egress::Egress;
+pub use flood::FloodLimit;
+pub use ingress::Ingress;
+
+use crate::boot_time::BootTime;
+use crate::forward::Tables;
+use crate::id::{LinkSlot, PortSlot, Spi};
+use crate::sa::Sealed;
+
+/// What a batch of frames is judged by: looked up once, the same for all of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The snapshot in force.
+    pub tables: &'a Tables,
+    /// The lane's counters.
+    pub counters: &'a LaneCounters,
+    /// Now.
+    pub now: BootTime,
+}
+
+/// Where frames and packets leave the datapath.
+pub trait Outlet {
+    /// Sends sealed packets. There is no way to hand it anything else.
+    fn send_esp(&mut self, run: &Run<'_, Sealed>);
+    /// Sends plain VXLAN packets of an unencrypted network.
+    fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>);
+    /// Hands a frame to a container; false if it could not be taken.
+    fn deliver(&mut self, port: PortSlot, frame: &[u8]) -> bool;
+    /// Tells the control plane.
+    fn notice(&mut self, notice: Notice);
+}
+
+/// What the control plane has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// An SA of the link crossed a soft limit; told once for each SA.
+    RekeyWanted {
+        /// The link.
+        link: LinkSlot,
+    },
+    /// Traffic waits for a key; told at most once a second for each link.
+    NoKey {
+        /// The link.
+        link: LinkSlot,
+    },
+    /// A packet came for an SA that is not here; told at most once a second.
+    UnknownSpi {
+        /// The SPI in the packet.
+        spi: Spi,
+        /// Who sent it; not authenticated.
+        from: SocketAddr,
+    },
+}
+
+/// How often a notice that traffic causes is repeated at most.
+const NOTICE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Lets one notice through per [`NOTICE_INTERVAL`].
+#[derive(Debug, Clone, Copy, Default)]
+struct NoticeLimit(Option<BootTime>);
+
+impl NoticeLimit {
+    fn permits(&mut self, now: BootTime) -> bool {
+        let is_due = self.0.is_none_or(|last| now.since(last) >= NOTICE_INTERVAL);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}

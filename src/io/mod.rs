@@ -1,1 +1,17 @@
 //! The kernel: TAP devices, UDP, epoll, netlink, namespaces, clocks. The only unsafe code.
+//!
+//! Thin, typed and free of policy: what to send, to whom and when is decided by `worker` and
+//! `agent`. The per-packet calls ([`tap::Tap::read_frame`], [`tap::Tap::write_frame`],
+//! [`udp::UdpSocket::send_run`], [`udp::UdpSocket::recv`]) neither allocate nor lock.
+
+pub mod clock;
+pub mod container_port;
+pub mod epoll;
+pub mod eventfd;
+pub mod netlink;
+pub mod netns;
+pub mod packet;
+mod socket_option;
+pub mod spawner;
+pub mod tap;
+pub mod udp;

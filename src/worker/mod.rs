@@ -1,1 +1,21 @@
-//! The loop of one lane: a thread that owns its sockets, SAs and buffers.
+//! One lane: a thread that owns its queue of every TAP, its UDP sockets, its SAs and its buffers,
+//! and runs each frame to completion.
+//!
+//! The datapath decides; the lane moves bytes. Commands of the control plane come through a
+//! bounded ring and an eventfd, are carried out between batches, and are acknowledged when they are
+//! in force. What control has to know comes back through another bounded ring. Started and stopped
+//! by the agent.
+
+mod command;
+mod event;
+mod lane;
+mod turn;
+
+#[cfg(test)]
+mod tests;
+
+pub use command::Command;
+pub use event::LaneEvent;
+pub use lane::{Lane, LaneConfig, LaneGone, spawn};
+
+pub use crate::datapath::{FloodLimit, LaneCounters, LinkCounters, PortCounters};

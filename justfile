@@ -1,0 +1,39 @@
+# The whole list of commands that anyone needs. `just` shows it.
+
+_list:
+    @just --list --unsorted
+
+# Everything that must pass before a change lands
+check: format lint doc test scripts
+
+# The tree is formatted
+format:
+    cargo fmt --check
+
+# No warning of compiler or clippy, in any target
+lint:
+    cargo clippy --all-targets -- -D warnings
+
+# The documentation builds without a warning
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# All tests; those that need namespaces run for real, as root or as fake root
+test *ARGUMENTS:
+    cargo test {{ARGUMENTS}}
+
+# The scripts are clean
+scripts:
+    cd netns-scripts && shellcheck -x *.sh
+
+# The main job on this machine
+demo:
+    cargo run --release -- demo
+
+# Criterion benchmarks
+bench *ARGUMENTS:
+    cargo bench {{ARGUMENTS}}
+
+# Licences, advisories and sources of the dependencies
+deny:
+    cargo deny check

@@ -1,0 +1,151 @@
+//! What all peers of this node share when they agree on keys, and what `overlayd peers` shows.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::dataplane::DataPlane;
+use super::placement::LinkKey;
+use crate::api::types::PeerState;
+use crate::boot_time::BootTime;
+use crate::control::tls::Credentials;
+use crate::id::{LinkSlot, NodeId};
+use crate::io::clock::boot_time;
+use crate::negotiate::{Env, Established, Hello, Install, LaneKey, SpiPool};
+use crate::sa::{InboundSa, LimitOverrides, OutboundSa, Suite};
+use crate::worker::{Command, LaneGone};
+
+/// What the key exchanges of all peers share.
+pub(crate) struct Keys {
+    pub(super) node: NodeId,
+    pub(super) hello: Hello,
+    pub(super) suites: Vec<Suite>,
+    pub(super) limits: LimitOverrides,
+    pub(super) dataplane: Arc<DataPlane>,
+    pub(super) credentials: Arc<Credentials>,
+    key_log: Option<KeyLog>,
+    spis: Mutex<SpiPool>,
+    status: Mutex<BTreeMap<LinkKey, LinkStatus>>,
+}
+
+/// How far the keys of a link are.
+#[derive(Debug, Clone)]
+pub(crate) struct LinkStatus {
+    pub(crate) state: PeerState,
+    /// Why the last attempt failed, if it did.
+    pub(crate) failure: Option<String>,
+    pub(crate) established: Option<Established>,
+}
+
+impl Keys {
+    /// For this run of the agent, which `hello` names.
+    pub(crate) fn new(
+        hello: Hello,
+        (suites, limits): (Vec<Suite>, LimitOverrides),
+        dataplane: Arc<DataPlane>,
+        credentials: Arc<Credentials>,
+        key_log: Option<KeyLog>,
+    ) -> Self {
+        Self {
+            node: credentials.identity().node(),
+            hello,
+            suites,
+            limits,
+            dataplane,
+            credentials,
+            key_log,
+            spis: Mutex::default(),
+            status: Mutex::default(),
+        }
+    }
+
+    /// Calls a link with the time, randomness and the SPIs of this node.
+    pub(super) fn with_env<T>(&self, call: impl FnOnce(&mut Env<'_, rand::rngs::ThreadRng>) -> T) -> T {
+        let mut spis = self.spis.lock().expect(NO_PANIC);
+        call(&mut Env { now: boot_time(), rng: &mut rand::rng(), spis: &mut spis })
+    }
+
+    /// Gives SAs to their lanes, inbound ones first; returns once they are in force.
+    pub(super) async fn install(&self, link: LinkSlot, ipv6: bool, install: Install) -> Result<(), LaneGone> {
+        let (now, limits) = (boot_time(), install.limits);
+        if let Some(log) = &self.key_log {
+            log.append(install.inbound.iter().chain(&install.outbound), ipv6);
+        }
+        for LaneKey { lane, spi, key } in install.inbound {
+            let sa = Box::new(InboundSa::new(spi, key, limits, now));
+            self.execute(lane.index(), Command::InstallInbound { link, sa }).await?;
+        }
+        for LaneKey { lane, spi, key } in install.outbound {
+            let sa = Box::new(OutboundSa::new(spi, key, limits, now));
+            self.execute(lane.index(), Command::InstallOutbound { link, sa }).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends inbound SAs at a time.
+    pub(super) async fn retire(&self, spis: Vec<crate::id::Spi>, at: BootTime) -> Result<(), LaneGone> {
+        for spi in spis {
+            self.execute(spi.lane().index(), Command::RetireInbound { spi, at }).await?;
+        }
+        Ok(())
+    }
+
+    async fn execute(&self, lane: usize, command: Command) -> Result<(), LaneGone> {
+        self.dataplane.lanes().get(lane).ok_or(LaneGone)?.execute(command).await
+    }
+
+    /// How far the keys of each link are.
+    pub(crate) fn status(&self) -> BTreeMap<LinkKey, LinkStatus> {
+        self.lock_status().clone()
+    }
+
+    pub(super) fn set_status(&self, key: LinkKey, change: impl FnOnce(&mut LinkStatus)) {
+        let mut status = self.lock_status();
+        change(status.entry(key).or_insert_with(|| LinkStatus {
+            state: PeerState::Connecting,
+            failure: None,
+            established: None,
+        }));
+    }
+
+    pub(super) fn forget_status(&self, key: LinkKey) {
+        self.lock_status().remove(&key);
+    }
+
+    fn lock_status(&self) -> MutexGuard<'_, BTreeMap<LinkKey, LinkStatus>> {
+        self.status.lock().expect(NO_PANIC)
+    }
+}
+
+/// The file of `--esp-key-log`: every key that is installed, as lines of Wireshark's `esp_sa` table.
+#[derive(Debug)]
+pub(crate) struct KeyLog {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+impl KeyLog {
+    /// Opens the file for appending, for its owner alone.
+    pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let mut permissions = file.metadata()?.permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
+        file.set_permissions(permissions)?;
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file) })
+    }
+
+    fn append<'k>(&self, keys: impl Iterator<Item = &'k LaneKey>, ipv6: bool) {
+        let mut file = self.file.lock().expect(NO_PANIC);
+        for LaneKey { spi, key, .. } in keys {
+            let row = key.esp_sa_row(*spi, ipv6);
+            if let Err(error) = writeln!(file, "{}", row.as_str()) {
+                tracing::warn!(file = %self.path.display(), %error, "a key could not be logged");
+            }
+        }
+    }
+}
+
+const NO_PANIC: &str = "nothing panics while it is held";

@@ -1,0 +1,345 @@
+//! What a manager does for the nodes: admits them, keeps the cluster's state, tells each its view.
+//!
+//! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
+//! Calls that touch the disk run where they keep no other call waiting.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::cluster::{Node, Role, View};
+use crate::control::ca::{AuthorityError, CertificateAuthority};
+use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
+use crate::control::identity::NodeIdentity;
+use crate::control::rpc::messages::{
+    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
+    NetworkReply, NetworkSummary, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed,
+    SessionRequest, Token, TokenRequest,
+};
+use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
+use crate::control::state::{self, ClusterState, StateError};
+use crate::control::tls::Credentials;
+use crate::control::tls::peer::PeerIdentity;
+use crate::control::trust::Trust;
+use crate::id::NodeId;
+use crate::io::clock::wall_clock;
+use crate::membership::token::{JoinToken, TokenSecret};
+
+/// The manager of a cluster, on the node that keeps its state.
+pub(crate) struct Manager {
+    state: ClusterState,
+    authority: CertificateAuthority,
+    credentials: Arc<Credentials>,
+    /// How many sessions each node has: a node that connects again may have two for a moment.
+    sessions: Mutex<HashMap<NodeId, u32>>,
+}
+
+impl Manager {
+    /// Serves `state`.
+    pub(crate) fn new(
+        state: ClusterState,
+        credentials: Arc<Credentials>,
+    ) -> Result<Arc<Self>, ManagerStartError> {
+        let authority = StoredAuthority::load(&state.ca()?)?;
+        Ok(Arc::new(Self { state, authority, credentials, sessions: Mutex::default() }))
+    }
+
+    /// Holds every node against the list of members from now on, until the state ends.
+    pub(crate) async fn keep_trust(self: Arc<Self>) {
+        let mut versions = self.state.versions();
+        loop {
+            versions.borrow_and_update();
+            let members = self.state.nodes().into_iter().map(|status| status.node.id).collect();
+            match Trust::of(&self.credentials.identity()) {
+                Ok(trust) => self
+                    .credentials
+                    .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members)),
+                Err(error) => tracing::error!(%error, "the cluster's root cannot be used"),
+            }
+            if versions.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The join token of a role.
+    pub(crate) fn token(&self, role: Role) -> JoinToken {
+        JoinToken::new(self.authority.fingerprint(), TokenSecret::new(self.state.token(role)))
+    }
+
+    fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
+        let secret: TokenSecret = request.secret.parse().map_err(|_| EnrolRefusal::WrongSecret)?;
+        let role = self.state.role_for_secret(secret.as_bytes()).ok_or(EnrolRefusal::WrongSecret)?;
+        if role == Role::Manager {
+            return Err(EnrolRefusal::Invalid(
+                "this cluster keeps its state in an embedded store, which has one manager: join with a \
+                 worker token (`overlayd token worker` on the manager)"
+                    .to_owned(),
+            ));
+        }
+        let machine = &request.machine;
+        let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
+        let data_ip = machine.data.unwrap_or(advertise_ip);
+        let node = Node {
+            id: NodeId::from_entropy(rand::random()),
+            name: machine.host.clone(),
+            role,
+            advertise: SocketAddr::new(usable(advertise_ip)?, machine.advertise_port),
+            data: SocketAddr::new(usable(data_ip)?, machine.data_port),
+            underlay_mtu: machine.underlay_mtu,
+        };
+        let life = time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX);
+        let certificate = self
+            .authority
+            .issue(&request.csr, node.id, role, wall_clock(), life)
+            .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
+        let (id, advertise, data) = (node.id, node.advertise, node.data);
+        self.state.add_node(node).map_err(|error| match error.kind() {
+            state::ErrorKind::Invalid | state::ErrorKind::Conflict => EnrolRefusal::Invalid(error.to_string()),
+            state::ErrorKind::NotFound
+            | state::ErrorKind::Denied
+            | state::ErrorKind::Unavailable
+            | state::ErrorKind::Internal => EnrolRefusal::Unavailable(error.to_string()),
+        })?;
+        Ok(Enrolled {
+            node: id,
+            role,
+            chain: vec![certificate],
+            root: self.authority.root().clone(),
+            managers: self.addresses(),
+            advertise,
+            data,
+        })
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let nodes = self.state.nodes().into_iter().map(|status| status.node);
+        nodes.filter(|node| node.role == Role::Manager).map(|node| node.advertise).collect()
+    }
+
+    /// Sends `node` its view whenever it changes, until the session ends.
+    async fn tell(self: Arc<Self>, node: NodeId, views: watch::Sender<Arc<View>>) {
+        let mut versions = self.state.versions();
+        loop {
+            let changed = tokio::select! {
+                changed = versions.changed() => changed,
+                () = views.closed() => break,
+            };
+            if changed.is_err() {
+                break;
+            }
+            // Many changes at once are told as one.
+            tokio::time::sleep(BATCH).await;
+            versions.borrow_and_update();
+            let view = Arc::new(self.state.view_for(node));
+            views.send_replace(view);
+        }
+        let mut sessions = self.sessions.lock().expect(NO_PANIC);
+        if let Some(count) = sessions.get_mut(&node) {
+            *count -= 1;
+        }
+        sessions.retain(|_, count| *count > 0);
+        drop(sessions);
+        self.state.saw_node(node, crate::io::clock::boot_time());
+    }
+}
+
+impl Enrol for Arc<Manager> {
+    async fn enrol(&self, request: EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
+        let this = Arc::clone(self);
+        tokio::task::spawn_blocking(move || this.admit(&request, from))
+            .await
+            .map_err(|_| EnrolRefusal::Unavailable("a task of the agent died".to_owned()))?
+    }
+}
+
+impl ManagerApi for Arc<Manager> {
+    fn manager_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses()
+    }
+
+    async fn session(
+        &self,
+        caller: PeerIdentity,
+        request: SessionRequest,
+    ) -> Result<watch::Receiver<Arc<View>>, ManagerError> {
+        let node = caller.node;
+        let view = self
+            .on_state(move |state| {
+                let SessionRequest { node: Node { advertise, data, underlay_mtu, .. }, endpoints } = request;
+                state.update_node(node, advertise, data, underlay_mtu)?;
+                state.reconcile_node(node, &endpoints.into_iter().collect())?;
+                Ok(state.view_for(node))
+            })
+            .await?;
+        *self.sessions.lock().expect(NO_PANIC).entry(node).or_default() += 1;
+        let (sender, views) = watch::channel(Arc::new(view));
+        tokio::spawn(Arc::clone(self).tell(node, sender));
+        Ok(views)
+    }
+
+    async fn create_network(&self, _: PeerIdentity, new: NewNetwork) -> Result<NetworkReply, ManagerError> {
+        let network = self.on_state(move |state| state.create_network(new)).await?;
+        Ok(NetworkReply { network })
+    }
+
+    async fn remove_network(&self, _: PeerIdentity, request: RemoveNetwork) -> Result<Done, ManagerError> {
+        self.on_state(move |state| state.remove_network(&request.name)).await?;
+        Ok(Done {})
+    }
+
+    async fn list_networks(&self, _: PeerIdentity, _: ListNetworks) -> Result<Networks, ManagerError> {
+        let networks = self.state.networks().into_iter();
+        let summary = |s: state::NetworkSummary| NetworkSummary {
+            network: s.network,
+            endpoints: u64::try_from(s.endpoints).unwrap_or(u64::MAX),
+        };
+        Ok(Networks { networks: networks.map(summary).collect() })
+    }
+
+    async fn inspect_network(
+        &self,
+        _: PeerIdentity,
+        request: InspectNetwork,
+    ) -> Result<NetworkDetail, ManagerError> {
+        Ok(NetworkDetail { view: self.state.inspect(&request.name)? })
+    }
+
+    async fn attach(&self, caller: PeerIdentity, request: Attach) -> Result<Attached, ManagerError> {
+        self.on_state(move |state| state.attach(caller.node, &request)).await
+    }
+
+    async fn detach(&self, caller: PeerIdentity, request: Detach) -> Result<Done, ManagerError> {
+        self.on_state(move |state| state.detach(caller.node, request.endpoint)).await?;
+        Ok(Done {})
+    }
+
+    async fn token(&self, _: PeerIdentity, request: TokenRequest) -> Result<Token, ManagerError> {
+        let role = request.role;
+        if request.rotate {
+            self.on_state(move |state| state.rotate_token(role, rand::random())).await?;
+        }
+        Ok(Token { token: Manager::token(self, role).reveal() })
+    }
+
+    async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
+        let sessions = self.sessions.lock().expect(NO_PANIC).clone();
+        let nodes = self.state.nodes().into_iter().map(|status| NodeStatus {
+            connected: sessions.contains_key(&status.node.id),
+            node: status.node,
+        });
+        Ok(Nodes { nodes: nodes.collect() })
+    }
+
+    async fn renew(&self, caller: PeerIdentity, request: Renew) -> Result<Renewed, ManagerError> {
+        let life = time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX);
+        let certificate = self
+            .authority
+            .issue(&request.csr, caller.node, caller.role, wall_clock(), life)
+            .map_err(|error| ManagerError::new(ErrorKind::Invalid, error.to_string()))?;
+        Ok(Renewed { chain: vec![certificate] })
+    }
+
+    async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
+        let expires = u64::try_from(caller.certificate_expires.unix_timestamp()).unwrap_or(0);
+        self.on_state(move |state| state.remove_node(caller.node, expires)).await?;
+        Ok(Done {})
+    }
+}
+
+impl Manager {
+    async fn on_state<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ClusterState) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, ManagerError> {
+        let state = self.state.clone();
+        let done = tokio::task::spawn_blocking(move || work(&state)).await;
+        let done = done.map_err(|_| ManagerError::new(ErrorKind::Internal, "a task of the manager died"))?;
+        Ok(done?)
+    }
+}
+
+/// The certificate authority as the cluster's state keeps it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct StoredAuthority {
+    certificate_pem: String,
+    key_base64: Zeroizing<String>,
+}
+
+impl StoredAuthority {
+    /// The bytes to keep.
+    pub(crate) fn store(authority: &CertificateAuthority) -> Vec<u8> {
+        let stored = Self {
+            certificate_pem: authority.certificate_pem(),
+            key_base64: Zeroizing::new(data_encoding::BASE64.encode(&authority.key_pkcs8())),
+        };
+        serde_json::to_vec(&stored).expect("two strings have a JSON form")
+    }
+
+    fn load(bytes: &[u8]) -> Result<CertificateAuthority, ManagerStartError> {
+        let stored: Self = serde_json::from_slice(bytes).map_err(|_| ManagerStartError::AuthorityDamaged)?;
+        let key = data_encoding::BASE64.decode(stored.key_base64.as_bytes());
+        let key = Zeroizing::new(key.map_err(|_| ManagerStartError::AuthorityDamaged)?);
+        Ok(CertificateAuthority::from_stored(&stored.certificate_pem, &key)?)
+    }
+}
+
+/// Why a manager cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManagerStartError {
+    /// The cluster's state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The stored authority does not parse.
+    #[error("the stored certificate authority is damaged: restore the state directory from a backup")]
+    AuthorityDamaged,
+    /// The stored authority contradicts itself.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+impl From<StateError> for ManagerError {
+    fn from(error: StateError) -> Self {
+        let kind = match error.kind() {
+            state::ErrorKind::Invalid => ErrorKind::Invalid,
+            state::ErrorKind::NotFound => ErrorKind::NotFound,
+            state::ErrorKind::Conflict => ErrorKind::Conflict,
+            state::ErrorKind::Denied => ErrorKind::Denied,
+            state::ErrorKind::Unavailable => ErrorKind::Unavailable,
+            state::ErrorKind::Internal => ErrorKind::Internal,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// The identity of a cluster's first node, signed by its own authority.
+pub(crate) fn first_identity(
+    authority: &CertificateAuthority,
+    life: Duration,
+) -> Result<NodeIdentity, ManagerStartError> {
+    use crate::control::identity::NodeKey;
+    let key = NodeKey::generate().map_err(|_| ManagerStartError::AuthorityDamaged)?;
+    let csr = key.request_pem().map_err(|_| ManagerStartError::AuthorityDamaged)?;
+    let life = time::Duration::try_from(life).unwrap_or(time::Duration::MAX);
+    let node = NodeId::from_entropy(rand::random());
+    let certificate = authority.issue(&csr, node, Role::Manager, wall_clock(), life)?;
+    NodeIdentity::new(vec![certificate], &key, authority.root().clone())
+        .map_err(|_| ManagerStartError::AuthorityDamaged)
+}
+
+fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return Err(EnrolRefusal::Invalid(format!(
+            "no other node can reach {address}: give an address with --advertise-addr or --data-addr"
+        )));
+    }
+    Ok(address)
+}
+
+const BATCH: Duration = Duration::from_millis(20);
+const NO_PANIC: &str = "nothing panics while sessions are counted";

@@ -1,0 +1,177 @@
+//! The caller's side of the socket: one connection for each call.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use super::error::ApiError;
+use super::types::Call;
+
+/// Calls the agent at one socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the agent at `socket`; nothing is opened before the first call.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Makes one call.
+    ///
+    /// # Errors
+    /// When there is no agent, it refuses, or it does not answer.
+    pub async fn call<C: Call>(&self, call: &C) -> Result<C::Response, ClientError> {
+        let body = serde_json::to_vec(call).map_err(|e| self.garbled(e))?;
+        let request = Request::post(C::PATH)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::HOST, "overlayd")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| self.garbled(e))?;
+        let answer = self.exchange(request).await?;
+        serde_json::from_slice(&answer).map_err(|e| self.garbled(e))
+    }
+
+    /// The metrics as Prometheus reads them.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let request = Request::get("/metrics")
+            .header(header::HOST, "overlayd")
+            .body(Full::default())
+            .map_err(|e| self.garbled(e))?;
+        let answer = self.exchange(request).await?;
+        String::from_utf8(answer.into()).map_err(|e| self.garbled(e))
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(e))?;
+        tokio::time::timeout(PATIENCE, self.answer(stream, request)).await.unwrap_or_else(|_| {
+            Err(ClientError::Silent { socket: self.socket.clone(), seconds: PATIENCE.as_secs() })
+        })
+    }
+
+    async fn answer(&self, stream: UnixStream, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError> {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.garbled(e))?;
+        let conversation = async {
+            let response = sender.send_request(request).await.map_err(|e| self.garbled(e))?;
+            self.read(response).await
+        };
+        tokio::pin!(connection);
+        tokio::pin!(conversation);
+        tokio::select! {
+            biased;
+            answer = &mut conversation => answer,
+            // The end of the connection is no answer, but the answer may have arrived with it.
+            _ = &mut connection => conversation.await,
+        }
+    }
+
+    async fn read(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+        let body = body.collect().await.map_err(|e| self.garbled(e))?.to_bytes();
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        match serde_json::from_slice::<ApiError>(&body) {
+            Ok(error) => Err(ClientError::Refused(error)),
+            Err(_) => Err(self.garbled(format!("HTTP status {status} without a reason"))),
+        }
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        let kind = source.kind();
+        if kind == io::ErrorKind::PermissionDenied {
+            ClientError::NotPermitted { socket }
+        } else if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            ClientError::NoAgent { socket }
+        } else {
+            ClientError::Unreachable { socket, source }
+        }
+    }
+
+    fn garbled(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Garbled { socket: self.socket.clone(), cause: cause.into() }
+    }
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The agent says no.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+    /// No socket, or nobody listens on it.
+    #[error(
+        "no agent is running at {}; start one with 'overlayd agent' (or 'systemctl start overlayd'), \
+         or name its socket with --socket or OVERLAYD_SOCKET",
+        .socket.display()
+    )]
+    NoAgent {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The file's mode forbids it.
+    #[error(
+        "no permission to use {}; run the command with sudo, or join the group that owns the socket \
+         ('usermod -aG overlayd USER', then log in again)",
+        .socket.display()
+    )]
+    NotPermitted {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Another reason of the system's.
+    #[error("cannot connect to {}", .socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It took the request and said nothing.
+    #[error(
+        "the agent at {} has not answered within {seconds} s; its log says what it is doing",
+        .socket.display()
+    )]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// What it says is not this protocol.
+    #[error(
+        "what listens at {} does not answer like an agent of this version: {cause}",
+        .socket.display()
+    )]
+    Garbled {
+        /// The socket.
+        socket: PathBuf,
+        /// The parser's word.
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// An attach may wait for a manager that is just being restarted.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Far above a listing of 100,000 endpoints.
+const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;

@@ -1,0 +1,193 @@
+//! The agent's side of the socket: routes, limits, and refusals as JSON.
+//!
+//! It knows HTTP and nothing of networks: every call goes to a [`Backend`].
+
+use std::io;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, JsonRejection};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use http::{StatusCode, header};
+
+use super::error::{ApiError, ErrorKind};
+use super::metrics;
+use super::socket::{ApiListener, Caller};
+use super::types::{
+    AttachRequest, AttachResponse, Call, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
+    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
+    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
+    ListNodesResponse, PeersRequest, PeersResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+    StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest, TokenResponse,
+};
+
+macro_rules! backend {
+    ($($(#[doc = $doc:literal])* $name:ident: $request:ident -> $response:ident;)*) => {
+        /// What the agent does for its callers.
+        pub trait Backend: Send + Sync + 'static {$(
+            $(#[doc = $doc])*
+            ///
+            /// # Errors
+            /// With a message that says what to do next.
+            fn $name(
+                &self,
+                request: $request,
+            ) -> impl Future<Output = Result<$response, ApiError>> + Send;
+        )*}
+
+        fn calls<B: Backend>() -> Router<Arc<B>> {
+            Router::new()$(.route(
+                $request::PATH,
+                post(async |State(backend): State<Arc<B>>, Body(request): Body<$request>| {
+                    backend.$name(request).await.map(Json)
+                }),
+            ))*
+        }
+    };
+}
+
+backend! {
+    /// Makes a new cluster with this node as its manager.
+    init: InitRequest -> InitResponse;
+    /// Makes this node a member of an existing cluster.
+    join: JoinRequest -> JoinResponse;
+    /// Takes this node out of its cluster.
+    leave: LeaveRequest -> LeaveResponse;
+    /// Shows, and if asked renews, a join token.
+    token: TokenRequest -> TokenResponse;
+    /// Creates a network.
+    create_network: CreateNetworkRequest -> CreateNetworkResponse;
+    /// Lists the networks, by name.
+    list_networks: ListNetworksRequest -> ListNetworksResponse;
+    /// Everything about one network.
+    inspect_network: InspectNetworkRequest -> InspectNetworkResponse;
+    /// Removes a network without endpoints.
+    remove_network: RemoveNetworkRequest -> RemoveNetworkResponse;
+    /// Gives a namespace an interface in a network; returns when it is ready for traffic.
+    attach: AttachRequest -> AttachResponse;
+    /// Takes an endpoint out of a network.
+    detach: DetachRequest -> DetachResponse;
+    /// How the agent is.
+    status: StatusRequest -> StatusResponse;
+    /// Lists the nodes of the cluster.
+    list_nodes: ListNodesRequest -> ListNodesResponse;
+    /// Lists the peers, one row for each network shared with them.
+    peers: PeersRequest -> PeersResponse;
+    /// The counters.
+    stats: StatsRequest -> StatsResponse;
+}
+
+/// Answers calls until `stop` resolves and the calls in flight are done.
+///
+/// # Errors
+/// When the socket fails for good.
+pub async fn serve<B: Backend>(
+    listener: ApiListener,
+    backend: Arc<B>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let service = router(backend).into_make_service_with_connect_info::<Caller>();
+    axum::serve(Callers(listener), service).with_graceful_shutdown(stop).await
+}
+
+pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
+    calls::<B>()
+        .route("/metrics", get(scrape::<B>))
+        .fallback(async |request: Request| {
+            ApiError::not_found(format!(
+                "the agent has no call {}; are overlayd and its agent of the same version?",
+                request.uri().path()
+            ))
+        })
+        .method_not_allowed_fallback(async || ApiError::invalid("calls are POST, /metrics is GET"))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(middleware::from_fn(admit))
+        .with_state(backend)
+}
+
+async fn scrape<B: Backend>(State(backend): State<Arc<B>>) -> Result<Response, ApiError> {
+    let text = metrics::render(backend.stats(StatsRequest {}).await?)
+        .map_err(|_| ApiError::internal("the metrics cannot be written"))?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+async fn admit(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
+    if caller.allowed {
+        return next.run(request).await;
+    }
+    tracing::warn!(uid = caller.uid, "refused a caller that is neither root nor of the socket's group");
+    ApiError::denied(format!(
+        "user {} may not use this agent; use sudo, or add the user to the group overlayd",
+        caller.uid
+    ))
+    .into_response()
+}
+
+/// The JSON body of a request, whatever its content type says.
+struct Body<T>(T);
+
+impl<T: Call, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(request, state).await.map_err(refuse_body)?;
+        let Json(request) = Json::from_bytes(&bytes).map_err(|e| ApiError::invalid(refuse_json(&e)))?;
+        Ok(Self(request))
+    }
+}
+
+fn refuse_body(rejection: BytesRejection) -> ApiError {
+    let message = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        format!("the request is larger than {MAX_REQUEST_BYTES} bytes")
+    } else {
+        rejection.body_text()
+    };
+    ApiError { kind: ErrorKind::Invalid, message }
+}
+
+fn refuse_json(rejection: &JsonRejection) -> String {
+    // The source names the field's path and the place in the text.
+    let cause =
+        std::error::Error::source(rejection).map_or_else(|| rejection.body_text(), ToString::to_string);
+    format!("the request is not understood: {cause}")
+}
+
+/// The listener as axum takes it, each connection with its caller.
+struct Callers(ApiListener);
+
+impl axum::serve::Listener for Callers {
+    type Io = tokio::net::UnixStream;
+    type Addr = Caller;
+
+    async fn accept(&mut self) -> (Self::Io, Caller) {
+        loop {
+            match self.0.next().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a caller");
+                    // Out of descriptors, most likely: the next attempt would fail at once too.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Caller> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+impl axum::extract::connect_info::Connected<IncomingStream<'_, Callers>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, Callers>) -> Self {
+        *stream.remote_addr()
+    }
+}
+
+/// The largest request is a network with many labels; an honest one has a few hundred bytes.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);

@@ -1,0 +1,261 @@
+//! Server and client together, over a real socket.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::extract::ConnectInfo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tower::ServiceExt;
+
+use super::server::router;
+use super::socket::Caller;
+use super::types::{
+    AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
+    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
+    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
+    ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RemoveNetworkRequest,
+    RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest,
+    TokenResponse,
+};
+use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
+use crate::cluster::Role;
+
+#[tokio::test]
+async fn a_call_reaches_the_backend_and_its_answer_the_caller() {
+    let agent = Agent::start();
+    let answer = agent.client().call(&TokenRequest { role: Role::Manager, rotate: true }).await;
+    let answer = answer.expect("an answer");
+    assert_eq!((answer.role, answer.token.as_str()), (Role::Manager, "rotated"));
+    let networks = agent.client().call(&ListNetworksRequest {}).await.expect("an answer").networks;
+    assert_eq!(networks, []);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn refusals_of_every_kind_arrive_as_they_were_made() {
+    let agent = Agent::start();
+    for kind in ErrorKind::ALL {
+        let request = RemoveNetworkRequest { network: format!("{kind:?}").parse().expect("a name") };
+        let refusal = agent.client().call(&request).await.expect_err("a refusal");
+        let ClientError::Refused(error) = refusal else { panic!("not a refusal: {refusal}") };
+        assert_eq!(error, ApiError { kind, message: format!("because \"{kind:?}\"\nand so on") });
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_types_and_unknown_fields_are_refused_by_the_field_s_name() {
+    let agent = Agent::start();
+    for (path, body, named) in [
+        ("/v1/attach", r#"{"network":"red","netns":{"path":"/x","device":1,"inode":"9"}}"#, "netns.inode"),
+        ("/v1/token", r#"{"role":"worker","rotate":false,"ttl":1}"#, "`ttl`"),
+        ("/v1/token", r#"{"role":"king","rotate":false}"#, "role"),
+        ("/v1/token", r#"{"role":"worker"}"#, "`rotate`"),
+        ("/v1/network/remove", r#"{"network":"a/b"}"#, "network name \\\"a/b\\\" is not valid"),
+        ("/v1/token", "not JSON", "line 1 column"),
+    ] {
+        let answer = agent.raw(&post(path, body)).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{path} {body}: {answer}");
+        assert!(answer.contains(r#""kind":"invalid""#) && answer.contains(named), "{named}: {answer}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_oversized_body_is_refused() {
+    let agent = Agent::start();
+    let answer = agent.raw(&post("/v1/token", &"x".repeat(65 * 1024))).await;
+    assert!(answer.contains("larger than 65536 bytes"), "{answer}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn unknown_calls_and_methods_are_refused_in_json() {
+    let agent = Agent::start();
+    let answer = agent.raw(&post("/v1/fly", "{}")).await;
+    assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("no call /v1/fly"), "{answer}");
+    let get = "GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let answer = agent.raw(get).await;
+    assert!(answer.contains("calls are POST"), "{answer}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_scraped_over_the_socket() {
+    let agent = Agent::start();
+    let text = agent.client().metrics().await.expect("metrics");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn without_an_agent_the_client_says_how_to_start_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nowhere = Client::new(dir.path().join("agent.sock"));
+    let error = nowhere.call(&StatusRequest {}).await.expect_err("no agent");
+    assert!(error.to_string().contains("overlayd agent"), "{error}");
+    drop(std::os::unix::net::UnixListener::bind(nowhere.socket()).expect("a leftover"));
+    let error = nowhere.call(&StatusRequest {}).await.expect_err("no agent");
+    assert!(matches!(error, ClientError::NoAgent { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_stranger_on_the_socket_is_not_taken_for_an_agent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("agent.sock");
+    let listener = tokio::net::UnixListener::bind(&path).expect("a socket");
+    let stranger = tokio::spawn(async move {
+        for answer in ["SSH-2.0-hello\r\n", "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\n{}", ""] {
+            let (mut stream, _) = listener.accept().await.expect("a caller");
+            let mut request = [0u8; 1024];
+            let _read = stream.read(&mut request).await.expect("a request");
+            stream.write_all(answer.as_bytes()).await.expect("an answer");
+        }
+    });
+    for _ in 0..3 {
+        let error = Client::new(&path).call(&StatusRequest {}).await.expect_err("no agent");
+        assert!(matches!(error, ClientError::Garbled { .. }), "{error}");
+    }
+    stranger.await.expect("the stranger");
+}
+
+#[tokio::test]
+async fn a_caller_who_is_neither_root_nor_of_the_group_is_denied_every_call() {
+    let stranger = Caller { uid: 1234, allowed: false };
+    for (method, path) in [("POST", "/v1/status"), ("GET", "/metrics"), ("GET", "/nowhere")] {
+        let request = http::Request::builder().method(method).uri(path).extension(ConnectInfo(stranger));
+        let request = request.body(axum::body::Body::from("{}")).expect("a request");
+        let answer = router(Arc::new(Canned)).oneshot(request).await.expect("an answer");
+        assert_eq!(answer.status(), http::StatusCode::FORBIDDEN, "{path}");
+        let body = axum::body::to_bytes(answer.into_body(), 4096).await.expect("a body");
+        let error: ApiError = serde_json::from_slice(&body).expect("an error");
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(error.message.contains("user 1234") && error.message.contains("group overlayd"), "{error}");
+    }
+}
+
+/// An agent that knows a few answers.
+struct Agent {
+    dir: tempfile::TempDir,
+    stop: oneshot::Sender<()>,
+    server: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let listener = ApiListener::bind(&dir.path().join("agent.sock"), "no-such-group").expect("a socket");
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(serve(listener, Arc::new(Canned), async {
+            let _gone = stopped.await;
+        }));
+        Self { dir, stop, server }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.socket())
+    }
+
+    async fn raw(&self, request: &str) -> String {
+        let mut stream = UnixStream::connect(self.socket()).await.expect("a connection");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        // A server that refuses a body unread may reset the connection behind its answer.
+        let _end = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).expect("text")
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).expect("the server runs");
+        self.server.await.expect("no panic").expect("a clean stop");
+        assert!(!self.dir.path().join("agent.sock").exists(), "the socket stayed behind");
+    }
+}
+
+struct Canned;
+
+impl Backend for Canned {
+    async fn token(&self, request: TokenRequest) -> Result<TokenResponse, ApiError> {
+        let token = if request.rotate { "rotated" } else { "same" };
+        let manager = "192.0.2.1:2377".parse().expect("an address");
+        Ok(TokenResponse { role: request.role, token: token.into(), manager })
+    }
+
+    async fn list_networks(&self, _: ListNetworksRequest) -> Result<ListNetworksResponse, ApiError> {
+        Ok(ListNetworksResponse { networks: vec![] })
+    }
+
+    async fn remove_network(&self, request: RemoveNetworkRequest) -> Result<RemoveNetworkResponse, ApiError> {
+        let wanted = |kind: &&ErrorKind| format!("{kind:?}") == request.network.as_str();
+        let kind = *ErrorKind::ALL.iter().find(wanted).expect("a kind");
+        Err(ApiError { kind, message: format!("because \"{kind:?}\"\nand so on") })
+    }
+
+    async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {
+        Ok(StatsResponse::default())
+    }
+
+    async fn init(&self, _: InitRequest) -> Result<InitResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn join(&self, _: JoinRequest) -> Result<JoinResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn leave(&self, _: LeaveRequest) -> Result<LeaveResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn create_network(&self, _: CreateNetworkRequest) -> Result<CreateNetworkResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn inspect_network(&self, _: InspectNetworkRequest) -> Result<InspectNetworkResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn attach(&self, _: AttachRequest) -> Result<AttachResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn detach(&self, _: DetachRequest) -> Result<DetachResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn status(&self, _: StatusRequest) -> Result<StatusResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn peers(&self, _: PeersRequest) -> Result<PeersResponse, ApiError> {
+        Err(unused())
+    }
+}
+
+fn unused() -> ApiError {
+    ApiError::internal("no test calls this")
+}
+
+fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn namespaces_cross_the_socket_with_their_identity() {
+    let netns = NetnsReference { path: "/run/netns/c1".into(), device: u64::MAX, inode: 1 << 60 };
+    let json = serde_json::to_string(&netns).expect("JSON");
+    assert_eq!(serde_json::from_str::<NetnsReference>(&json).expect("a namespace"), netns);
+}

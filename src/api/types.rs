@@ -1,0 +1,596 @@
+//! The requests and responses of the agent's socket.
+//!
+//! Plain data. Requests refuse unknown fields, so that a newer command line never has a wish
+//! silently ignored by an older agent; responses tolerate them. A field that counts time or size
+//! has its unit in the name.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::cluster::{Endpoint, Network, Node, Role, Subnet};
+use crate::drop_reason::DropReason;
+use crate::id::{
+    ClusterId, EndpointId, Epoch, HostName, IfName, LaneId, MacAddr, NetworkId, NetworkName, NodeId, Spi,
+    Version,
+};
+use crate::sa::Suite;
+
+/// A request type: knows its path and what it is answered with.
+pub trait Call: Serialize + DeserializeOwned + Send + 'static {
+    /// The answer.
+    type Response: Serialize + DeserializeOwned + Send + 'static;
+    /// The path of the URL.
+    const PATH: &'static str;
+}
+
+macro_rules! calls {
+    ($($request:ident -> $response:ident at $path:literal;)*) => {
+        $(impl Call for $request {
+            type Response = $response;
+            const PATH: &'static str = concat!("/v1/", $path);
+        })*
+    };
+}
+
+calls! {
+    InitRequest -> InitResponse at "init";
+    JoinRequest -> JoinResponse at "join";
+    LeaveRequest -> LeaveResponse at "leave";
+    TokenRequest -> TokenResponse at "token";
+    CreateNetworkRequest -> CreateNetworkResponse at "network/create";
+    ListNetworksRequest -> ListNetworksResponse at "network/list";
+    InspectNetworkRequest -> InspectNetworkResponse at "network/inspect";
+    RemoveNetworkRequest -> RemoveNetworkResponse at "network/remove";
+    AttachRequest -> AttachResponse at "attach";
+    DetachRequest -> DetachResponse at "detach";
+    StatusRequest -> StatusResponse at "status";
+    ListNodesRequest -> ListNodesResponse at "node/list";
+    PeersRequest -> PeersResponse at "peers";
+    StatsRequest -> StatsResponse at "stats";
+}
+
+/// Makes a new cluster with this node as its manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitRequest {
+    /// Where other nodes reach this node's TLS port.
+    pub advertise: SocketAddr,
+    /// Where the TLS port listens; every address with the advertised port when absent.
+    pub listen: Option<SocketAddr>,
+    /// The underlay address that carries data; the advertised one when absent.
+    pub data_ip: Option<IpAddr>,
+    /// The UDP port of encrypted data, the same on all nodes of the cluster.
+    pub data_port: u16,
+    /// Where subnets are taken from when a network is created without one; the agent's own choice
+    /// when empty.
+    pub default_addr_pools: Vec<IpNet>,
+    /// How long a node's certificate lives.
+    pub cert_expiry_seconds: u64,
+}
+
+/// The new cluster, and what a worker needs to join it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitResponse {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// The join token for workers.
+    pub worker_token: String,
+    /// Where to join.
+    pub manager: SocketAddr,
+}
+
+/// Makes this node a member of an existing cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// The join token, as `overlayd token` printed it.
+    pub token: String,
+    /// A manager, `HOST:PORT`; the agent resolves the name.
+    pub manager: String,
+    /// Where other nodes reach this node's TLS port; the address that the route to the manager
+    /// leaves from when absent.
+    pub advertise: Option<SocketAddr>,
+    /// The underlay address that carries data; the advertised one when absent.
+    pub data_ip: Option<IpAddr>,
+}
+
+/// The membership that a join made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinResponse {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node, as the cluster knows it from now on.
+    pub node: Node,
+}
+
+/// Takes this node out of its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaveRequest {}
+
+/// What was left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaveResponse {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The id that this node had in it.
+    pub node: NodeId,
+}
+
+/// Asks for the join token of a role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// What a node that joins with it may do.
+    pub role: Role,
+    /// Makes a new token first, so that the old one is void.
+    pub rotate: bool,
+}
+
+/// A join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenResponse {
+    /// What a node that joins with it may do.
+    pub role: Role,
+    /// The token.
+    pub token: String,
+    /// Where to join.
+    pub manager: SocketAddr,
+}
+
+/// Creates a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateNetworkRequest {
+    /// Its name.
+    pub name: NetworkName,
+    /// Whether frames leave a node only inside ESP.
+    pub encrypted: bool,
+    /// Its subnets; one is taken from the pool when empty.
+    pub subnets: Vec<SubnetRequest>,
+    /// MTU of the containers' interfaces, in bytes; from the underlay when absent.
+    pub mtu: Option<u16>,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A subnet as requested.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubnetRequest {
+    /// The subnet.
+    pub cidr: IpNet,
+    /// The gateway address within it.
+    pub gateway: Option<IpAddr>,
+    /// The part of it from which addresses are given.
+    pub ip_range: Option<IpNet>,
+}
+
+impl From<SubnetRequest> for Subnet {
+    fn from(request: SubnetRequest) -> Self {
+        Self { cidr: request.cidr, gateway: request.gateway, ip_range: request.ip_range }
+    }
+}
+
+/// The created network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateNetworkResponse {
+    /// The network.
+    pub network: Network,
+}
+
+/// Lists the networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListNetworksRequest {}
+
+/// The networks, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListNetworksResponse {
+    /// The networks.
+    pub networks: Vec<NetworkSummary>,
+}
+
+/// A network in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSummary {
+    /// The network.
+    pub network: Network,
+    /// How many endpoints it has on all nodes.
+    pub endpoint_count: u64,
+}
+
+/// Asks for everything about one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InspectNetworkRequest {
+    /// Its name, or its id.
+    pub network: NetworkName,
+}
+
+/// Everything about one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectNetworkResponse {
+    /// The network.
+    pub network: Network,
+    /// MTU of its containers' interfaces, in bytes, where it is settled.
+    pub effective_mtu: Option<u16>,
+    /// Version of its membership.
+    pub epoch: Epoch,
+    /// Its member nodes.
+    pub nodes: Vec<Node>,
+    /// Its endpoints on all nodes.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Removes a network without endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveNetworkRequest {
+    /// Its name, or its id.
+    pub network: NetworkName,
+}
+
+/// The removed network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveNetworkResponse {
+    /// Its id.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: NetworkName,
+}
+
+/// A network namespace as the caller sees it: the agent refuses it when the path leads elsewhere
+/// in the agent's own view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetnsReference {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// `st_dev` of what is there.
+    pub device: u64,
+    /// `st_ino` of what is there.
+    pub inode: u64,
+}
+
+/// Gives a network namespace an interface in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// The network's name, or its id.
+    pub network: NetworkName,
+    /// The container's namespace.
+    pub netns: NetnsReference,
+    /// What the interface is called in it.
+    pub ifname: IfName,
+    /// The operator's name for the endpoint.
+    pub name: Option<HostName>,
+    /// Wanted addresses, at most one for each subnet; the rest is chosen.
+    pub addresses: Vec<IpAddr>,
+    /// The wanted MAC address.
+    pub mac: Option<MacAddr>,
+}
+
+/// The endpoint, ready for traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachResponse {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// The network's name.
+    pub network_name: NetworkName,
+    /// The interface in the container.
+    pub ifname: IfName,
+    /// Its MTU, in bytes.
+    pub mtu: u16,
+}
+
+/// Takes an endpoint out of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachRequest {
+    /// The network's name, or its id.
+    pub network: NetworkName,
+    /// Which endpoint.
+    pub target: DetachTarget,
+}
+
+/// How the endpoint to detach is named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DetachTarget {
+    /// The one in this namespace.
+    Netns(NetnsReference),
+    /// The one with this id; works when the namespace is gone.
+    Endpoint(EndpointId),
+}
+
+/// The detached endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetachResponse {
+    /// Its id.
+    pub endpoint: EndpointId,
+}
+
+/// Asks how the agent is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusRequest {}
+
+/// How the agent is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusResponse {
+    /// The agent's version.
+    pub agent_version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// How long it has been running.
+    pub uptime_seconds: u64,
+    /// Where its state is.
+    pub state_dir: PathBuf,
+    /// The file that it appends every key to (`--esp-key-log`).
+    pub esp_key_log: Option<PathBuf>,
+    /// What the operator should know or mend, one sentence each.
+    pub warnings: Vec<String>,
+    /// The cluster that it is a member of.
+    pub cluster: Option<ClusterStatus>,
+}
+
+/// How the agent stands in its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster.
+    pub id: ClusterId,
+    /// This node.
+    pub node: Node,
+    /// The cluster's state that this node has.
+    pub version: Version,
+    /// The managers.
+    pub managers: Vec<ManagerStatus>,
+    /// When this node's certificate expires, in seconds since 1970 UTC.
+    pub certificate_expires_unix_seconds: u64,
+    /// Networks that this node is a member of.
+    pub network_count: u64,
+    /// Endpoints on this node.
+    pub endpoint_count: u64,
+}
+
+/// A manager as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerStatus {
+    /// The manager.
+    pub node: Node,
+    /// Whether this node has a session with it (or is it).
+    pub connected: bool,
+}
+
+/// Lists the nodes of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListNodesRequest {}
+
+/// The nodes of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListNodesResponse {
+    /// The nodes.
+    pub nodes: Vec<NodeSummary>,
+}
+
+/// A node in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSummary {
+    /// The node.
+    pub node: Node,
+    /// Whether it is the one that answers.
+    pub is_self: bool,
+    /// Whether a manager has a session with it.
+    pub state: NodeState,
+}
+
+/// Whether a node is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// It has a session with a manager.
+    Ready,
+    /// It has none.
+    Down,
+    /// The answering node cannot tell.
+    Unknown,
+}
+
+/// Lists the peers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeersRequest {}
+
+/// The peers, one row for each network shared with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersResponse {
+    /// The rows.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// A peer in one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: HostName,
+    /// The network.
+    pub network: NetworkId,
+    /// Its name.
+    pub network_name: NetworkName,
+    /// Where its data goes to.
+    pub remote: SocketAddr,
+    /// How far the keys are.
+    pub state: PeerState,
+    /// Why there is no key, when the last attempt failed.
+    pub failure: Option<String>,
+    /// The suite of the newest keys.
+    pub suite: Option<Suite>,
+    /// Age of the newest keys.
+    pub key_age_seconds: Option<u64>,
+    /// SPIs of the SAs that this node sends on, one for each lane.
+    pub outbound_spis: Vec<Spi>,
+    /// SPIs of the SAs that this node receives on, older generations that still linger included.
+    pub inbound_spis: Vec<Spi>,
+    /// What was sent to it.
+    pub sent: Traffic,
+    /// What was received from it and delivered.
+    pub received: Traffic,
+    /// Why the last dropped packet to or from it was dropped.
+    #[serde(with = "optional_drop_reason")]
+    pub last_drop: Option<DropReason>,
+}
+
+/// How far the keys of a peer and network are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// No TLS channel to the peer yet.
+    Connecting,
+    /// The channel is there, the keys are being agreed on.
+    Negotiating,
+    /// Keys are installed in both directions.
+    Established,
+    /// The last attempt failed and will be repeated.
+    Failed,
+    /// The network is unencrypted: there are no keys.
+    Unencrypted,
+}
+
+/// Asks for the counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatsRequest {}
+
+/// The counters since the agent started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StatsResponse {
+    /// Drops; counters that are zero may be left out.
+    pub drops: Vec<DropCount>,
+    /// What went to and came from each peer, per network.
+    pub peers: Vec<PeerTraffic>,
+    /// What went to and came from each local endpoint.
+    pub endpoints: Vec<EndpointTraffic>,
+}
+
+/// One drop counter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropCount {
+    /// The lane.
+    pub lane: LaneId,
+    /// Why.
+    #[serde(with = "drop_reason_name")]
+    pub reason: DropReason,
+    /// How many.
+    pub packets: u64,
+}
+
+/// Packets and bytes in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the container's frames.
+    pub bytes: u64,
+}
+
+/// The counters of one peer in one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerTraffic {
+    /// The peer.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: HostName,
+    /// The network's name.
+    pub network_name: NetworkName,
+    /// To the peer.
+    pub sent: Traffic,
+    /// From the peer.
+    pub received: Traffic,
+}
+
+/// The counters of one local endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointTraffic {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Its name.
+    pub name: Option<HostName>,
+    /// The network's name.
+    pub network_name: NetworkName,
+    /// From the container.
+    pub sent: Traffic,
+    /// To the container.
+    pub received: Traffic,
+}
+
+mod drop_reason_name {
+    use super::{Deserialize, Deserializer, DropReason, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(reason: &DropReason, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(reason.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<DropReason, D::Error> {
+        let name = String::deserialize(from)?;
+        let known = DropReason::ALL.iter().find(|reason| reason.name() == name);
+        known.copied().ok_or_else(|| serde::de::Error::custom(format!("unknown drop reason {name:?}")))
+    }
+}
+
+mod optional_drop_reason {
+    use super::{Deserialize, Deserializer, DropReason, Serialize, Serializer, drop_reason_name};
+
+    #[derive(Serialize, Deserialize)]
+    struct Named(#[serde(with = "drop_reason_name")] DropReason);
+
+    pub(super) fn serialize<S: Serializer>(reason: &Option<DropReason>, to: S) -> Result<S::Ok, S::Error> {
+        reason.map(Named).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DropReason>, D::Error> {
+        Ok(Option::<Named>::deserialize(from)?.map(|Named(reason)| reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drop_reasons_cross_the_socket_by_name() {
+        for &reason in DropReason::ALL {
+            let count = DropCount { lane: LaneId::new(3).expect("a lane"), reason, packets: 7 };
+            let json = serde_json::to_string(&count).expect("JSON");
+            assert!(json.contains(reason.name()), "{json}");
+            assert_eq!(serde_json::from_str::<DropCount>(&json).expect("a count"), count);
+        }
+    }
+
+    #[test]
+    fn requests_refuse_fields_that_they_do_not_know() {
+        let error = serde_json::from_str::<TokenRequest>(r#"{"role":"worker","rotate":false,"ttl":1}"#)
+            .expect_err("an unknown field was taken");
+        assert!(error.to_string().contains("`ttl`"), "{error}");
+    }
+
+    #[test]
+    fn detach_names_its_target_in_two_ways() {
+        let json = r#"{"network":"red","target":{"netns":{"path":"/run/netns/c1","device":4,"inode":9}}}"#;
+        let request: DetachRequest = serde_json::from_str(json).expect("a request");
+        assert_eq!(serde_json::to_string(&request).expect("JSON"), json);
+        let json = r#"{"network":"red","target":{"endpoint":"0123456789012345678901234"}}"#;
+        let request: DetachRequest = serde_json::from_str(json).expect("a request");
+        assert!(matches!(request.target, DetachTarget::Endpoint(_)));
+    }
+}

@@ -1,0 +1,516 @@
+//! The commands and their flags, and the requests that they make.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use ipnet::IpNet;
+
+use super::{CliError, netns};
+use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
+use crate::cluster::Role;
+use crate::config::AgentConfig;
+use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
+
+/// Encrypted overlay network for containers.
+#[derive(Debug, Parser)]
+#[command(name = "overlayd", version, disable_help_subcommand = true, max_term_width = 110)]
+pub struct Cli {
+    /// Unix socket of the agent [default: /run/overlayd/agent.sock]
+    #[arg(long, global = true, env = "OVERLAYD_SOCKET", value_name = "PATH", hide_env_values = true, help_heading = GLOBAL)]
+    pub socket: Option<PathBuf>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the node's daemon in the foreground
+    Agent(AgentArguments),
+    /// Show the main job on this machine: two hosts, an encrypted network, real packets
+    Demo,
+    /// A call to the agent.
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+/// The commands that are calls to the agent.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Make a new cluster with this node as its manager
+    Init(InitArguments),
+    /// Print the token that nodes join with
+    Token {
+        /// What a node that joins with it may do
+        #[arg(value_parser = role())]
+        role: Role,
+        /// Print the token alone
+        #[arg(short, long)]
+        quiet: bool,
+        /// Make a new token first, so that the old one is void
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// Join a cluster
+    Join(JoinArguments),
+    /// Take this node out of its cluster
+    Leave,
+    /// Create a network
+    Create(CreateArguments),
+    /// List the networks
+    Ls,
+    /// Show one network with its nodes and endpoints
+    Inspect {
+        /// Name or id of the network
+        #[arg(value_name = "NET")]
+        network: NetworkName,
+    },
+    /// Remove a network that has no endpoints
+    Rm {
+        /// Name or id of the network
+        #[arg(value_name = "NET")]
+        network: NetworkName,
+    },
+    /// Give a container's network namespace an interface in a network
+    Attach(AttachArguments),
+    /// Take a container's interface out of a network
+    #[command(group = ArgGroup::new("target").required(true).args(["netns", "endpoint"]))]
+    Detach {
+        /// Name or id of the network
+        #[arg(value_name = "NET")]
+        network: NetworkName,
+        /// The container's namespace: a name of 'ip netns', a path, or the id of a process in it
+        #[arg(long, value_name = "NAME|PATH|PID")]
+        netns: Option<String>,
+        /// The endpoint's id, for when the namespace is gone
+        #[arg(long, value_name = "ID")]
+        endpoint: Option<EndpointId>,
+    },
+    /// Show how the agent is and what needs attention
+    Status,
+    /// Look at the nodes of the cluster
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// List the peers: keys, traffic and the last drop, for each network shared with them
+    Peers,
+    /// Show what was carried and what was dropped, and why
+    Stats,
+}
+
+/// Commands about nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes
+    Ls,
+}
+
+/// Flags of `overlayd agent`.
+#[derive(Debug, Args)]
+pub struct AgentArguments {
+    /// Configuration file (TOML); flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of keys and state [default: /var/lib/overlayd]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Append every key to FILE as Wireshark's esp_sa table: whoever reads it reads the traffic
+    #[arg(long, value_name = "FILE")]
+    esp_key_log: Option<PathBuf>,
+}
+
+impl AgentArguments {
+    /// The configuration file under the flags.
+    ///
+    /// # Errors
+    /// When the file is refused or a relative path cannot be made absolute.
+    pub fn config(self, socket: Option<PathBuf>) -> Result<AgentConfig, CliError> {
+        let mut config = match &self.config {
+            Some(file) => AgentConfig::read(file)?,
+            None => AgentConfig::default(),
+        };
+        if let Some(dir) = self.state_dir {
+            config.state_dir = absolute(dir)?;
+        }
+        if let Some(socket) = socket {
+            config.socket = absolute(socket)?;
+        }
+        config.esp_key_log = self.esp_key_log.map(absolute).transpose()?;
+        Ok(config)
+    }
+}
+
+/// Flags of `overlayd init`.
+#[derive(Debug, Args)]
+pub struct InitArguments {
+    /// Address, and port if not 2377, where other nodes reach this one
+    #[arg(long, value_name = "IP[:PORT]", value_parser = reachable_address)]
+    advertise_addr: SocketAddr,
+    /// Address, and port if not the advertised one, to listen on [default: every address]
+    #[arg(long, value_name = "IP[:PORT]")]
+    listen_addr: Option<String>,
+    /// Address that carries the data [default: the advertised one]
+    #[arg(long, value_name = "IP")]
+    data_addr: Option<IpAddr>,
+    /// UDP port of encrypted data on every node
+    #[arg(long, value_name = "PORT", default_value_t = 4500, value_parser = clap::value_parser!(u16).range(1..))]
+    data_port: u16,
+    /// Where the subnets of networks are taken from that are created without one
+    #[arg(long, value_name = "CIDR")]
+    default_addr_pool: Vec<IpNet>,
+    /// How long a node's certificate lives; it is renewed long before
+    #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = certificate_life)]
+    cert_expiry: Duration,
+}
+
+impl InitArguments {
+    pub(super) fn request(self) -> Result<InitRequest, CliError> {
+        let listen = match self.listen_addr {
+            None => None,
+            Some(text) => Some(
+                address(&text, self.advertise_addr.port())
+                    .map_err(|e| CliError::Usage(format!("--listen-addr: {e}")))?,
+            ),
+        };
+        Ok(InitRequest {
+            advertise: self.advertise_addr,
+            listen,
+            data_ip: self.data_addr,
+            data_port: self.data_port,
+            default_addr_pools: self.default_addr_pool,
+            cert_expiry_seconds: self.cert_expiry.as_secs(),
+        })
+    }
+}
+
+/// Flags of `overlayd join`.
+#[derive(Debug, Args)]
+pub struct JoinArguments {
+    /// The token that 'overlayd init' or 'overlayd token' printed
+    #[arg(long)]
+    token: String,
+    /// Address, and port if not 2377, where other nodes reach this one [default: towards the manager]
+    #[arg(long, value_name = "IP[:PORT]", value_parser = reachable_address)]
+    advertise_addr: Option<SocketAddr>,
+    /// Address that carries the data [default: the advertised one]
+    #[arg(long, value_name = "IP")]
+    data_addr: Option<IpAddr>,
+    /// A manager of the cluster
+    #[arg(value_name = "HOST:PORT", value_parser = host_and_port)]
+    manager: String,
+}
+
+impl JoinArguments {
+    pub(super) fn request(self) -> JoinRequest {
+        JoinRequest {
+            token: self.token,
+            manager: self.manager,
+            advertise: self.advertise_addr,
+            data_ip: self.data_addr,
+        }
+    }
+}
+
+/// Flags of `overlayd create`.
+#[derive(Debug, Args)]
+pub struct CreateArguments {
+    /// Let frames leave a node only inside ESP
+    #[arg(long)]
+    encrypted: bool,
+    /// IPv4 or IPv6 subnet; repeat it for dual stack [default: one from the cluster's pool]
+    #[arg(long, value_name = "CIDR")]
+    subnet: Vec<IpNet>,
+    /// Gateway address in a subnet; once for each subnet
+    #[arg(long, value_name = "IP", requires = "subnet")]
+    gateway: Vec<IpAddr>,
+    /// Part of a subnet to give addresses from; once for each subnet
+    #[arg(long, value_name = "CIDR", requires = "subnet")]
+    ip_range: Vec<IpNet>,
+    /// MTU of the containers' interfaces [default: what the underlay carries]
+    #[arg(long, value_name = "N")]
+    mtu: Option<u16>,
+    /// Label to keep with the network; may be repeated
+    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Name of the network
+    #[arg(value_name = "NET")]
+    network: NetworkName,
+}
+
+impl CreateArguments {
+    pub(super) fn request(self) -> Result<CreateNetworkRequest, CliError> {
+        let mut subnets: Vec<SubnetRequest> = self
+            .subnet
+            .into_iter()
+            .map(|cidr| SubnetRequest { cidr, gateway: None, ip_range: None })
+            .collect();
+        for gateway in self.gateway {
+            let subnet = containing(&mut subnets, &gateway.into(), "--gateway", &gateway.to_string())?;
+            if let Some(first) = subnet.gateway.replace(gateway) {
+                return Err(CliError::Usage(format!("--gateway: {first} and {gateway} are in one subnet")));
+            }
+        }
+        for range in self.ip_range {
+            let subnet = containing(&mut subnets, &range, "--ip-range", &range.to_string())?;
+            if let Some(first) = subnet.ip_range.replace(range) {
+                return Err(CliError::Usage(format!("--ip-range: {first} and {range} are in one subnet")));
+            }
+        }
+        let mut labels = BTreeMap::new();
+        for (key, value) in self.labels {
+            if let Some(first) = labels.insert(key.clone(), value) {
+                return Err(CliError::Usage(format!("--label {key} is given twice, first as {first:?}")));
+            }
+        }
+        Ok(CreateNetworkRequest {
+            name: self.network,
+            encrypted: self.encrypted,
+            subnets,
+            mtu: self.mtu,
+            labels,
+        })
+    }
+}
+
+/// Flags of `overlayd attach`.
+#[derive(Debug, Args)]
+pub struct AttachArguments {
+    /// Name or id of the network
+    #[arg(value_name = "NET")]
+    network: NetworkName,
+    /// The container's namespace: a name of 'ip netns', a path, or the id of a process in it
+    #[arg(long, value_name = "NAME|PATH|PID")]
+    netns: String,
+    /// Name of the interface in the container
+    #[arg(long, default_value = "eth0")]
+    ifname: IfName,
+    /// Name of the endpoint, for people
+    #[arg(long, value_name = "HOST")]
+    name: Option<HostName>,
+    /// Address to have; once for each subnet [default: free ones]
+    #[arg(long, value_name = "IP")]
+    ip: Vec<IpAddr>,
+    /// MAC address to have [default: from the IPv4 address]
+    #[arg(long)]
+    mac: Option<MacAddr>,
+}
+
+impl AttachArguments {
+    pub(super) fn request(self) -> Result<AttachRequest, CliError> {
+        Ok(AttachRequest {
+            network: self.network,
+            netns: netns::resolve(&self.netns)?,
+            ifname: self.ifname,
+            name: self.name,
+            addresses: self.ip,
+            mac: self.mac,
+        })
+    }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|source| CliError::System { doing: "make the path absolute", source })
+}
+
+fn containing<'s>(
+    subnets: &'s mut [SubnetRequest],
+    range: &IpNet,
+    flag: &str,
+    given: &str,
+) -> Result<&'s mut SubnetRequest, CliError> {
+    subnets
+        .iter_mut()
+        .find(|subnet| subnet.cidr.contains(range))
+        .ok_or_else(|| CliError::Usage(format!("{flag} {given} is in none of the subnets given by --subnet")))
+}
+
+fn role() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new(["worker", "manager"])
+        .map(|role| if role == "manager" { Role::Manager } else { Role::Worker })
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("write it as KEY=VALUE".into()),
+    }
+}
+
+/// `IP`, `IP:PORT`, `[IPv6]` or `[IPv6]:PORT`.
+fn address(text: &str, default_port: u16) -> Result<SocketAddr, String> {
+    let bracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    let bare = text.parse::<IpAddr>().ok().or_else(|| bracketed?.parse::<Ipv6Addr>().ok().map(IpAddr::V6));
+    match (bare, text.parse::<SocketAddr>()) {
+        (Some(ip), _) => Ok(SocketAddr::new(ip, default_port)),
+        (None, Ok(address)) if address.port() != 0 => Ok(address),
+        (None, Ok(_)) => Err("port 0 is no port".into()),
+        (None, Err(_)) => Err("write it as IP or IP:PORT, an IPv6 address with a port as [IP]:PORT".into()),
+    }
+}
+
+fn reachable_address(text: &str) -> Result<SocketAddr, String> {
+    let address = address(text, CONTROL_PORT)?;
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err("other nodes cannot reach it; give an address of an interface of this host".into());
+    }
+    Ok(address)
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    if let Ok(address) = address(text, CONTROL_PORT) {
+        return Ok(address.to_string());
+    }
+    let (host, port) = match text.split_once(':') {
+        Some((host, port)) => (host, port.parse::<u16>().ok().filter(|&port| port != 0)),
+        None => (text, Some(CONTROL_PORT)),
+    };
+    let is_name = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
+    match port {
+        Some(port) if is_name => Ok(format!("{host}:{port}")),
+        Some(_) | None => Err("write it as HOST:PORT, an IPv6 address as [IP]:PORT".into()),
+    }
+}
+
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let life = humantime::parse_duration(text).map_err(|e| format!("{e}; write it like 2160h or 90days"))?;
+    if life < SHORTEST_CERTIFICATE {
+        return Err("certificates live for at least 1h, so that renewal has time to fail and succeed".into());
+    }
+    Ok(life)
+}
+
+const GLOBAL: &str = "For every command";
+/// The TCP port of managers and of the key channel between nodes.
+const CONTROL_PORT: u16 = 2377;
+const SHORTEST_CERTIFICATE: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_has_a_help_of_one_line() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                let name = argument.get_id();
+                assert!(
+                    !help.is_empty() && !help.contains('\n') && help.len() <= 100,
+                    "{} {name}: {help:?}",
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn addresses_have_a_default_port_and_brackets_around_ipv6() {
+        for (given, parsed) in [
+            ("192.0.2.1", "192.0.2.1:2377"),
+            ("192.0.2.1:99", "192.0.2.1:99"),
+            ("2001:db8::1", "[2001:db8::1]:2377"),
+            ("[2001:db8::1]", "[2001:db8::1]:2377"),
+            ("[2001:db8::1]:99", "[2001:db8::1]:99"),
+        ] {
+            assert_eq!(reachable_address(given).map(|a| a.to_string()).as_deref(), Ok(parsed));
+        }
+        for bad in ["", "host", "192.0.2.1:0", "192.0.2.1:x", "0.0.0.0", "::", "224.0.0.1", "[192.0.2.1]"] {
+            assert!(reachable_address(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_manager_is_named_by_host_and_port() {
+        for (given, parsed) in [
+            ("m1.example:2400", "m1.example:2400"),
+            ("m1", "m1:2377"),
+            ("192.0.2.1:2377", "192.0.2.1:2377"),
+            ("2001:db8::1", "[2001:db8::1]:2377"),
+        ] {
+            assert_eq!(host_and_port(given).as_deref(), Ok(parsed));
+        }
+        for bad in ["", ":2377", "m1:", "m1:0", "m1:99999", "http://m1:2377", "m 1:2377"] {
+            assert!(host_and_port(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn gateways_and_ranges_find_their_subnets() {
+        let request = create(&[
+            "--subnet=10.1.0.0/16",
+            "--subnet=fd00:1::/64",
+            "--gateway=fd00:1::1",
+            "--gateway=10.1.0.1",
+            "--ip-range=10.1.2.0/24",
+            "--label=a=b=c",
+            "--encrypted",
+            "red",
+        ])
+        .expect("a request");
+        let [four, six] = &request.subnets[..] else { panic!("two subnets: {request:?}") };
+        assert_eq!(four.gateway, "10.1.0.1".parse().ok());
+        assert_eq!(four.ip_range, "10.1.2.0/24".parse().ok());
+        assert_eq!((six.gateway, six.ip_range), ("fd00:1::1".parse().ok(), None));
+        assert_eq!(request.labels["a"], "b=c");
+        assert!(request.encrypted);
+    }
+
+    #[test]
+    fn contradictory_subnets_and_labels_are_usage_errors() {
+        for bad in [
+            &["--subnet=10.1.0.0/16", "--gateway=10.2.0.1", "red"][..],
+            &["--subnet=10.1.0.0/16", "--gateway=10.1.0.1", "--gateway=10.1.0.2", "red"],
+            &["--subnet=10.1.0.0/24", "--ip-range=10.1.0.0/16", "red"],
+            &["--label=a=1", "--label=a=2", "red"],
+        ] {
+            let error = create(bad).expect_err("a contradiction was taken");
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+    }
+
+    #[test]
+    fn flags_override_the_configuration_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(&file, "state_dir = \"/a\"\nsocket = \"/s\"\n").expect("written");
+        let path = file.path().to_str().expect("text");
+        let cli = Cli::parse_from(["overlayd", "agent", "--config", path, "--state-dir", "/b"]);
+        let Command::Agent(arguments) = cli.command else { panic!("not agent") };
+        let config = arguments.config(None).expect("a configuration");
+        assert_eq!((config.state_dir, config.socket), ("/b".into(), "/s".into()));
+        let cli = Cli::parse_from(["overlayd", "--socket", "/t", "agent", "--esp-key-log", "keys"]);
+        let Command::Agent(arguments) = cli.command else { panic!("not agent") };
+        let config = arguments.config(cli.socket).expect("a configuration");
+        assert_eq!(config.socket, PathBuf::from("/t"));
+        assert!(config.esp_key_log.is_some_and(|file| file.is_absolute()));
+    }
+
+    #[test]
+    fn certificates_live_an_hour_at_least() {
+        assert_eq!(certificate_life("2160h"), Ok(Duration::from_secs(2160 * 3600)));
+        assert!(certificate_life("59m").is_err());
+        assert!(certificate_life("long").is_err());
+    }
+
+    fn create(arguments: &[&str]) -> Result<CreateNetworkRequest, CliError> {
+        let cli = Cli::parse_from(["overlayd", "create"].iter().chain(arguments));
+        let Command::Client(ClientCommand::Create(arguments)) = cli.command else { panic!("not create") };
+        arguments.request()
+    }
+}

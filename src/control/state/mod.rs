@@ -1,0 +1,280 @@
+//! The truth about a cluster, as its manager keeps it: nodes, networks, endpoints, memberships.
+//!
+//! Every operation is checked against the state in memory, written to the state file in one
+//! transaction, and only then seen by anybody. Calls block on the disk (async callers use
+//! `spawn_blocking`); [`ClusterState::versions`] wakes whoever passes changes on to the nodes. Who may
+//! call what is decided by the caller's certificate in `control::rpc`; here it is checked only that
+//! a node touches nothing of another's.
+
+mod addresses;
+mod endpoints;
+mod error;
+mod model;
+mod networks;
+mod nodes;
+mod pool;
+mod subnets;
+mod tokens;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use self::model::{COUNTERS, Change, Counters, Founding, MembershipRow, Model, NetworkState, ONLY};
+use crate::boot_time::BootTime;
+use crate::cluster::Membership;
+use crate::control::store::Store;
+use crate::id::{ClusterId, NodeId, Version};
+use crate::membership::SignedMembership;
+
+pub use self::endpoints::{AttachRequest, Attached};
+pub use self::error::{ErrorKind, StateError};
+pub use self::networks::{NetworkSummary, NewNetwork};
+pub use self::nodes::NodeStatus;
+pub use self::pool::AddressPool;
+pub use self::tokens::Tokens;
+pub use self::views::ViewDelta;
+
+/// Signs a membership with the manager's key.
+pub type SignMembership =
+    dyn Fn(&Membership) -> Result<SignedMembership, Box<dyn Error + Send + Sync>> + Send + Sync;
+
+/// What a cluster is made from.
+#[derive(Debug, Clone)]
+pub struct NewCluster {
+    /// Its id.
+    pub id: ClusterId,
+    /// The certificate authority with its key, opaque to the state.
+    pub ca: Vec<u8>,
+    /// Where subnets come from when a network is created without; empty for [`AddressPool::standard`].
+    pub pools: Vec<AddressPool>,
+    /// How long a node's certificate lives.
+    pub certificate_life: Duration,
+    /// The secrets of the join tokens.
+    pub tokens: Tokens,
+}
+
+/// The state of a cluster; clones share it.
+#[derive(Clone)]
+pub struct ClusterState {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    sign: Box<SignMembership>,
+    /// One change at a time; readers are not kept waiting by its way to the disk.
+    changing: Mutex<Memory>,
+    model: RwLock<Model>,
+    versions: watch::Sender<Version>,
+    last_seen: Mutex<BTreeMap<NodeId, BootTime>>,
+}
+
+/// Whether the model is what the file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Current,
+    /// The disk failed and could not be read since: what it holds is the truth.
+    Stale,
+}
+
+impl ClusterState {
+    /// Makes a cluster in the state file of this node.
+    ///
+    /// # Errors
+    /// When the node keeps a cluster's state already, a pool is not usable, or the disk refuses.
+    pub fn create(store: Store, new: NewCluster, sign: Box<SignMembership>) -> Result<Self, StateError> {
+        if let Some(present) = Self::load(&store)? {
+            return Err(StateError::ClusterExists { id: present.founding.id.to_string() });
+        }
+        let pools = if new.pools.is_empty() { vec![AddressPool::standard()] } else { new.pools };
+        pool::check(&pools)?;
+        if new.certificate_life < Duration::from_hours(1)
+            || new.certificate_life > Duration::from_hours(24 * 365 * 20)
+        {
+            return Err(StateError::CertificateExpiry);
+        }
+        let founding = Founding {
+            id: new.id,
+            ca: data_encoding::HEXLOWER.encode(&new.ca),
+            pools,
+            certificate_life_seconds: new.certificate_life.as_secs(),
+        };
+        let counters = Counters { version: Version::new(1), next_vni: networks::FIRST_VNI };
+        let model = Model::founded(founding, new.tokens, counters);
+        store.write(|w| model.write_founding(w))?;
+        Ok(Self::over(store, model, sign))
+    }
+
+    /// Opens the state of the cluster that this node manages.
+    ///
+    /// # Errors
+    /// When the node keeps no cluster's state, or the state cannot be read or contradicts itself.
+    pub fn open(store: Store, sign: Box<SignMembership>) -> Result<Self, StateError> {
+        let model = Self::load(&store)?.ok_or(StateError::NoCluster)?;
+        Ok(Self::over(store, model, sign))
+    }
+
+    /// Whether the node keeps a cluster's state, that is, whether it is a manager.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn exists(store: &Store) -> Result<bool, StateError> {
+        Ok(Self::load(store)?.is_some())
+    }
+
+    /// The cluster's id.
+    pub fn id(&self) -> ClusterId {
+        self.model().founding.id
+    }
+
+    /// The certificate authority as it was given to [`Self::create`].
+    ///
+    /// # Errors
+    /// When the row was altered.
+    pub fn ca(&self) -> Result<Vec<u8>, StateError> {
+        data_encoding::HEXLOWER.decode(self.model().founding.ca.as_bytes()).map_err(|e| {
+            StateError::Inconsistent { why: format!("the certificate authority does not decode: {e}") }
+        })
+    }
+
+    /// How long a node's certificate lives.
+    pub fn certificate_life(&self) -> Duration {
+        Duration::from_secs(self.model().founding.certificate_life_seconds)
+    }
+
+    /// Where subnets come from when a network is created without.
+    pub fn pools(&self) -> Vec<AddressPool> {
+        self.model().founding.pools.clone()
+    }
+
+    /// The state's version.
+    pub fn version(&self) -> Version {
+        self.model().counters.version
+    }
+
+    /// Tells of every new version once it is on the disk.
+    pub fn versions(&self) -> watch::Receiver<Version> {
+        self.inner.versions.subscribe()
+    }
+
+    /// Signs every membership anew, one epoch on, as after a change of the manager's certificate.
+    ///
+    /// # Errors
+    /// When one cannot be signed or the disk refuses.
+    pub fn sign_again(&self) -> Result<(), StateError> {
+        self.change(|model| {
+            let all = model.networks.values();
+            let changes = all.map(|state| self.membership(state, state.members.keys().copied().collect()));
+            Ok(((), changes.collect::<Result<_, _>>()?))
+        })
+    }
+
+    fn over(store: Store, model: Model, sign: Box<SignMembership>) -> Self {
+        let (versions, _) = watch::channel(model.counters.version);
+        let inner = Inner {
+            store,
+            sign,
+            changing: Mutex::new(Memory::Current),
+            model: RwLock::new(model),
+            versions,
+            last_seen: Mutex::new(BTreeMap::new()),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn load(store: &Store) -> Result<Option<Model>, StateError> {
+        store.read(Model::load)?.map_err(|why| StateError::Inconsistent { why })
+    }
+
+    fn model(&self) -> RwLockReadGuard<'_, Model> {
+        self.inner.model.read().expect(NO_PANIC)
+    }
+
+    /// Plans against the state, writes the changes, applies them. No changes, no new version.
+    fn change<T>(
+        &self,
+        plan: impl FnOnce(&Model) -> Result<(T, Vec<Change>), StateError>,
+    ) -> Result<T, StateError> {
+        let mut memory = self.inner.changing.lock().expect(NO_PANIC);
+        if *memory == Memory::Stale {
+            self.reload()?;
+            *memory = Memory::Current;
+        }
+        let (answer, counters, changes) = {
+            let model = self.model();
+            let (answer, changes) = plan(&model)?;
+            let mut counters = model.counters;
+            counters.version = Version::new(counters.version.get() + 1);
+            for change in &changes {
+                if let Change::SetNextVni(next) = change {
+                    counters.next_vni = *next;
+                }
+            }
+            (answer, counters, changes)
+        };
+        if changes.is_empty() {
+            return Ok(answer);
+        }
+        let written = self.inner.store.write(|w| {
+            w.put(&COUNTERS, ONLY, &counters)?;
+            changes.iter().try_for_each(|change| change.write(w))
+        });
+        if let Err(refused) = written {
+            // A disk that fails late may have taken the change all the same.
+            *memory = Memory::Stale;
+            if self.reload().is_ok() {
+                *memory = Memory::Current;
+            }
+            return Err(refused.into());
+        }
+        let mut model = self.inner.model.write().expect(NO_PANIC);
+        model.counters = counters;
+        for change in changes {
+            model.apply(change).map_err(|why| StateError::Inconsistent { why })?;
+        }
+        drop(model);
+        self.inner.versions.send_replace(counters.version);
+        Ok(answer)
+    }
+
+    /// Takes what the file holds for the truth, if it is not what we have.
+    fn reload(&self) -> Result<(), StateError> {
+        let truth = Self::load(&self.inner.store)?.ok_or(StateError::NoCluster)?;
+        let mut model = self.inner.model.write().expect(NO_PANIC);
+        if truth.counters != model.counters {
+            self.inner.versions.send_replace(truth.counters.version);
+            *model = truth;
+        }
+        Ok(())
+    }
+
+    /// The change to the next membership of a network, signed.
+    fn membership(&self, state: &NetworkState, nodes: BTreeSet<NodeId>) -> Result<Change, StateError> {
+        let membership = state.next_membership(nodes);
+        let signed = (self.inner.sign)(&membership)
+            .map_err(|source| StateError::Signing { network: state.network.name.clone(), source })?;
+        let row = MembershipRow { epoch: membership.epoch, signed };
+        Ok(Change::PutMembership(membership.network, row))
+    }
+}
+
+impl fmt::Debug for ClusterState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let model = self.model();
+        f.debug_struct("ClusterState")
+            .field("id", &model.founding.id)
+            .field("version", &model.counters.version)
+            .finish_non_exhaustive()
+    }
+}
+
+const NO_PANIC: &str = "nothing panics while it changes the state";
+
+#[cfg(test)]
+mod tests;

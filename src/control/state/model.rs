@@ -1,0 +1,339 @@
+//! The cluster's state in memory, and the changes that lead from one state to the next.
+//!
+//! An operation looks at the model and answers with changes; they are written to the file in one
+//! transaction and only then applied here. Loading applies the same changes from the file's rows,
+//! so the model after a restart is the model before it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::addresses::SubnetAddresses;
+use super::pool::AddressPool;
+use super::tokens::Tokens;
+use crate::cluster::{Endpoint, Membership, Network, Node};
+use crate::control::store::{Reading, StoreError, Table, Writing};
+use crate::id::{ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version};
+use crate::membership::SignedMembership;
+
+/// What was fixed when the cluster was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Founding {
+    pub(super) id: ClusterId,
+    /// The certificate authority, opaque, as hexadecimal digits.
+    pub(super) ca: String,
+    pub(super) pools: Vec<AddressPool>,
+    pub(super) certificate_life_seconds: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Counters {
+    /// Grows with every change.
+    pub(super) version: Version,
+    /// Where the search for the next network's VNI begins.
+    pub(super) next_vni: u32,
+}
+
+/// A membership as agreed: what was signed, beside the signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MembershipRow {
+    pub(super) epoch: Epoch,
+    pub(super) signed: SignedMembership,
+}
+
+/// One row that changes.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    SetTokens(Tokens),
+    SetNextVni(u32),
+    PutNode(Node),
+    /// Holds the end of its certificate's life, in seconds since 1970.
+    RemoveNode(NodeId, u64),
+    /// Its certificate has expired, so nobody has to be told of its removal any more.
+    ForgetRemoved(NodeId),
+    PutNetwork(Network),
+    DropNetwork(NetworkId),
+    PutMembership(NetworkId, MembershipRow),
+    /// The address given last in each subnet.
+    PutLastGiven(NetworkId, Vec<Option<IpAddr>>),
+    PutEndpoint(Endpoint),
+    DropEndpoint(Endpoint),
+}
+
+impl Change {
+    /// Writes the row.
+    pub(super) fn write(&self, w: &Writing<'_>) -> Result<(), StoreError> {
+        match self {
+            Self::SetTokens(tokens) => w.put(&TOKENS, ONLY, tokens),
+            // Written with the version, by the operation.
+            Self::SetNextVni(_) => Ok(()),
+            Self::PutNode(node) => w.put(&NODES, node.id.as_str(), node),
+            Self::RemoveNode(id, expiry) => {
+                w.remove(&NODES, id.as_str())?;
+                w.put(&REMOVED, id.as_str(), expiry)
+            }
+            Self::ForgetRemoved(id) => w.remove(&REMOVED, id.as_str()),
+            Self::PutNetwork(network) => w.put(&NETWORKS, network.id.as_str(), network),
+            Self::DropNetwork(id) => {
+                w.remove(&LAST_GIVEN, id.as_str())?;
+                w.remove(&MEMBERSHIPS, id.as_str())?;
+                w.remove(&NETWORKS, id.as_str())
+            }
+            Self::PutMembership(id, row) => w.put(&MEMBERSHIPS, id.as_str(), row),
+            Self::PutLastGiven(id, last) => w.put(&LAST_GIVEN, id.as_str(), last),
+            Self::PutEndpoint(endpoint) => w.put(&ENDPOINTS, endpoint.id.as_str(), endpoint),
+            Self::DropEndpoint(endpoint) => w.remove(&ENDPOINTS, endpoint.id.as_str()),
+        }
+    }
+}
+
+/// The whole state, with its indices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Model {
+    pub(super) founding: Founding,
+    pub(super) tokens: Tokens,
+    pub(super) counters: Counters,
+    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) removed: BTreeMap<NodeId, u64>,
+    pub(super) networks: BTreeMap<NetworkId, NetworkState>,
+    pub(super) network_names: BTreeMap<NetworkName, NetworkId>,
+    /// The network of every endpoint.
+    pub(super) endpoints: HashMap<EndpointId, NetworkId>,
+    /// When a node was added, changed or removed last; after a restart, the version of then.
+    pub(super) roster_changed: Version,
+}
+
+/// One network, with its indices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NetworkState {
+    pub(super) network: Network,
+    pub(super) membership: Option<MembershipRow>,
+    pub(super) endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// How many endpoints each member has.
+    pub(super) members: BTreeMap<NodeId, usize>,
+    pub(super) addresses: HashMap<IpAddr, EndpointId>,
+    pub(super) macs: HashMap<MacAddr, EndpointId>,
+    pub(super) names: HashMap<HostName, EndpointId>,
+    /// In the order of the network's subnets.
+    pub(super) subnets: Vec<SubnetAddresses>,
+    /// When anything in the network's view changed last; after a restart, the version of then.
+    pub(super) changed: Version,
+}
+
+impl Model {
+    /// The state of a cluster that was just made.
+    pub(super) fn founded(founding: Founding, tokens: Tokens, counters: Counters) -> Self {
+        Self {
+            founding,
+            tokens,
+            counters,
+            nodes: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            network_names: BTreeMap::new(),
+            endpoints: HashMap::new(),
+            roster_changed: counters.version,
+        }
+    }
+
+    /// Writes what is written once.
+    pub(super) fn write_founding(&self, w: &Writing<'_>) -> Result<(), StoreError> {
+        w.put(&FOUNDING, ONLY, &self.founding)?;
+        w.put(&TOKENS, ONLY, &self.tokens)?;
+        w.put(&COUNTERS, ONLY, &self.counters)
+    }
+
+    /// The state in the file; `None` if the node keeps no cluster's state. The error of the inner
+    /// result says what contradicts what.
+    pub(super) fn load(r: &Reading<'_>) -> Result<Result<Option<Self>, String>, StoreError> {
+        let Some(founding) = r.get(&FOUNDING, ONLY)? else { return Ok(Ok(None)) };
+        let (Some(tokens), Some(counters)) = (r.get(&TOKENS, ONLY)?, r.get(&COUNTERS, ONLY)?) else {
+            return Ok(Err("tokens or counters are missing".to_owned()));
+        };
+        let mut changes = Vec::new();
+        changes.extend(r.all(&NODES)?.into_iter().map(|(_, node)| Change::PutNode(node)));
+        changes.extend(r.all(&NETWORKS)?.into_iter().map(|(_, network)| Change::PutNetwork(network)));
+        for (id, expiry) in r.all(&REMOVED)? {
+            let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no node id"))) };
+            changes.push(Change::RemoveNode(id, expiry));
+        }
+        for (id, row) in r.all(&MEMBERSHIPS)? {
+            let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no network id"))) };
+            changes.push(Change::PutMembership(id, row));
+        }
+        for (id, last) in r.all(&LAST_GIVEN)? {
+            let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no network id"))) };
+            changes.push(Change::PutLastGiven(id, last));
+        }
+        changes.extend(r.all(&ENDPOINTS)?.into_iter().map(|(_, endpoint)| Change::PutEndpoint(endpoint)));
+        let mut model = Self::founded(founding, tokens, counters);
+        for change in changes {
+            if let Err(why) = model.apply(change) {
+                return Ok(Err(why));
+            }
+        }
+        Ok(Ok(Some(model)))
+    }
+
+    /// Makes a change; the counters' version is that of after the change.
+    ///
+    /// An error means that the change contradicts the state, which no operation's changes do.
+    pub(super) fn apply(&mut self, change: Change) -> Result<(), String> {
+        let version = self.counters.version;
+        match change {
+            Change::SetTokens(tokens) => self.tokens = tokens,
+            Change::SetNextVni(next) => self.counters.next_vni = next,
+            Change::PutNode(node) => {
+                for state in self.networks.values_mut().filter(|s| s.members.contains_key(&node.id)) {
+                    state.changed = version;
+                }
+                self.roster_changed = version;
+                self.nodes.insert(node.id, node);
+            }
+            Change::RemoveNode(id, expiry) => {
+                self.nodes.remove(&id);
+                self.removed.insert(id, expiry);
+                self.roster_changed = version;
+            }
+            Change::ForgetRemoved(id) => {
+                self.removed.remove(&id);
+                self.roster_changed = version;
+            }
+            Change::PutNetwork(network) => {
+                self.network_names.insert(network.name.clone(), network.id);
+                self.networks.insert(network.id, NetworkState::new(network, version));
+            }
+            Change::DropNetwork(id) => {
+                let state = self.networks.remove(&id).ok_or_else(|| unknown(id))?;
+                self.network_names.remove(&state.network.name);
+            }
+            Change::PutMembership(id, row) => {
+                let state = self.network_mut(id)?;
+                state.membership = Some(row);
+                state.changed = version;
+            }
+            Change::PutLastGiven(id, last) => {
+                let state = self.network_mut(id)?;
+                for (subnet, last) in state.subnets.iter_mut().zip(last) {
+                    if let Some(last) = last {
+                        subnet.set_last_given(last);
+                    }
+                }
+            }
+            Change::PutEndpoint(endpoint) => {
+                if !self.nodes.contains_key(&endpoint.node) {
+                    return Err(format!("endpoint {} is on unknown node {}", endpoint.id, endpoint.node));
+                }
+                self.endpoints.insert(endpoint.id, endpoint.network);
+                let state = self.network_mut(endpoint.network)?;
+                state.changed = version;
+                state.put(endpoint)?;
+            }
+            Change::DropEndpoint(endpoint) => {
+                self.endpoints.remove(&endpoint.id);
+                let state = self.network_mut(endpoint.network)?;
+                state.changed = version;
+                state.remove(&endpoint);
+            }
+        }
+        Ok(())
+    }
+
+    fn network_mut(&mut self, id: NetworkId) -> Result<&mut NetworkState, String> {
+        self.networks.get_mut(&id).ok_or_else(|| unknown(id))
+    }
+}
+
+impl NetworkState {
+    pub(super) fn new(network: Network, version: Version) -> Self {
+        let subnets = network.subnets.iter().map(SubnetAddresses::new).collect();
+        Self {
+            network,
+            membership: None,
+            endpoints: BTreeMap::new(),
+            members: BTreeMap::new(),
+            addresses: HashMap::new(),
+            macs: HashMap::new(),
+            names: HashMap::new(),
+            subnets,
+            changed: version,
+        }
+    }
+
+    /// The membership that follows the present one, with these nodes.
+    pub(super) fn next_membership(&self, nodes: std::collections::BTreeSet<NodeId>) -> Membership {
+        let epoch = self.membership.as_ref().map_or(0, |m| m.epoch.get()) + 1;
+        Membership { network: self.network.id, vni: self.network.vni, epoch: Epoch::new(epoch), nodes }
+    }
+
+    /// The endpoint as an operator knows it: its id, name and node.
+    pub(super) fn describe(&self, id: &EndpointId) -> String {
+        let Some(endpoint) = self.endpoints.get(id) else { return format!("endpoint {id}") };
+        let name = endpoint.name.as_ref().map(|n| format!(" ({n})")).unwrap_or_default();
+        format!("endpoint {id}{name} on node {}", endpoint.node)
+    }
+
+    fn put(&mut self, endpoint: Endpoint) -> Result<(), String> {
+        for net in &endpoint.addresses {
+            let address = net.addr();
+            let subnet = self.network.subnets.iter().position(|s| s.cidr.contains(&address));
+            let Some(subnet) = subnet.and_then(|i| self.subnets.get_mut(i)) else {
+                return Err(format!("address {address} of endpoint {} is in no subnet", endpoint.id));
+            };
+            if !subnet.take(address) {
+                return Err(format!("address {address} is given twice"));
+            }
+            self.addresses.insert(address, endpoint.id);
+        }
+        if self.macs.insert(endpoint.mac, endpoint.id).is_some() {
+            return Err(format!("MAC address {} is given twice", endpoint.mac));
+        }
+        if let Some(name) = &endpoint.name
+            && self.names.insert(name.clone(), endpoint.id).is_some()
+        {
+            return Err(format!("endpoint name {name} is given twice"));
+        }
+        *self.members.entry(endpoint.node).or_default() += 1;
+        self.endpoints.insert(endpoint.id, endpoint);
+        Ok(())
+    }
+
+    fn remove(&mut self, endpoint: &Endpoint) {
+        for net in &endpoint.addresses {
+            for (subnet, addresses) in self.network.subnets.iter().zip(&mut self.subnets) {
+                if subnet.cidr.contains(&net.addr()) {
+                    addresses.give_back(net.addr());
+                }
+            }
+            self.addresses.remove(&net.addr());
+        }
+        self.macs.remove(&endpoint.mac);
+        if let Some(name) = &endpoint.name {
+            self.names.remove(name);
+        }
+        if let Some(count) = self.members.get_mut(&endpoint.node) {
+            *count -= 1;
+            if *count == 0 {
+                self.members.remove(&endpoint.node);
+            }
+        }
+        self.endpoints.remove(&endpoint.id);
+    }
+}
+
+fn unknown(id: NetworkId) -> String {
+    format!("a row names network {id}, which does not exist")
+}
+
+/// The key of a table's only row.
+pub(super) const ONLY: &str = "cluster";
+const FOUNDING: Table<Founding> = Table::new("founding");
+const TOKENS: Table<Tokens> = Table::new("tokens");
+pub(super) const COUNTERS: Table<Counters> = Table::new("counters");
+const NODES: Table<Node> = Table::new("nodes");
+const REMOVED: Table<u64> = Table::new("removed");
+const NETWORKS: Table<Network> = Table::new("networks");
+const MEMBERSHIPS: Table<MembershipRow> = Table::new("memberships");
+const LAST_GIVEN: Table<Vec<Option<IpAddr>>> = Table::new("last_given");
+const ENDPOINTS: Table<Endpoint> = Table::new("endpoints");

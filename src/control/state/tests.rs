@@ -1,0 +1,439 @@
+//! Tests of the state as a whole, with a fake signer; each module's own are beside it.
+
+mod histories;
+mod refusals;
+
+use super::*;
+use crate::cluster::{Network, Node, Role, Subnet};
+use crate::id::{EndpointId, NetworkName};
+use ipnet::IpNet;
+use std::path::Path;
+use tempfile::TempDir;
+
+#[test]
+fn cluster_made_once_is_there_after_opening_again() {
+    let cluster = TestCluster::new();
+    assert_eq!(cluster.state.certificate_life(), Duration::from_hours(2160));
+    assert_eq!(cluster.state.pools(), vec![AddressPool::standard()]);
+    let dir = cluster.close();
+
+    let store = Store::open(dir.path()).unwrap();
+    assert!(ClusterState::exists(&store).unwrap());
+    let again = ClusterState::create(store.clone(), new_cluster(), signer()).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Conflict);
+    let state = ClusterState::open(store, signer()).unwrap();
+    assert_eq!(state.ca().unwrap(), b"root and key");
+    assert_eq!(state.id(), new_cluster().id);
+}
+
+#[test]
+fn node_without_a_cluster_is_told_how_to_make_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = ClusterState::open(Store::create(dir.path()).unwrap(), signer()).unwrap_err();
+    assert!(error.to_string().contains("overlayd init makes a cluster"), "{error}");
+}
+
+#[test]
+fn addresses_and_macs_are_given_as_docker_gives_them() {
+    let cluster = TestCluster::new();
+    cluster.create("dual", &["10.1.0.0/24", "fd00:1::/64"]);
+
+    let first = cluster.attach(1, "dual").endpoint;
+    let second = cluster.attach(2, "dual").endpoint;
+
+    assert_eq!(first.addresses, nets(&["10.1.0.1/24", "fd00:1::1/64"]));
+    assert_eq!(first.mac.to_string(), "02:42:0a:01:00:01");
+    assert_eq!(second.addresses, nets(&["10.1.0.2/24", "fd00:1::2/64"]));
+}
+
+#[test]
+fn mac_of_an_ipv6_network_ends_as_the_address_does() {
+    let cluster = TestCluster::new();
+    cluster.create("six", &["fd00:1::/64"]);
+    let mut request = request(1, "six");
+    request.ips = vec!["fd00:1::a:b0c:d".parse().unwrap()];
+    let endpoint = cluster.state.attach(node_id(1), &request).unwrap().endpoint;
+    assert_eq!(endpoint.mac.to_string(), "02:42:0b:0c:00:0d");
+}
+
+#[test]
+fn derived_mac_avoids_one_that_somebody_asked_for() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    let mut thief = request(9, "web");
+    thief.ips = vec!["10.1.0.200".parse().unwrap()];
+    thief.mac = Some("02:42:0a:01:00:01".parse().unwrap());
+    cluster.state.attach(node_id(1), &thief).unwrap();
+    assert_eq!(cluster.attach(1, "web").endpoint.mac.to_string(), "02:43:0a:01:00:01");
+}
+
+#[test]
+fn gateway_is_given_only_by_request() {
+    let cluster = TestCluster::new();
+    let mut new = new_network("web", &["10.1.0.0/29"]);
+    new.subnets[0].gateway = Some("10.1.0.1".parse().unwrap());
+    cluster.state.create_network(new).unwrap();
+    assert_eq!(cluster.attach(1, "web").endpoint.addresses, nets(&["10.1.0.2/29"]));
+    let mut router = request(2, "web");
+    router.ips = vec!["10.1.0.1".parse().unwrap()];
+    let router = cluster.state.attach(node_id(1), &router).unwrap().endpoint;
+    assert_eq!(router.addresses, nets(&["10.1.0.1/29"]));
+}
+
+#[test]
+fn attaching_twice_gives_the_same_endpoint_and_no_new_version() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    let first = cluster.attach(1, "web");
+    let version = cluster.state.version();
+    assert_eq!(cluster.attach(1, "web"), first);
+    assert_eq!(cluster.state.version(), version);
+}
+
+#[test]
+fn detaching_frees_the_address_and_is_done_twice_without_harm() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/30"]);
+    cluster.attach(1, "web");
+    cluster.attach(2, "web");
+    cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
+    cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
+    assert_eq!(cluster.attach(3, "web").endpoint.addresses, nets(&["10.1.0.1/30"]));
+}
+
+#[test]
+fn membership_is_the_nodes_with_endpoints_and_its_epoch_grows_with_every_change() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    assert_eq!(cluster.membership("web"), (1, vec![]));
+    cluster.state.attach(node_id(1), &request(1, "web")).unwrap();
+    cluster.state.attach(node_id(1), &request(2, "web")).unwrap();
+    assert_eq!(cluster.membership("web"), (2, vec![node_id(1)]));
+    cluster.state.attach(node_id(2), &request(3, "web")).unwrap();
+    assert_eq!(cluster.membership("web"), (3, vec![node_id(1), node_id(2)]));
+    cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
+    assert_eq!(cluster.membership("web").0, 3);
+    cluster.state.detach(node_id(1), endpoint_id(2)).unwrap();
+    assert_eq!(cluster.membership("web"), (4, vec![node_id(2)]));
+    cluster.state.sign_again().unwrap();
+    assert_eq!(cluster.membership("web"), (5, vec![node_id(2)]));
+}
+
+#[test]
+fn endpoint_that_its_agent_does_not_know_is_taken_back() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    for n in 1..=3 {
+        cluster.attach(n, "web");
+    }
+    cluster.state.attach(node_id(2), &request(4, "web")).unwrap();
+
+    let dropped = cluster.state.reconcile_node(node_id(1), &[endpoint_id(2)].into()).unwrap();
+
+    assert_eq!(dropped.len(), 2);
+    let left: BTreeSet<_> =
+        cluster.state.inspect(&name("web")).unwrap().endpoints.iter().map(|e| e.id).collect();
+    assert_eq!(left, [endpoint_id(2), endpoint_id(4)].into());
+    assert!(cluster.state.reconcile_node(node_id(1), &[endpoint_id(2)].into()).unwrap().is_empty());
+}
+
+#[test]
+fn removed_node_loses_endpoints_and_memberships_and_is_told_of_until_its_certificate_expires() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    cluster.state.attach(node_id(1), &request(1, "web")).unwrap();
+    cluster.state.attach(node_id(2), &request(2, "web")).unwrap();
+
+    cluster.state.remove_node(node_id(2), 1000).unwrap();
+
+    assert_eq!(cluster.membership("web"), (4, vec![node_id(1)]));
+    assert_eq!(cluster.state.endpoint(endpoint_id(2)), None);
+    assert_eq!(cluster.state.view_for(node_id(1)).removed, [node_id(2)].into());
+    let error = cluster.state.attach(node_id(2), &request(5, "web")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    cluster.state.forget_expired(1000).unwrap();
+    assert_eq!(cluster.state.removed_nodes().len(), 1);
+    cluster.state.forget_expired(1001).unwrap();
+    assert_eq!(cluster.state.removed_nodes().len(), 0);
+}
+
+#[test]
+fn vnis_and_pool_subnets_follow_one_another_and_a_freed_vni_rests() {
+    let cluster = TestCluster::new();
+    let a = cluster.create("a", &[]);
+    assert_eq!((a.vni.get(), a.subnets[0].cidr), (4096, net("10.128.0.0/24")));
+    cluster.state.remove_network(&name("a")).unwrap();
+    cluster.create("taken", &["10.128.0.0/16"]);
+    let b = cluster.create("b", &[]);
+    assert_eq!((b.vni.get(), b.subnets[0].cidr), (4098, net("10.129.0.0/24")));
+}
+
+#[test]
+fn pool_passes_over_the_addresses_of_nodes() {
+    let cluster = TestCluster::new();
+    let mut node = node(7);
+    node.data = "10.128.0.9:4500".parse().unwrap();
+    cluster.state.add_node(node).unwrap();
+    assert_eq!(cluster.create("a", &[]).subnets[0].cidr, net("10.128.1.0/24"));
+}
+
+#[test]
+fn node_is_told_of_the_networks_that_it_is_a_member_of_alone() {
+    let cluster = TestCluster::new();
+    cluster.create("one", &["10.1.0.0/24"]);
+    cluster.create("two", &["10.2.0.0/24"]);
+    cluster.state.attach(node_id(1), &request(1, "one")).unwrap();
+    cluster.state.attach(node_id(2), &request(2, "two")).unwrap();
+
+    let view = cluster.state.view_for(node_id(1));
+
+    let names: Vec<_> = view.networks.values().map(|n| n.network.name.to_string()).collect();
+    assert_eq!(names, ["one"]);
+    assert_eq!(view.managers, vec![node(1)]);
+    assert_eq!(view.version, cluster.state.version());
+}
+
+#[test]
+fn delta_carries_changed_networks_alone_and_leads_to_the_whole_view() {
+    let cluster = TestCluster::new();
+    for (n, subnet) in [("one", "10.1.0.0/24"), ("two", "10.2.0.0/24")] {
+        cluster.create(n, &[subnet]);
+    }
+    cluster.state.attach(node_id(1), &request(1, "one")).unwrap();
+    cluster.state.attach(node_id(1), &request(2, "two")).unwrap();
+    let mut view = cluster.state.view_for(node_id(1));
+
+    cluster.state.attach(node_id(2), &request(3, "two")).unwrap();
+    let delta = cluster.state.view_delta(node_id(1), view.version);
+    assert_eq!(delta.changed.len(), 1);
+    assert_eq!(delta.managers, None);
+    delta.apply_to(&mut view);
+    assert_eq!(view, cluster.state.view_for(node_id(1)));
+
+    cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
+    let moved = cluster.state.update_node(
+        node_id(2),
+        "198.51.100.2:2377".parse().unwrap(),
+        "198.51.100.2:4500".parse().unwrap(),
+        9000,
+    );
+    moved.unwrap();
+    let delta = cluster.state.view_delta(node_id(1), view.version);
+    assert_eq!((delta.changed.len(), delta.networks.len()), (1, 1));
+    delta.apply_to(&mut view);
+    assert_eq!(view, cluster.state.view_for(node_id(1)));
+    assert!(cluster.state.view_delta(node_id(1), view.version).changed.is_empty());
+}
+
+#[test]
+fn version_from_a_lost_future_is_answered_with_everything() {
+    let cluster = TestCluster::new();
+    cluster.create("one", &["10.1.0.0/24"]);
+    cluster.attach(1, "one");
+    let delta = cluster.state.view_delta(node_id(1), Version::new(1_000_000));
+    assert_eq!(delta.changed.len(), 1);
+    assert!(delta.managers.is_some());
+}
+
+#[test]
+fn versions_are_told_after_the_change_is_written() {
+    let cluster = TestCluster::new();
+    let mut versions = cluster.state.versions();
+    let before = *versions.borrow_and_update();
+    cluster.create("web", &["10.1.0.0/24"]);
+    assert!(versions.has_changed().unwrap());
+    assert_eq!(versions.borrow_and_update().get(), before.get() + 1);
+}
+
+#[test]
+fn token_secrets_name_their_role_until_they_are_rotated() {
+    let cluster = TestCluster::new();
+    assert_eq!(cluster.state.role_for_secret(&[1; 16]), Some(Role::Worker));
+    assert_eq!(cluster.state.role_for_secret(&[2; 16]), Some(Role::Manager));
+    assert_eq!(cluster.state.role_for_secret(&[3; 16]), None);
+    cluster.state.rotate_token(Role::Worker, [3; 16]).unwrap();
+    assert_eq!(cluster.state.role_for_secret(&[1; 16]), None);
+    assert_eq!(cluster.state.role_for_secret(&[3; 16]), Some(Role::Worker));
+    assert_eq!(cluster.state.token(Role::Manager), [2; 16]);
+    assert_eq!(format!("{:?}", new_cluster().tokens), "Tokens([redacted])");
+}
+
+#[test]
+fn nodes_are_listed_with_when_they_were_seen() {
+    let cluster = TestCluster::new();
+    cluster.state.saw_node(node_id(2), BootTime::from_nanos(5));
+    let seen: Vec<_> = cluster.state.nodes().into_iter().map(|n| (n.node.id, n.last_seen)).collect();
+    assert!(seen.contains(&(node_id(2), Some(BootTime::from_nanos(5)))));
+    assert!(seen.contains(&(node_id(1), None)));
+}
+
+#[test]
+fn signer_that_fails_leaves_the_network_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let refuse: Box<SignMembership> =
+        Box::new(|m| if m.nodes.is_empty() { signer()(m) } else { Err("the key is gone".into()) });
+    let state = ClusterState::create(Store::create(dir.path()).unwrap(), new_cluster(), refuse).unwrap();
+    state.add_node(node(1)).unwrap();
+    state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
+    let error = state.attach(node_id(1), &request(1, "web")).unwrap_err();
+    assert_eq!(error.to_string(), "cannot sign the membership of network web: the key is gone");
+    assert!(state.inspect(&name("web")).unwrap().endpoints.is_empty());
+}
+
+#[test]
+fn agents_that_ask_at_the_same_time_get_different_addresses() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    let ask = |from: u32| {
+        let state = cluster.state.clone();
+        move || (from..from + 25).map(|n| state.attach(node_id(1), &request(n, "web")).unwrap()).collect()
+    };
+    let threads: Vec<_> = (0..4).map(|t| std::thread::spawn::<_, Vec<Attached>>(ask(t * 25))).collect();
+    let given: Vec<_> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    let addresses: BTreeSet<_> = given.iter().map(|a| a.endpoint.addresses[0]).collect();
+    assert_eq!(addresses.len(), 100);
+    let dir = cluster.close();
+    assert_eq!(open_state(dir.path()).networks()[0].endpoints, 100);
+}
+
+#[test]
+fn ten_thousand_endpoints_attach_in_one_network_and_are_there_after_opening_again() {
+    let cluster = TestCluster::in_memory();
+    cluster.create("big", &["10.64.0.0/16"]);
+    let mut given = BTreeSet::new();
+    for n in 0..10_000u32 {
+        let endpoint = cluster.state.attach(node_id(1), &request(n, "big")).unwrap().endpoint;
+        assert!(given.insert(endpoint.addresses[0]), "{} was given twice", endpoint.addresses[0]);
+    }
+    let before = cluster.settled();
+    let dir = cluster.close();
+    assert_eq!(TestCluster::open(dir).settled(), before);
+}
+
+/// A cluster of two nodes, 1 the manager and 2 a worker.
+struct TestCluster {
+    state: ClusterState,
+    dir: TempDir,
+}
+
+impl TestCluster {
+    fn new() -> Self {
+        Self::within(tempfile::tempdir().unwrap())
+    }
+
+    /// On a file system in memory: what the disk takes to sync is no business of the test.
+    fn in_memory() -> Self {
+        Self::within(tempfile::tempdir_in("/dev/shm").unwrap())
+    }
+
+    fn within(dir: TempDir) -> Self {
+        let store = Store::create(dir.path()).unwrap();
+        let state = ClusterState::create(store, new_cluster(), signer()).unwrap();
+        state.add_node(node(1)).unwrap();
+        state.add_node(Node { role: Role::Worker, ..node(2) }).unwrap();
+        Self { state, dir }
+    }
+
+    fn open(dir: TempDir) -> Self {
+        let state = open_state(dir.path());
+        Self { state, dir }
+    }
+
+    fn close(self) -> TempDir {
+        self.dir
+    }
+
+    fn create(&self, name: &str, subnets: &[&str]) -> Network {
+        self.state.create_network(new_network(name, subnets)).unwrap()
+    }
+
+    fn attach(&self, n: u32, network: &str) -> Attached {
+        self.state.attach(node_id(1), &request(n, network)).unwrap()
+    }
+
+    fn membership(&self, network: &str) -> (u64, Vec<NodeId>) {
+        let signed = self.state.inspect(&name(network)).unwrap().membership;
+        let membership: Membership = serde_json::from_str(&signed.payload).unwrap();
+        (membership.epoch.get(), membership.nodes.into_iter().collect())
+    }
+
+    /// The model as it is after a restart.
+    fn settled(&self) -> Model {
+        let mut model = self.state.model().clone();
+        model.roster_changed = model.counters.version;
+        for state in model.networks.values_mut() {
+            state.changed = model.counters.version;
+        }
+        model
+    }
+}
+
+fn open_state(dir: &Path) -> ClusterState {
+    ClusterState::open(Store::open(dir).unwrap(), signer()).unwrap()
+}
+
+fn new_cluster() -> NewCluster {
+    NewCluster {
+        id: ClusterId::from_entropy([7; 16]),
+        ca: b"root and key".to_vec(),
+        pools: Vec::new(),
+        certificate_life: Duration::from_hours(2160),
+        tokens: Tokens { worker: [1; 16], manager: [2; 16] },
+    }
+}
+
+fn signer() -> Box<SignMembership> {
+    Box::new(|membership| {
+        Ok(SignedMembership {
+            payload: serde_json::to_string(membership)?,
+            certificate: "certificate".to_owned(),
+            signature: "signature".to_owned(),
+        })
+    })
+}
+
+fn new_network(name_: &str, subnets: &[&str]) -> NewNetwork {
+    let subnet = |cidr: &&str| Subnet { cidr: net(cidr), gateway: None, ip_range: None };
+    NewNetwork {
+        name: name(name_),
+        encrypted: true,
+        subnets: subnets.iter().map(subnet).collect(),
+        mtu: None,
+        labels: BTreeMap::new(),
+    }
+}
+
+fn request(n: u32, network: &str) -> AttachRequest {
+    AttachRequest { id: endpoint_id(n), network: name(network), name: None, ips: Vec::new(), mac: None }
+}
+
+fn node(n: u8) -> Node {
+    Node {
+        id: node_id(n),
+        name: format!("host-{n}").parse().unwrap(),
+        role: Role::Manager,
+        advertise: format!("192.0.2.{n}:2377").parse().unwrap(),
+        data: format!("192.0.2.{n}:4500").parse().unwrap(),
+        underlay_mtu: 1500,
+    }
+}
+
+fn node_id(n: u8) -> NodeId {
+    NodeId::from_entropy([n; 16])
+}
+
+fn endpoint_id(n: u32) -> EndpointId {
+    EndpointId::from_entropy(u128::from(n).to_le_bytes())
+}
+
+fn name(name: &str) -> NetworkName {
+    name.parse().unwrap()
+}
+
+fn net(net: &str) -> IpNet {
+    net.parse().unwrap()
+}
+
+fn nets(all: &[&str]) -> Vec<IpNet> {
+    all.iter().map(|n| net(n)).collect()
+}

@@ -1,0 +1,187 @@
+//! What a node keeps for itself: who it is, where it is reached, what is attached to it, and the
+//! last view of the cluster that a manager gave it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Store, StoreError, Table};
+use crate::cluster::{Endpoint, View};
+use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
+
+/// Where a node is reached and whom it asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSettings {
+    /// Where its TLS port listens.
+    pub listen: SocketAddr,
+    /// Where others reach its TLS port.
+    pub advertise: SocketAddr,
+    /// Where others reach its encrypted data (UDP).
+    pub data: SocketAddr,
+    /// The managers that it knows of.
+    pub managers: Vec<SocketAddr>,
+}
+
+/// A network namespace, and what proves that a path still leads to the same one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetnsRef {
+    /// Where it was found, like `/run/netns/web`.
+    pub path: PathBuf,
+    /// Device of its inode.
+    pub dev: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
+/// How far an attachment has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachmentState {
+    /// Written before the manager is asked: what exists of it is to be finished or taken back.
+    Pending,
+    /// The interface is in its namespace and ready.
+    Ready,
+}
+
+/// A container's interface as its node knows it; asked for, and given once the manager has answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The endpoint's id, minted by this node.
+    pub id: EndpointId,
+    /// The network.
+    pub network: NetworkName,
+    /// The container's network namespace.
+    pub netns: NetnsRef,
+    /// The name of the interface in it.
+    pub ifname: IfName,
+    /// The operator's name for the endpoint.
+    pub name: Option<HostName>,
+    /// Addresses asked for.
+    pub ips: Vec<IpAddr>,
+    /// MAC address asked for.
+    pub mac: Option<MacAddr>,
+    /// How far it has come.
+    pub state: AttachmentState,
+    /// What the manager gave.
+    pub endpoint: Option<Endpoint>,
+    /// MTU of the interface, in bytes, once chosen.
+    pub mtu: Option<u16>,
+}
+
+impl Store {
+    /// Keeps the node's identity: its certificate, key and trust roots, opaque to the store.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_identity<T: Serialize>(&self, identity: &T) -> Result<(), StoreError> {
+        let json = serde_json::to_value(identity).map_err(|source| StoreError::Unwritable {
+            table: NODE_TABLE,
+            key: IDENTITY.to_owned(),
+            source,
+        })?;
+        self.write(|w| w.put(&Table::new(NODE_TABLE), IDENTITY, &json))
+    }
+
+    /// The node's identity, once it is a member of a cluster.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn identity<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
+        self.read(|r| r.get(&Table::new(NODE_TABLE), IDENTITY))
+    }
+
+    /// Keeps the node's settings.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn put_settings(&self, settings: &NodeSettings) -> Result<(), StoreError> {
+        self.write(|w| w.put(&Table::new(NODE_TABLE), SETTINGS, settings))
+    }
+
+    /// The node's settings.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn settings(&self) -> Result<Option<NodeSettings>, StoreError> {
+        self.read(|r| r.get(&Table::new(NODE_TABLE), SETTINGS))
+    }
+
+    /// Keeps identity and settings in one step, as a join gives them.
+    ///
+    /// # Errors
+    /// When they cannot be written; then neither is.
+    pub fn put_enrolment<T: Serialize>(
+        &self,
+        identity: &T,
+        settings: &NodeSettings,
+    ) -> Result<(), StoreError> {
+        self.write(|w| {
+            w.put(&Table::<&T>::new(NODE_TABLE), IDENTITY, &identity)?;
+            w.put(&Table::new(NODE_TABLE), SETTINGS, settings)
+        })
+    }
+
+    /// Forgets the cluster, all attachments and, on a manager, the cluster's state.
+    ///
+    /// # Errors
+    /// When it cannot be written; then nothing is forgotten.
+    pub fn leave_cluster(&self) -> Result<(), StoreError> {
+        self.write(|w| w.clear())
+    }
+
+    /// Keeps the last view that a manager gave, for the time until the next one.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_view(&self, view: &View) -> Result<(), StoreError> {
+        self.write(|w| w.put(&Table::new(NODE_TABLE), VIEW, view))
+    }
+
+    /// The last view that a manager gave.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn view(&self) -> Result<Option<View>, StoreError> {
+        self.read(|r| r.get(&Table::new(NODE_TABLE), VIEW))
+    }
+
+    /// Keeps an attachment, replacing the one of the same id.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_attachment(&self, attachment: &Attachment) -> Result<(), StoreError> {
+        self.write(|w| w.put(&ATTACHMENTS, attachment.id.as_str(), attachment))
+    }
+
+    /// Forgets an attachment, if there is one of that id.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remove_attachment(&self, id: EndpointId) -> Result<(), StoreError> {
+        self.write(|w| w.remove(&ATTACHMENTS, id.as_str()))
+    }
+
+    /// The attachment of that id.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn attachment(&self, id: EndpointId) -> Result<Option<Attachment>, StoreError> {
+        self.read(|r| r.get(&ATTACHMENTS, id.as_str()))
+    }
+
+    /// All attachments, by id.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, StoreError> {
+        Ok(self.read(|r| r.all(&ATTACHMENTS))?.into_iter().map(|(_, attachment)| attachment).collect())
+    }
+}
+
+const ATTACHMENTS: Table<Attachment> = Table::new("attachments");
+const NODE_TABLE: &str = "node";
+const IDENTITY: &str = "identity";
+const SETTINGS: &str = "settings";
+const VIEW: &str = "view";

@@ -1,0 +1,243 @@
+//! The buffer in which packets are made at their final offset and leave as runs.
+//!
+//! A packet is written at the tail and committed, or overwritten by the next one. Packets to one
+//! receiver that follow each other with equal sizes (only the last may be shorter) form a run, which
+//! the kernel cuts again (`UDP_SEGMENT`); they lie next to each other, so a run is never copied.
+//!
+//! The arena takes packets only against a token of its own kind, so what was not sealed cannot be
+//! in the arena for ESP. Used by `datapath::tunnel`.
+
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use crate::sa::Sealed;
+use crate::wire::{esp, ethernet};
+
+/// The largest MTU of a network, in bytes of IP.
+pub const MAX_MTU: u16 = 16_000;
+/// The longest frame: the largest MTU, the Ethernet header and one VLAN tag (which policy refuses
+/// by name, so it must not have been cut before).
+pub const MAX_FRAME_LEN: usize = MAX_MTU as usize + ethernet::HEADER_LEN + 4;
+
+/// Packets on their way out, grouped in runs.
+#[derive(Debug)]
+pub struct SendArena<P> {
+    bytes: Box<[u8]>,
+    tail: usize,
+    runs: Vec<Span>,
+    token: PhantomData<P>,
+}
+
+impl<P: SendToken> SendArena<P> {
+    /// An empty arena. This is all that it will ever allocate.
+    pub fn new() -> Self {
+        Self {
+            bytes: vec![0; CAPACITY].into(),
+            tail: 0,
+            runs: Vec::with_capacity(MAX_RUNS),
+            token: PhantomData,
+        }
+    }
+
+    /// Whether one more packet of any size can be made.
+    pub fn has_room(&self) -> bool {
+        self.tail + PACKET_ROOM <= self.bytes.len() && self.runs.len() < MAX_RUNS
+    }
+
+    /// The place of the next packet: room for the longest frame with headers and trailer.
+    ///
+    /// # Panics
+    /// Without [`Self::has_room`].
+    pub fn next_packet(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.tail..self.tail + PACKET_ROOM]
+    }
+
+    /// What lies at `range` of the place of the next packet.
+    pub(super) fn peek(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes[self.tail..][range]
+    }
+
+    /// Takes the packet that was made at the tail.
+    pub fn commit(&mut self, to: SocketAddr, token: P) {
+        let len = token.packet_len();
+        self.tail += len;
+        let Some(run) = self.runs.last_mut().filter(|run| run.accepts(to, len)) else {
+            self.runs.push(Span { to, start: self.tail - len, end: self.tail, segment: len, packets: 1 });
+            return;
+        };
+        run.end = self.tail;
+        run.packets += 1;
+    }
+
+    /// The runs, in the order of their first packets.
+    pub fn runs(&self) -> impl Iterator<Item = Run<'_, P>> {
+        self.runs.iter().map(|run| Run {
+            to: run.to,
+            bytes: &self.bytes[run.start..run.end],
+            segment: run.segment,
+            packets: run.packets,
+            token: PhantomData,
+        })
+    }
+
+    /// Forgets what has been sent.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.tail = 0;
+    }
+}
+
+impl<P: SendToken> Default for SendArena<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Packets to one receiver that one system call can send.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a, P> {
+    to: SocketAddr,
+    bytes: &'a [u8],
+    segment: usize,
+    packets: usize,
+    token: PhantomData<P>,
+}
+
+impl<'a, P> Run<'a, P> {
+    /// The receiver.
+    pub fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    /// The packets, one behind the other.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Bytes of every packet but the last, which may have fewer.
+    pub fn segment(&self) -> u16 {
+        u16::try_from(self.segment).expect("a packet is shorter than a UDP datagram may be")
+    }
+
+    /// How many packets there are.
+    pub fn packets(&self) -> usize {
+        self.packets
+    }
+
+    /// Each packet by itself.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, P> {
+        self.bytes.chunks(self.segment)
+    }
+}
+
+/// Proof that a packet of a kind is complete at the tail of an arena.
+pub trait SendToken {
+    /// Bytes of the packet.
+    fn packet_len(&self) -> usize;
+}
+
+impl SendToken for Sealed {
+    fn packet_len(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Proof that a plain VXLAN packet of an unencrypted network was written; only the tunnel of such
+/// a network makes one.
+#[derive(Debug)]
+#[must_use = "an encapsulated packet is to be sent"]
+pub struct Encapsulated {
+    pub(super) len: usize,
+}
+
+impl SendToken for Encapsulated {
+    fn packet_len(&self) -> usize {
+        self.len
+    }
+}
+
+/// Where a run lies.
+#[derive(Debug)]
+struct Span {
+    to: SocketAddr,
+    start: usize,
+    end: usize,
+    segment: usize,
+    packets: usize,
+}
+
+impl Span {
+    /// Whether a packet of `len` bytes to `to` may follow: a shorter one closes the run.
+    fn accepts(&self, to: SocketAddr, len: usize) -> bool {
+        let bytes = self.end - self.start;
+        self.to == to
+            && len <= self.segment
+            && bytes == self.segment * self.packets
+            && self.packets < MAX_PACKETS_PER_RUN
+            && bytes + len <= MAX_RUN_BYTES
+    }
+}
+
+/// `UDP_MAX_SEGMENTS` of Linux before 6.9 (include/linux/udp.h); later kernels take more.
+const MAX_PACKETS_PER_RUN: usize = 64;
+/// The longest payload of UDP over IPv4, which bounds what `UDP_SEGMENT` takes at once.
+const MAX_RUN_BYTES: usize = 65_507;
+/// Room for one packet in the making.
+const PACKET_ROOM: usize = esp::HEADROOM + MAX_FRAME_LEN + esp::MAX_TRAILER_LEN;
+/// Some 160 packets of 1,500 bytes: about what one turn of a lane reads, and no more than a part
+/// of a core's cache.
+const CAPACITY: usize = 1 << 18;
+const MAX_RUNS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(sizes: &[(u16, usize)]) -> Vec<(u16, usize, usize)> {
+        let mut arena = SendArena::<Encapsulated>::new();
+        for &(port, len) in sizes {
+            assert!(arena.has_room());
+            arena.next_packet()[..len].fill(7);
+            arena.commit(SocketAddr::from(([192, 0, 2, 1], port)), Encapsulated { len });
+        }
+        arena.runs().map(|run| (run.to().port(), run.packets(), run.bytes().len())).collect()
+    }
+
+    #[test]
+    fn equal_sizes_share_a_run_and_a_shorter_packet_closes_it() {
+        assert_eq!(runs(&[(1, 100), (1, 100), (1, 60), (1, 60)]), [(1, 3, 260), (1, 1, 60)]);
+    }
+
+    #[test]
+    fn longer_packet_or_other_receiver_begins_a_run() {
+        assert_eq!(runs(&[(1, 100), (1, 101), (2, 101)]), [(1, 1, 100), (1, 1, 101), (2, 1, 101)]);
+    }
+
+    #[test]
+    fn run_ends_at_64_packets_and_at_the_length_of_a_datagram() {
+        let small = runs(&[(1, 100); 65]);
+        assert_eq!(small, [(1, 64, 6400), (1, 1, 100)]);
+        let large = runs(&[(1, 16_000); 5]);
+        assert_eq!(large, [(1, 4, 64_000), (1, 1, 16_000)]);
+    }
+
+    #[test]
+    fn uncommitted_packet_is_overwritten_and_cleared_arena_is_empty() {
+        let mut arena = SendArena::<Encapsulated>::new();
+        arena.next_packet().fill(1);
+        assert_eq!(arena.runs().count(), 0);
+        arena.commit(SocketAddr::from(([192, 0, 2, 1], 1)), Encapsulated { len: 9 });
+        arena.clear();
+        assert_eq!(arena.runs().count(), 0);
+    }
+
+    #[test]
+    fn room_ends_before_the_bytes_do() {
+        let mut arena = SendArena::<Encapsulated>::new();
+        while arena.has_room() {
+            assert_eq!(arena.next_packet().len(), PACKET_ROOM);
+            arena.commit(SocketAddr::from(([192, 0, 2, 1], 1)), Encapsulated { len: PACKET_ROOM });
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What a lane counts: drops by reason, and traffic by port and link.
+//!
+//! The lane alone writes, so an increment is a plain load and store; anybody may read at any time.
+//! Slots are reused by the agent: it resets a port's numbers by adding the port anew, and takes the
+//! difference for links. Owned by the lane, read by `worker::Lane::counters`.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use crate::drop_reason::DropReason;
+use crate::id::{LinkSlot, PortSlot};
+
+/// The counters of one lane.
+#[derive(Debug)]
+pub struct LaneCounters {
+    drops: [Cell; DropReason::COUNT],
+    ports: Blocks,
+    links: Blocks,
+}
+
+impl LaneCounters {
+    /// All zero.
+    pub fn new() -> Self {
+        Self {
+            drops: [const { Cell::zero() }; DropReason::COUNT],
+            ports: Blocks::new(),
+            links: Blocks::new(),
+        }
+    }
+
+    /// Packets dropped for one reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason.index()].get()
+    }
+
+    /// Packets dropped for each reason, in the order of [`DropReason::ALL`].
+    pub fn drops(&self) -> [u64; DropReason::COUNT] {
+        std::array::from_fn(|index| self.drops[index].get())
+    }
+
+    /// The numbers of a port.
+    pub fn port(&self, port: PortSlot) -> PortCounters {
+        self.ports.get(port.index()).map_or_else(PortCounters::default, |cells| PortCounters {
+            frames_sent: cells.packets_out.get(),
+            bytes_sent: cells.bytes_out.get(),
+            frames_received: cells.packets_in.get(),
+            bytes_received: cells.bytes_in.get(),
+            drops: cells.drops.get(),
+            last_drop: cells.last_drop(),
+        })
+    }
+
+    /// The numbers of a link.
+    pub fn link(&self, link: LinkSlot) -> LinkCounters {
+        self.links.get(link.index()).map_or_else(LinkCounters::default, |cells| LinkCounters {
+            packets_sent: cells.packets_out.get(),
+            bytes_sent: cells.bytes_out.get(),
+            packets_received: cells.packets_in.get(),
+            bytes_received: cells.bytes_in.get(),
+            drops: cells.drops.get(),
+            last_drop: cells.last_drop(),
+        })
+    }
+
+    pub(crate) fn drop_unplaced(&self, reason: DropReason, packets: u64) {
+        self.drops[reason.index()].add(packets);
+    }
+
+    pub(crate) fn drop_at_port(&self, port: PortSlot, reason: DropReason) {
+        self.drop_unplaced(reason, 1);
+        self.ports.with(port.index(), |cells| cells.drop(reason));
+    }
+
+    pub(crate) fn drop_at_link(&self, link: LinkSlot, reason: DropReason) {
+        self.drop_unplaced(reason, 1);
+        self.note_drop_at_link(link, reason);
+    }
+
+    /// For a drop that is counted elsewhere already.
+    pub(crate) fn note_drop_at_link(&self, link: LinkSlot, reason: DropReason) {
+        self.links.with(link.index(), |cells| cells.drop(reason));
+    }
+
+    pub(crate) fn sent_by_port(&self, port: PortSlot, bytes: usize) {
+        self.ports.with(port.index(), |cells| cells.count_out(bytes));
+    }
+
+    pub(crate) fn received_by_port(&self, port: PortSlot, bytes: usize) {
+        self.ports.with(port.index(), |cells| cells.count_in(bytes));
+    }
+
+    pub(crate) fn sent_to_link(&self, link: LinkSlot, bytes: usize) {
+        self.links.with(link.index(), |cells| cells.count_out(bytes));
+    }
+
+    pub(crate) fn received_from_link(&self, link: LinkSlot, bytes: usize) {
+        self.links.with(link.index(), |cells| cells.count_in(bytes));
+    }
+
+    /// Begins the numbers of a port at zero.
+    pub(crate) fn reset_port(&self, port: PortSlot) {
+        self.ports.with(port.index(), Cells::reset);
+    }
+}
+
+impl Default for LaneCounters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The numbers of one port in one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PortCounters {
+    /// Frames that the container sent, dropped ones too.
+    pub frames_sent: u64,
+    /// Bytes of them, from the Ethernet header on.
+    pub bytes_sent: u64,
+    /// Frames that were handed to the container.
+    pub frames_received: u64,
+    /// Bytes of them.
+    pub bytes_received: u64,
+    /// Frames dropped on the way from or to the container.
+    pub drops: u64,
+    /// Why the last of them was.
+    pub last_drop: Option<DropReason>,
+}
+
+/// The numbers of one link in one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkCounters {
+    /// Packets sealed for the peer.
+    pub packets_sent: u64,
+    /// Bytes of their frames, from the inner Ethernet header on.
+    pub bytes_sent: u64,
+    /// Authentic packets from the peer.
+    pub packets_received: u64,
+    /// Bytes of their inner UDP payload.
+    pub bytes_received: u64,
+    /// Packets from or to the peer that were dropped.
+    pub drops: u64,
+    /// Why the last of them was.
+    pub last_drop: Option<DropReason>,
+}
+
+/// A number with one writer.
+#[derive(Debug)]
+struct Cell(AtomicU64);
+
+impl Cell {
+    const fn zero() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    fn add(&self, more: u64) {
+        self.0.store(self.get().wrapping_add(more), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The numbers of one slot.
+#[derive(Debug)]
+struct Cells {
+    packets_out: Cell,
+    bytes_out: Cell,
+    packets_in: Cell,
+    bytes_in: Cell,
+    drops: Cell,
+    /// One more than the index in [`DropReason::ALL`]; zero for none.
+    last_drop: AtomicU8,
+}
+
+impl Cells {
+    const fn zero() -> Self {
+        Self {
+            packets_out: Cell::zero(),
+            bytes_out: Cell::zero(),
+            packets_in: Cell::zero(),
+            bytes_in: Cell::zero(),
+            drops: Cell::zero(),
+            last_drop: AtomicU8::new(0),
+        }
+    }
+
+    fn count_out(&self, bytes: usize) {
+        self.packets_out.add(1);
+        self.bytes_out.add(bytes as u64);
+    }
+
+    fn count_in(&self, bytes: usize) {
+        self.packets_in.add(1);
+        self.bytes_in.add(bytes as u64);
+    }
+
+    fn drop(&self, reason: DropReason) {
+        self.drops.add(1);
+        self.last_drop.store(reason as u8 + 1, Ordering::Relaxed);
+    }
+
+    fn last_drop(&self) -> Option<DropReason> {
+        let index = usize::from(self.last_drop.load(Ordering::Relaxed)).checked_sub(1)?;
+        DropReason::ALL.get(index).copied()
+    }
+
+    fn reset(&self) {
+        for cell in [&self.packets_out, &self.bytes_out, &self.packets_in, &self.bytes_in, &self.drops] {
+            cell.0.store(0, Ordering::Relaxed);
+        }
+        self.last_drop.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Cells of all slots: they never move, so readers need no lock while the lane adds blocks.
+#[derive(Debug)]
+struct Blocks {
+    blocks: Box<[OnceLock<Box<Block>>]>,
+}
+
+type Block = [Cells; SLOTS_PER_BLOCK];
+
+impl Blocks {
+    fn new() -> Self {
+        Self { blocks: (0..BLOCKS).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn get(&self, slot: usize) -> Option<&Cells> {
+        Some(&self.blocks.get(slot / SLOTS_PER_BLOCK)?.get()?[slot % SLOTS_PER_BLOCK])
+    }
+
+    /// Allocates when the slot is the first of its block that is ever used. Slots beyond the last
+    /// block are not counted.
+    fn with(&self, slot: usize, count: impl FnOnce(&Cells)) {
+        if let Some(block) = self.blocks.get(slot / SLOTS_PER_BLOCK) {
+            let block = block.get_or_init(|| Box::new([const { Cells::zero() }; SLOTS_PER_BLOCK]));
+            count(&block[slot % SLOTS_PER_BLOCK]);
+        }
+    }
+}
+
+const SLOTS_PER_BLOCK: usize = 64;
+const BLOCKS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_one_slot_touch_no_other_and_untouched_ones_are_zero() {
+        let counters = LaneCounters::new();
+        let (port, link) = (PortSlot::new(70), LinkSlot::new(70));
+        counters.sent_by_port(port, 100);
+        counters.drop_at_link(link, DropReason::NoKey);
+        assert_eq!(counters.port(port).bytes_sent, 100);
+        assert_eq!(counters.port(PortSlot::new(71)), PortCounters::default());
+        assert_eq!(counters.port(PortSlot::new(9_999_999)), PortCounters::default());
+        assert_eq!(counters.link(link).last_drop, Some(DropReason::NoKey));
+        assert_eq!(counters.dropped(DropReason::NoKey), 1);
+        assert_eq!(counters.drops().iter().sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn reset_port_begins_at_zero() {
+        let counters = LaneCounters::new();
+        let port = PortSlot::new(1);
+        counters.received_by_port(port, 5);
+        counters.drop_at_port(port, DropReason::TapFull);
+        assert_eq!(counters.port(port).last_drop, Some(DropReason::TapFull));
+        counters.reset_port(port);
+        assert_eq!(counters.port(port), PortCounters::default());
+    }
+}

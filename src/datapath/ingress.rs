@@ -1,0 +1,186 @@
+//! From the wire inward: open, check, and hand to the containers of this node.
+//!
+//! An ESP packet names its SA, the SA its link, the link its network and the peer whose endpoints
+//! may speak. A plain VXLAN packet names its network itself and is believed only if that network
+//! is unencrypted and the sender one of its VTEPs. Nothing that came from the wire goes back to it.
+//! Owned and called by one lane.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use foldhash::fast::FixedState;
+
+use super::egress::deliver;
+use super::{Context, Notice, NoticeLimit, Outlet};
+use crate::boot_time::BootTime;
+use crate::drop_reason::DropReason;
+use crate::forward::{Carrier, Directory, Place, Remote, policy};
+use crate::id::{LinkSlot, Spi};
+use crate::sa::{Authenticated, InboundSa};
+use crate::wire::frame::Frame;
+use crate::wire::{esp, udp, vxlan};
+
+/// A lane's way in: its inbound SAs.
+#[derive(Debug, Default)]
+pub struct Ingress {
+    sas: HashMap<Spi, Inbound, FixedState>,
+    unknown_spi_notice: NoticeLimit,
+}
+
+impl Ingress {
+    /// A way in without keys.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens with `sa` what comes for its SPI from now on, as from the link.
+    pub fn install(&mut self, link: LinkSlot, sa: Box<InboundSa>) {
+        self.sas.insert(sa.spi(), Inbound { link, sa });
+    }
+
+    /// Lets an SA live until `at` and no longer.
+    pub fn retire(&mut self, spi: Spi, at: BootTime) {
+        if let Some(inbound) = self.sas.get_mut(&spi) {
+            inbound.sa.set_expiry(at);
+        }
+    }
+
+    /// Forgets every SA of a link.
+    pub fn remove(&mut self, link: LinkSlot) {
+        self.sas.retain(|_, inbound| inbound.link != link);
+    }
+
+    /// Forgets what has expired; gives the time at which the next one will.
+    pub fn expire(&mut self, now: BootTime) -> BootTime {
+        self.sas.retain(|_, inbound| inbound.sa.expires_at() > now);
+        self.sas.values().map(|inbound| inbound.sa.expires_at()).min().unwrap_or(BootTime::NEVER)
+    }
+
+    /// The inbound SA with this SPI.
+    pub fn inbound(&self, spi: Spi) -> Option<&InboundSa> {
+        self.sas.get(&spi).map(|inbound| &*inbound.sa)
+    }
+
+    /// Takes one datagram that came to the ESP port; its bytes are decrypted in place.
+    pub fn receive_esp(
+        &mut self,
+        cx: &Context<'_>,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        outlet: &mut impl Outlet,
+    ) {
+        let spi = match esp::classify(datagram) {
+            Ok(esp::Datagram::Esp(spi)) => spi,
+            Ok(esp::Datagram::NatKeepalive) => return cx.counters.drop_unplaced(DropReason::NatKeepalive, 1),
+            Ok(esp::Datagram::NonEspMarker) => return cx.counters.drop_unplaced(DropReason::NonEsp, 1),
+            Err(_) => return cx.counters.drop_unplaced(DropReason::MalformedEsp, 1),
+        };
+        let Some(Inbound { link, sa }) = self.sas.get_mut(&spi) else {
+            self.note_unknown_spi(cx, spi, from, outlet);
+            return cx.counters.drop_unplaced(DropReason::UnknownSpi, 1);
+        };
+        let link = *link;
+        let delivered = match sa.open(cx.now, datagram) {
+            Ok(packet) => receive_authenticated(cx, link, &packet, outlet),
+            Err(reason) => {
+                if sa.wants_rekey() {
+                    outlet.notice(Notice::RekeyWanted { link });
+                }
+                if reason == DropReason::UnknownSpi {
+                    self.note_unknown_spi(cx, spi, from, outlet);
+                }
+                Err(reason)
+            }
+        };
+        if let Err(reason) = delivered {
+            cx.counters.drop_at_link(link, reason);
+        }
+    }
+
+    /// Takes one datagram that came to the plain VXLAN port.
+    pub fn receive_vxlan(
+        &mut self,
+        cx: &Context<'_>,
+        from: SocketAddr,
+        datagram: &[u8],
+        outlet: &mut impl Outlet,
+    ) {
+        if let Err(reason) = receive_plain(cx, from, datagram, outlet) {
+            cx.counters.drop_unplaced(reason, 1);
+        }
+    }
+
+    fn note_unknown_spi(&mut self, cx: &Context<'_>, spi: Spi, from: SocketAddr, outlet: &mut impl Outlet) {
+        if self.unknown_spi_notice.permits(cx.now) {
+            outlet.notice(Notice::UnknownSpi { spi, from });
+        }
+    }
+}
+
+/// An SA and whose packets it opens.
+#[derive(Debug)]
+struct Inbound {
+    link: LinkSlot,
+    /// Boxed, so that installing it moves no key.
+    sa: Box<InboundSa>,
+}
+
+type Delivered = Result<(), DropReason>;
+
+fn receive_authenticated(
+    cx: &Context<'_>,
+    link: LinkSlot,
+    packet: &Authenticated<'_>,
+    outlet: &mut impl Outlet,
+) -> Delivered {
+    let (port, payload) = udp::parse(packet.payload()).map_err(|_| DropReason::MalformedVxlan)?;
+    if port != vxlan::PORT {
+        return Err(DropReason::MalformedVxlan);
+    }
+    cx.counters.received_from_link(link, payload.len());
+    let (vni, bytes) = vxlan::parse(payload).map_err(|_| DropReason::MalformedVxlan)?;
+    let row = cx.tables.link(link).ok_or(DropReason::NoSuchPort)?;
+    let network = cx.tables.network(row.net).ok_or(DropReason::NoSuchPort)?;
+    if vni != network.vni() {
+        return Err(DropReason::WrongVni);
+    }
+    match network.carrier() {
+        Carrier::Esp(directory) => receive_frame(cx, directory, link, bytes, outlet),
+        Carrier::Vxlan(_) => Err(DropReason::WrongVni),
+    }
+}
+
+fn receive_plain(cx: &Context<'_>, from: SocketAddr, datagram: &[u8], outlet: &mut impl Outlet) -> Delivered {
+    let (vni, bytes) = vxlan::parse(datagram).map_err(|_| DropReason::MalformedVxlan)?;
+    if cx.tables.is_encrypted(vni) {
+        return Err(DropReason::PlaintextForEncryptedNetwork);
+    }
+    let carrier = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
+    let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
+    receive_frame(cx, carrier.directory(), vtep, bytes, outlet)
+}
+
+/// Hands the frame to whom it is for on this node, if its sender may send it.
+fn receive_frame<R: Remote>(
+    cx: &Context<'_>,
+    directory: &Directory<R>,
+    from: R,
+    bytes: &[u8],
+    outlet: &mut impl Outlet,
+) -> Delivered {
+    let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedVxlan)?;
+    policy::inward(directory, from, &frame)?;
+    if frame.destination.is_multicast() {
+        for port in directory.local_ports() {
+            deliver(cx, *port, bytes, outlet);
+        }
+        return Ok(());
+    }
+    match directory.by_mac(frame.destination).map(|row| row.place()) {
+        Some(Place::Local(port)) => {
+            deliver(cx, port, bytes, outlet);
+            Ok(())
+        }
+        Some(Place::Remote(_)) | None => Err(DropReason::NotLocal),
+    }
+}

@@ -1,0 +1,171 @@
+//! The two ways of a frame to another node: ESP to a link, plain VXLAN to a VTEP.
+//!
+//! Each is bound to its own kind of directory and arena by its types, so `datapath::egress` forwards
+//! for both with the same code and cannot mix them up. In either the frame lies [`Tunnel::OFFSET`]
+//! bytes behind the tail of the arena, where the headers go in front of it.
+
+use super::arena::{Encapsulated, MAX_FRAME_LEN, SendArena};
+use super::{Context, Notice, NoticeLimit, Outlet};
+use crate::drop_reason::DropReason;
+use crate::forward::{PlainCarrier, Remote};
+use crate::id::{LinkSlot, NetSlot, Vni, VtepSlot};
+use crate::sa::{OutboundSa, Sealed};
+use crate::wire::{esp, udp, vxlan};
+
+/// One way to another node.
+pub(super) trait Tunnel<R: Remote> {
+    /// Where a frame lies behind the tail of the arena.
+    const OFFSET: usize;
+
+    /// The frame of `frame_len` bytes at the tail.
+    fn frame(&self, frame_len: usize) -> &[u8];
+
+    /// Sends the frame of `frame_len` bytes at the tail.
+    fn send(&mut self, to: R, frame_len: usize, flow_hash: u64, outlet: &mut impl Outlet) -> Sent;
+
+    /// Makes room for one more frame and gives its place, having sent what is in the way.
+    fn next_frame(&mut self, outlet: &mut impl Outlet) -> &mut [u8];
+
+    /// Notes at the receiver, in addition to the sending port, that a packet was not sent.
+    fn note_drop(&self, to: R, reason: DropReason);
+
+    /// Copies `frame` into the arena and sends it.
+    fn send_copy(&mut self, to: R, frame: &[u8], flow_hash: u64, outlet: &mut impl Outlet) -> Sent {
+        self.next_frame(outlet)[..frame.len()].copy_from_slice(frame);
+        self.send(to, frame.len(), flow_hash, outlet)
+    }
+}
+
+/// Whether a frame is on its way.
+pub(super) type Sent = Result<(), DropReason>;
+
+/// The lane's sending state of one link.
+#[derive(Debug, Default)]
+pub(super) struct LinkState {
+    /// Boxed, so that installing it moves no key.
+    pub(super) outbound: Option<Box<OutboundSa>>,
+    no_key_notice: NoticeLimit,
+}
+
+/// ESP to the links of one encrypted network.
+pub(super) struct EspTunnel<'a> {
+    pub(super) cx: Context<'a>,
+    pub(super) arena: &'a mut SendArena<Sealed>,
+    pub(super) links: &'a mut Vec<LinkState>,
+    pub(super) net: NetSlot,
+    pub(super) vni: Vni,
+}
+
+impl Tunnel<LinkSlot> for EspTunnel<'_> {
+    const OFFSET: usize = esp::HEADROOM;
+
+    fn frame(&self, frame_len: usize) -> &[u8] {
+        self.arena.peek(Self::OFFSET..Self::OFFSET + frame_len)
+    }
+
+    fn send(&mut self, to: LinkSlot, frame_len: usize, flow_hash: u64, outlet: &mut impl Outlet) -> Sent {
+        let now = self.cx.now;
+        let state = link_state(self.links, to);
+        let link = self.cx.tables.link(to).filter(|link| link.net == self.net);
+        let (Some(sa), Some(link)) = (state.outbound.as_deref_mut(), link) else {
+            if state.no_key_notice.permits(now) {
+                outlet.notice(Notice::NoKey { link: to });
+            }
+            return Err(DropReason::NoKey);
+        };
+        let packet = self.arena.next_packet();
+        let port = udp::entropy_port(flow_hash);
+        udp::write_header(&mut packet[UDP_OFFSET..], port, vxlan::PORT, vxlan::HEADER_LEN + frame_len);
+        vxlan::write_header(&mut packet[VXLAN_OFFSET..], self.vni);
+        match sa.seal(now, packet, udp::HEADER_LEN + vxlan::HEADER_LEN + frame_len) {
+            Ok(sealed) => self.arena.commit(link.remote, sealed),
+            Err(reason) => {
+                if state.no_key_notice.permits(now) {
+                    outlet.notice(Notice::NoKey { link: to });
+                }
+                return Err(reason);
+            }
+        }
+        if sa.wants_rekey() {
+            outlet.notice(Notice::RekeyWanted { link: to });
+        }
+        self.cx.counters.sent_to_link(to, frame_len);
+        Ok(())
+    }
+
+    fn next_frame(&mut self, outlet: &mut impl Outlet) -> &mut [u8] {
+        next_esp_frame(self.arena, outlet)
+    }
+
+    fn note_drop(&self, to: LinkSlot, reason: DropReason) {
+        self.cx.counters.note_drop_at_link(to, reason);
+    }
+}
+
+/// Plain VXLAN to the VTEPs of one unencrypted network.
+pub(super) struct VxlanTunnel<'a> {
+    pub(super) arena: &'a mut SendArena<Encapsulated>,
+    pub(super) carrier: &'a PlainCarrier,
+    pub(super) vni: Vni,
+}
+
+impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
+    const OFFSET: usize = vxlan::HEADER_LEN;
+
+    fn frame(&self, frame_len: usize) -> &[u8] {
+        self.arena.peek(Self::OFFSET..Self::OFFSET + frame_len)
+    }
+
+    fn send(&mut self, to: VtepSlot, frame_len: usize, _: u64, _: &mut impl Outlet) -> Sent {
+        let vtep = self.carrier.vtep(to).ok_or(DropReason::UnknownDestination)?;
+        vxlan::write_header(self.arena.next_packet(), self.vni);
+        self.arena.commit(vtep, Encapsulated { len: Self::OFFSET + frame_len });
+        Ok(())
+    }
+
+    fn next_frame(&mut self, outlet: &mut impl Outlet) -> &mut [u8] {
+        next_vxlan_frame(self.arena, outlet)
+    }
+
+    fn note_drop(&self, _: VtepSlot, _: DropReason) {}
+}
+
+/// The place of the next frame for ESP, with the arena flushed if it was full.
+pub(super) fn next_esp_frame<'a>(arena: &'a mut SendArena<Sealed>, outlet: &mut impl Outlet) -> &'a mut [u8] {
+    if !arena.has_room() {
+        flush_esp(arena, outlet);
+    }
+    &mut arena.next_packet()[esp::HEADROOM..esp::HEADROOM + MAX_FRAME_LEN]
+}
+
+/// The place of the next frame for plain VXLAN, with the arena flushed if it was full.
+pub(super) fn next_vxlan_frame<'a>(
+    arena: &'a mut SendArena<Encapsulated>,
+    outlet: &mut impl Outlet,
+) -> &'a mut [u8] {
+    if !arena.has_room() {
+        flush_vxlan(arena, outlet);
+    }
+    &mut arena.next_packet()[vxlan::HEADER_LEN..vxlan::HEADER_LEN + MAX_FRAME_LEN]
+}
+
+pub(super) fn flush_esp(arena: &mut SendArena<Sealed>, outlet: &mut impl Outlet) {
+    arena.runs().for_each(|run| outlet.send_esp(&run));
+    arena.clear();
+}
+
+pub(super) fn flush_vxlan(arena: &mut SendArena<Encapsulated>, outlet: &mut impl Outlet) {
+    arena.runs().for_each(|run| outlet.send_vxlan(&run));
+    arena.clear();
+}
+
+/// The state of a link, which begins without key when the link is first looked at.
+pub(super) fn link_state(links: &mut Vec<LinkState>, link: LinkSlot) -> &mut LinkState {
+    if links.len() <= link.index() {
+        links.resize_with(link.index() + 1, LinkState::default);
+    }
+    &mut links[link.index()]
+}
+
+const UDP_OFFSET: usize = esp::HEADER_LEN + esp::IV_LEN;
+const VXLAN_OFFSET: usize = UDP_OFFSET + udp::HEADER_LEN;

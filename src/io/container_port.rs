@@ -1,0 +1,139 @@
+//! A container's interface, from nothing to ready: the TAP, its move into the container's network
+//! namespace, its addresses and routes, as one step that leaves nothing behind when it fails.
+//!
+//! Which addresses and what MTU is the agent's business; frames are the lane's.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ipnet::IpNet;
+
+use super::netlink::{Handover, Netlink, NetlinkError};
+use super::netns::{NetNs, NetNsError};
+use super::tap::{Tap, TapError};
+use crate::id::{IfName, MacAddr};
+
+/// What an interface is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// Its name in the container.
+    pub name: IfName,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses with the prefixes of their subnets.
+    pub addresses: Vec<IpNet>,
+    /// Default routes, at most one of each family.
+    pub gateways: Vec<IpAddr>,
+    /// A remark for whoever looks at it with `ip link`.
+    pub alias: String,
+}
+
+impl ContainerPort {
+    /// Makes the interface in `container`, ready for traffic when this returns, and gives its queue.
+    ///
+    /// The device is made in the calling thread's namespace and moved, so the queue does not keep
+    /// the container's namespace alive, and tells by [`super::tap::is_gone`] when it has ended. It is
+    /// persistent: a process that dies leaves the container its interface.
+    ///
+    /// # Errors
+    /// [`PortError::NameTaken`] when the container has an interface of this name; in every case
+    /// nothing is left in either namespace.
+    pub fn create(&self, container: &NetNs) -> Result<Tap, PortError> {
+        // Until it is persistent, the device goes with this descriptor.
+        let tap = create_nameless()?;
+        self.hand_over(&tap, container)?;
+        Netlink::within(container, |netlink| {
+            let link = netlink.link(&self.name)?;
+            netlink.configure(&link, &self.addresses, &self.gateways)
+        })?;
+        tap.set_persistent(true)?;
+        Ok(tap)
+    }
+
+    /// Opens a queue of the interface again, after the process that made it has died.
+    ///
+    /// Unlike [`Self::create`]'s, this queue keeps the namespace alive (see [`super::tap`]): watch
+    /// [`NetNs::is_at`] and close it when the container has gone.
+    ///
+    /// # Errors
+    /// [`TapError::NoSuchInterface`] when the container or somebody else has removed it.
+    pub fn reopen(name: &IfName, container: &NetNs) -> Result<Tap, PortError> {
+        Ok(container.run_in(|| Tap::open(name))??)
+    }
+
+    /// Removes the interface; fine if it is gone already.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn remove(name: &IfName, container: &NetNs) -> Result<(), PortError> {
+        let removed = Netlink::within(container, |netlink| netlink.delete(&netlink.link(name)?));
+        match removed {
+            Ok(()) | Err(NetlinkError::NoSuchInterface { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// [`Self::remove`] by the namespace's path; fine if that is gone as well.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn remove_at(name: &IfName, container: &Path) -> Result<(), PortError> {
+        match NetNs::open(container) {
+            Ok(container) => Self::remove(name, &container),
+            Err(NetNsError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn hand_over(&self, tap: &Tap, container: &NetNs) -> Result<(), PortError> {
+        let here = NetNs::current()?;
+        let temporary = tap.name()?;
+        let moved = Netlink::within(&here, |netlink| {
+            let link = netlink.link(&temporary)?;
+            let dress = Handover { name: &self.name, mac: self.mac, mtu: self.mtu, alias: &self.alias };
+            netlink.hand_over(&link, container, &dress)
+        });
+        match moved {
+            Err(refused) if refused.is_exists() => Err(PortError::NameTaken { name: self.name.clone() }),
+            result => Ok(result?),
+        }
+    }
+}
+
+/// Why a container's interface could not be made, found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// The TAP.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The namespace.
+    #[error(transparent)]
+    Namespace(#[from] NetNsError),
+    /// The configuration.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The container has one of this name.
+    #[error("the container has an interface {name} already: choose another with --ifname")]
+    NameTaken {
+        /// The name.
+        name: IfName,
+    },
+}
+
+/// A TAP under a name that nobody else uses, for the moment before its move.
+fn create_nameless() -> Result<Tap, TapError> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % 0x1_0000;
+        let name = format!("ovl{:x}-{number:x}", std::process::id());
+        let name: IfName = name.parse().expect("at most 15 letters, digits and a dash");
+        match Tap::create(&name) {
+            // Another process with this id, in another PID namespace.
+            Err(TapError::Taken { .. }) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a lane tells control.
+//!
+//! The ring is bounded and a full one loses the event: what traffic causes is repeated while the
+//! cause lasts, and control looks at ports and ages of keys by itself as well.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+use tokio::sync::Notify;
+
+use crate::datapath::Notice;
+use crate::id::{LinkSlot, PortSlot, Spi};
+
+/// What a lane tells control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneEvent {
+    /// An SA of the link crossed a soft limit; told once for each SA.
+    RekeyWanted {
+        /// The link.
+        link: LinkSlot,
+    },
+    /// Traffic waits for a key; told at most once a second for each link.
+    NoKey {
+        /// The link.
+        link: LinkSlot,
+    },
+    /// A packet came for an SA that is not here; told at most once a second.
+    UnknownSpi {
+        /// The SPI in the packet.
+        spi: Spi,
+        /// Who sent it; not authenticated.
+        from: SocketAddr,
+    },
+    /// The TAP's device is gone; the lane has closed its queue.
+    PortGone {
+        /// The port's slot.
+        slot: PortSlot,
+    },
+}
+
+impl From<Notice> for LaneEvent {
+    fn from(notice: Notice) -> Self {
+        match notice {
+            Notice::RekeyWanted { link } => Self::RekeyWanted { link },
+            Notice::NoKey { link } => Self::NoKey { link },
+            Notice::UnknownSpi { spi, from } => Self::UnknownSpi { spi, from },
+        }
+    }
+}
+
+/// The ring of events of one lane.
+#[derive(Debug)]
+pub(super) struct EventRing {
+    queue: ArrayQueue<LaneEvent>,
+    arrived: Notify,
+    is_closed: AtomicBool,
+}
+
+impl EventRing {
+    pub(super) fn new() -> Self {
+        Self { queue: ArrayQueue::new(CAPACITY), arrived: Notify::new(), is_closed: AtomicBool::new(false) }
+    }
+
+    /// Tells control, if the ring has room.
+    pub(super) fn push(&self, event: LaneEvent) {
+        if self.queue.push(event).is_ok() {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// The next event; `None` when the lane has ended and all have been fetched.
+    pub(super) async fn next(&self) -> Option<LaneEvent> {
+        loop {
+            let is_closed = self.is_closed.load(Ordering::SeqCst);
+            let event = self.queue.pop();
+            if event.is_some() || is_closed {
+                return event;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    /// No event will follow.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        self.arrived.notify_one();
+    }
+}
+
+const CAPACITY: usize = 4096;

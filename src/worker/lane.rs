@@ -1,0 +1,117 @@
+//! Starting, commanding, watching and stopping the thread of a lane.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+
+use super::command::{Command, CommandRing};
+use super::event::{EventRing, LaneEvent};
+use super::turn::Turns;
+use crate::datapath::{FloodLimit, LaneCounters};
+use crate::forward::Tables;
+use crate::id::LaneId;
+use crate::io::udp::UdpSocket;
+
+/// What a lane is made of.
+#[derive(Debug)]
+pub struct LaneConfig {
+    /// Its number; the low bits of the SPIs that it receives on.
+    pub id: LaneId,
+    /// Where ESP leaves and arrives.
+    pub esp: UdpSocket,
+    /// Where plain VXLAN leaves and arrives. A lane that has none drops the frames of unencrypted
+    /// networks as `SendFailed`; with one receiving socket for several lanes, only one has it.
+    pub vxlan: Option<UdpSocket>,
+    /// Where the agent publishes tables.
+    pub tables: Arc<ArcSwap<Tables>>,
+    /// Broadcast and multicast that one container may cause.
+    pub flood_limit: FloodLimit,
+}
+
+/// Starts a lane's thread.
+///
+/// # Errors
+/// When the process has no descriptor or thread left.
+pub fn spawn(config: LaneConfig) -> io::Result<Lane> {
+    let shared = Arc::new(Shared {
+        commands: CommandRing::new()?,
+        events: EventRing::new(),
+        counters: Arc::new(LaneCounters::new()),
+    });
+    let id = config.id;
+    let turns = Turns::new(config, shared.clone())?;
+    let thread = std::thread::Builder::new().name(format!("lane-{id}")).spawn(move || turns.run())?;
+    Ok(Lane { id, shared, thread: Some(thread) })
+}
+
+/// A running lane. Dropping it stops the thread, closes its TAP queues and forgets its keys.
+#[derive(Debug)]
+pub struct Lane {
+    id: LaneId,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lane {
+    /// Its number.
+    pub fn id(&self) -> LaneId {
+        self.id
+    }
+
+    /// Has the lane carry out a command; resolves once it has. A command whose future is dropped
+    /// may be carried out all the same.
+    ///
+    /// # Errors
+    /// [`LaneGone`] when the lane has ended.
+    pub async fn execute(&self, command: Command) -> Result<(), LaneGone> {
+        self.shared.commands.execute(command).await
+    }
+
+    /// The next thing that the lane has to tell; `None` once it has ended. For one reader.
+    pub async fn next_event(&self) -> Option<LaneEvent> {
+        self.shared.events.next().await
+    }
+
+    /// What the lane has counted so far; it goes on counting.
+    pub fn counters(&self) -> &Arc<LaneCounters> {
+        &self.shared.counters
+    }
+
+    /// Stops the thread and waits for its end, at most one turn.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.shared.commands.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the lane has been reported by its own thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The lane has ended, by command or by a failure of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the lane has ended; restart the agent")]
+pub struct LaneGone;
+
+/// What the thread and its owner share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) commands: CommandRing,
+    pub(super) events: EventRing,
+    pub(super) counters: Arc<LaneCounters>,
+}
+
+impl Shared {
+    /// Tells everybody who waits that the lane has ended.
+    pub(super) fn close(&self) {
+        self.commands.close();
+        self.events.close();
+    }
+}

@@ -1,0 +1,270 @@
+//! The turns of a lane: sleep, take commands, then TAP to wire and wire to TAP in batches.
+//!
+//! A turn reads a bounded number of frames from every TAP that has some, and one batch from either
+//! socket, so that none starves another; epoll is level-triggered and brings back what is left.
+//! The order within a turn is: commands, wire to TAP, TAP to wire, send.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+
+use super::command::Command;
+use super::event::LaneEvent;
+use super::lane::{LaneConfig, Shared};
+use crate::boot_time::BootTime;
+use crate::datapath::{Context, Egress, Encapsulated, Ingress, LaneCounters, Notice, Outlet, Run};
+use crate::drop_reason::DropReason;
+use crate::forward::Tables;
+use crate::id::PortSlot;
+use crate::io::clock;
+use crate::io::epoll::{Epoll, ReadyList};
+use crate::io::tap::{self, Tap};
+use crate::io::udp::{RecvRing, SendOutcome, UdpSocket};
+use crate::sa::Sealed;
+
+/// A lane between two turns.
+#[derive(Debug)]
+pub(super) struct Turns {
+    tables: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
+    egress: Egress,
+    ingress: Ingress,
+    next_expiry: BootTime,
+    wire: Wire,
+    received: RecvRing,
+    epoll: Epoll,
+    shared: Arc<Shared>,
+}
+
+impl Turns {
+    pub(super) fn new(config: LaneConfig, shared: Arc<Shared>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(shared.commands.wake(), COMMAND_TOKEN)?;
+        epoll.add(&config.esp, ESP_TOKEN)?;
+        if let Some(vxlan) = &config.vxlan {
+            epoll.add(vxlan, VXLAN_TOKEN)?;
+        }
+        Ok(Self {
+            tables: Cache::new(config.tables),
+            egress: Egress::new(config.flood_limit),
+            ingress: Ingress::new(),
+            next_expiry: BootTime::NEVER,
+            wire: Wire { esp: config.esp, vxlan: config.vxlan, taps: Vec::new(), shared: shared.clone() },
+            received: RecvRing::new(),
+            epoll,
+            shared,
+        })
+    }
+
+    /// Runs until the lane is stopped.
+    pub(super) fn run(mut self) {
+        let _close = CloseAtEnd(self.shared.clone());
+        let mut ready = ReadyList::with_capacity(READY_CAPACITY);
+        while !self.shared.commands.is_stopping() {
+            let timeout = self.sleep_limit();
+            if let Err(error) = self.epoll.wait(&mut ready, timeout) {
+                tracing::error!(%error, "a lane cannot wait for its sockets and ends");
+                return;
+            }
+            self.turn(&ready);
+        }
+    }
+
+    /// How long the lane may sleep before an SA of it expires.
+    fn sleep_limit(&self) -> Option<Duration> {
+        (self.next_expiry != BootTime::NEVER).then(|| self.next_expiry.since(clock::boot_time()))
+    }
+
+    fn turn(&mut self, ready: &ReadyList) {
+        let now = clock::boot_time();
+        if ready.iter().any(|source| source.token == COMMAND_TOKEN) {
+            self.take_commands();
+        }
+        if now >= self.next_expiry {
+            self.next_expiry = self.ingress.expire(now);
+        }
+        let tables = self.tables.load();
+        let cx = Context { tables, counters: &self.shared.counters, now };
+        for source in ready.iter() {
+            match source.token {
+                COMMAND_TOKEN => {}
+                ESP_TOKEN => {
+                    receive(&self.wire.esp, &mut self.received);
+                    for (from, datagram) in self.received.datagrams() {
+                        self.ingress.receive_esp(&cx, from, datagram, &mut self.wire);
+                    }
+                }
+                VXLAN_TOKEN => {
+                    let Some(socket) = &self.wire.vxlan else { continue };
+                    receive(socket, &mut self.received);
+                    for (from, datagram) in self.received.datagrams() {
+                        self.ingress.receive_vxlan(&cx, from, datagram, &mut self.wire);
+                    }
+                }
+                port => {
+                    let Some(port) = port_of(port) else { continue };
+                    if read_port(&cx, &mut self.egress, &mut self.wire, port).is_break() {
+                        self.wire.close_port(&self.epoll, port);
+                        self.shared.events.push(LaneEvent::PortGone { slot: port });
+                    }
+                }
+            }
+        }
+        self.egress.flush(&mut self.wire);
+    }
+
+    fn take_commands(&mut self) {
+        // Cleared first: a command pushed from here on wakes the lane again.
+        let _ = self.shared.commands.wake().clear();
+        while let Some(envelope) = self.shared.commands.pop() {
+            let (command, acknowledge) = envelope.open();
+            self.carry_out(command);
+            // Whoever asked may have stopped waiting.
+            let _ = acknowledge.send(());
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::AddPort { slot, tap } => {
+                self.wire.close_port(&self.epoll, slot);
+                self.shared.counters.reset_port(slot);
+                self.egress.add_port(slot);
+                if self.wire.open_port(&self.epoll, slot, tap).is_err() {
+                    self.shared.events.push(LaneEvent::PortGone { slot });
+                }
+            }
+            Command::RemovePort(slot) => self.wire.close_port(&self.epoll, slot),
+            Command::InstallInbound { link, sa } => {
+                self.next_expiry = self.next_expiry.min(sa.expires_at());
+                self.ingress.install(link, sa);
+            }
+            Command::InstallOutbound { link, sa } => self.egress.install(link, sa),
+            Command::RetireInbound { spi, at } => {
+                self.ingress.retire(spi, at);
+                self.next_expiry = self.next_expiry.min(at);
+            }
+            Command::DropLink(link) => {
+                self.egress.remove(link);
+                self.ingress.remove(link);
+            }
+            // A turn ends with an empty arena, and the next batch loads the tables anew.
+            Command::Sync => {
+                self.tables.load();
+            }
+        }
+    }
+}
+
+/// Where the datapath's frames go: the sockets and the TAPs.
+#[derive(Debug)]
+struct Wire {
+    esp: UdpSocket,
+    vxlan: Option<UdpSocket>,
+    taps: Vec<Option<Tap>>,
+    shared: Arc<Shared>,
+}
+
+impl Wire {
+    fn tap(&self, port: PortSlot) -> Option<&Tap> {
+        self.taps.get(port.index())?.as_ref()
+    }
+
+    fn open_port(&mut self, epoll: &Epoll, port: PortSlot, tap: Tap) -> io::Result<()> {
+        epoll.add(&tap, FIRST_PORT_TOKEN + u64::from(port.get()))?;
+        if self.taps.len() <= port.index() {
+            self.taps.resize_with(port.index() + 1, || None);
+        }
+        self.taps[port.index()] = Some(tap);
+        Ok(())
+    }
+
+    fn close_port(&mut self, epoll: &Epoll, port: PortSlot) {
+        if let Some(tap) = self.taps.get_mut(port.index()).and_then(Option::take) {
+            // It goes from the list with its last descriptor in any case.
+            let _ = epoll.remove(&tap);
+        }
+    }
+}
+
+impl Outlet for Wire {
+    fn send_esp(&mut self, run: &Run<'_, Sealed>) {
+        let sent = self.esp.send_run(run.to(), run.bytes(), run.segment());
+        count_lost(&self.shared.counters, sent, run.packets());
+    }
+
+    fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>) {
+        let sent = self.vxlan.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), |vxlan| {
+            vxlan.send_run(run.to(), run.bytes(), run.segment())
+        });
+        count_lost(&self.shared.counters, sent, run.packets());
+    }
+
+    fn deliver(&mut self, port: PortSlot, frame: &[u8]) -> bool {
+        self.tap(port).is_some_and(|tap| tap.write_frame(frame).unwrap_or(false))
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.shared.events.push(notice.into());
+    }
+}
+
+/// Closes the rings however the thread ends.
+struct CloseAtEnd(Arc<Shared>);
+
+impl Drop for CloseAtEnd {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Reads some frames of a port; breaks when its device is gone.
+fn read_port(
+    cx: &Context<'_>,
+    egress: &mut Egress,
+    wire: &mut Wire,
+    port: PortSlot,
+) -> std::ops::ControlFlow<()> {
+    for _ in 0..FRAMES_PER_TURN {
+        let frame = egress.reserve(cx.tables, port, wire);
+        let Some(tap) = wire.tap(port) else { break };
+        match tap.read_frame(frame) {
+            Ok(Some(frame_len)) => egress.submit(cx, port, frame_len, wire),
+            Ok(None) => break,
+            Err(error) if tap::is_gone(&error) => return std::ops::ControlFlow::Break(()),
+            Err(error) => {
+                tracing::warn!(%error, %port, "a TAP cannot be read and is given up");
+                return std::ops::ControlFlow::Break(());
+            }
+        }
+    }
+    std::ops::ControlFlow::Continue(())
+}
+
+/// Fetches a batch; an error is that of an earlier datagram (ICMP), and the socket works on.
+fn receive(socket: &UdpSocket, ring: &mut RecvRing) {
+    if let Err(error) = socket.recv(ring) {
+        tracing::debug!(%error, "receiving failed");
+    }
+}
+
+fn count_lost(counters: &LaneCounters, sent: io::Result<SendOutcome>, packets: usize) {
+    let lost = packets - sent.map_or(0, |outcome| outcome.datagrams.min(packets));
+    if lost > 0 {
+        counters.drop_unplaced(DropReason::SendFailed, lost as u64);
+    }
+}
+
+fn port_of(token: u64) -> Option<PortSlot> {
+    u32::try_from(token.checked_sub(FIRST_PORT_TOKEN)?).ok().map(PortSlot::new)
+}
+
+const COMMAND_TOKEN: u64 = 0;
+const ESP_TOKEN: u64 = 1;
+const VXLAN_TOKEN: u64 = 2;
+const FIRST_PORT_TOKEN: u64 = 16;
+/// Enough to fill a run of `UDP_SEGMENT`, few enough that other TAPs do not wait long.
+const FRAMES_PER_TURN: usize = 64;
+const READY_CAPACITY: usize = 256;

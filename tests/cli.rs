@@ -1,0 +1,199 @@
+//! The real binary as a user meets it: help, usage errors, exit codes, no agent, no permission.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+#[test]
+fn help_names_every_command_and_flag() {
+    let help = overlayd(&["--help"]);
+    assert_eq!(code(&help), 0);
+    let text = stdout(&help);
+    for command in [
+        "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
+        "status", "node", "peers", "stats", "demo",
+    ] {
+        assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
+    }
+    for (command, flags) in [
+        (&["agent"][..], &["--config", "--state-dir", "--socket", "--esp-key-log"][..]),
+        (
+            &["init"],
+            &[
+                "--advertise-addr",
+                "--listen-addr",
+                "--data-addr",
+                "--data-port",
+                "--default-addr-pool",
+                "--cert-expiry",
+            ],
+        ),
+        (&["token"], &["--quiet", "-q", "--rotate"]),
+        (&["join"], &["--token", "--advertise-addr", "--data-addr", "HOST:PORT"]),
+        (&["create"], &["--encrypted", "--subnet", "--gateway", "--ip-range", "--mtu", "--label", "<NET>"]),
+        (&["attach"], &["--netns", "--ifname", "--name", "--ip", "--mac"]),
+        (&["detach"], &["--netns", "--endpoint"]),
+        (&["node", "ls"], &["--socket", "--json"]),
+    ] {
+        let help = overlayd(&[command, &["--help"]].concat());
+        assert_eq!(code(&help), 0, "{command:?}");
+        for flag in flags {
+            assert!(stdout(&help).contains(flag), "{command:?} has no {flag}:\n{}", stdout(&help));
+        }
+    }
+}
+
+#[test]
+fn version_is_the_package_s() {
+    let version = overlayd(&["--version"]);
+    assert_eq!(
+        (code(&version), stdout(&version)),
+        (0, concat!("overlayd ", env!("CARGO_PKG_VERSION"), "\n").into())
+    );
+}
+
+#[test]
+fn wrong_arguments_are_usage_errors_that_name_the_argument() {
+    for (arguments, named) in [
+        (&[][..], "Usage: overlayd"),
+        (&["fly"], "'fly'"),
+        (&["ls", "--color"], "'--color'"),
+        (&["init"], "--advertise-addr"),
+        (&["init", "--advertise-addr", "0.0.0.0"], "other nodes cannot reach it"),
+        (&["init", "--advertise-addr", "192.0.2.1", "--cert-expiry", "1m"], "at least 1h"),
+        (&["init", "--advertise-addr", "192.0.2.1", "--data-port", "0"], "--data-port"),
+        (&["token", "king"], "possible values: worker, manager"),
+        (&["join", "192.0.2.1:2377"], "--token"),
+        (&["join", "--token", "x", "a:b:c"], "HOST:PORT"),
+        (&["create", "a/b"], "network name \"a/b\" is not valid"),
+        (&["create", "--subnet", "10.1.0.0/33", "red"], "10.1.0.0/33"),
+        (&["create", "--gateway", "10.1.0.1", "red"], "--subnet"),
+        (&["create", "--subnet", "10.1.0.0/24", "--gateway", "10.2.0.1", "red"], "none of the subnets"),
+        (&["create", "--mtu", "70000", "red"], "70000"),
+        (&["create", "--label", "x", "red"], "KEY=VALUE"),
+        (&["attach", "red"], "--netns"),
+        (&["attach", "red", "--netns", "c1", "--mac", "1:2"], "write six octets"),
+        (&["attach", "red", "--netns", "c1", "--ifname", "sixteen-letters!"], "1 to 15 characters"),
+        (&["detach", "red"], "--netns"),
+        (
+            &["detach", "red", "--netns", "c1", "--endpoint", "0123456789012345678901234"],
+            "cannot be used with",
+        ),
+        (&["detach", "red", "--endpoint", "1"], "25 digits"),
+        (&["node"], "ls"),
+    ] {
+        let output = overlayd(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(named), "{arguments:?} does not name {named}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("error:"), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "", "{arguments:?} wrote to standard output");
+    }
+}
+
+#[test]
+fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("agent.sock");
+    for call in [
+        &["init", "--advertise-addr", "192.0.2.1"][..],
+        &["token", "worker", "-q"],
+        &["join", "--token", "x", "192.0.2.1:2377"],
+        &["leave"],
+        &["create", "red"],
+        &["ls"],
+        &["inspect", "red"],
+        &["rm", "red"],
+        &["attach", "red", "--netns", "/proc/self/ns/net"],
+        &["detach", "red", "--endpoint", "0123456789012345678901234"],
+        &["status"],
+        &["node", "ls"],
+        &["peers"],
+        &["stats"],
+    ] {
+        let output = at(&socket, call);
+        assert_eq!(code(&output), 1, "{call:?}: {}", stderr(&output));
+        let error = stderr(&output);
+        assert!(error.starts_with("overlayd: no agent is running at "), "{call:?}: {error}");
+        assert!(error.contains("'overlayd agent'") && error.contains("--socket"), "{call:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{call:?}: {error}");
+    }
+}
+
+#[test]
+fn the_socket_comes_from_the_environment_too() {
+    let output = command().env("OVERLAYD_SOCKET", "/no/such/place.sock").arg("ls").output().expect("a run");
+    assert!(stderr(&output).contains("/no/such/place.sock"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_socket_without_permission_says_which_group_opens_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("agent.sock");
+    let _agent = UnixListener::bind(&socket).expect("a socket");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0)).expect("a mode");
+    let mut status = command();
+    if rustix::process::geteuid().is_root() {
+        // Root, fake root too, may connect to anything by this capability.
+        status = Command::new("setpriv");
+        status.args(["--bounding-set=-dac_override", "--inh-caps=-dac_override"]);
+        status.arg(env!("CARGO_BIN_EXE_overlayd"));
+    }
+    status.arg("--socket").arg(&socket).arg("status");
+    let output = status.output().expect("a run");
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    let error = stderr(&output);
+    assert!(error.starts_with("overlayd: no permission to use "), "{error}");
+    assert!(error.contains("sudo") && error.contains("usermod -aG overlayd"), "{error}");
+}
+
+#[test]
+fn an_unknown_namespace_is_named_before_the_agent_is_asked() {
+    let output = at(Path::new("/no/such/place.sock"), &["attach", "red", "--netns", "no-such-container"]);
+    assert_eq!(code(&output), 1);
+    let error = stderr(&output);
+    assert!(error.starts_with("overlayd: no network namespace \"no-such-container\""), "{error}");
+}
+
+#[test]
+fn a_configuration_with_an_unknown_key_is_refused_with_its_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("overlayd.toml");
+    std::fs::write(&file, "[log]\nlevel = \"info\"\n\n[flood]\nbrust = 3\n").expect("a file");
+    let file = file.to_str().expect("text");
+    let output = overlayd(&["agent", "--config", file]);
+    assert_eq!(code(&output), 1);
+    let error = stderr(&output);
+    assert!(error.starts_with(&format!("overlayd: {file}:5: ")) && error.contains("`brust`"), "{error}");
+    let output = overlayd(&["agent", "--config", "/no/such/file.toml"]);
+    assert_eq!(
+        stderr(&output),
+        "overlayd: cannot read the configuration /no/such/file.toml: No such file or directory (os error 2)\n"
+    );
+}
+
+fn overlayd(arguments: &[&str]) -> Output {
+    command().args(arguments).output().expect("the binary runs")
+}
+
+fn at(socket: &Path, arguments: &[&str]) -> Output {
+    command().arg("--socket").arg(socket).args(arguments).output().expect("the binary runs")
+}
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_overlayd"));
+    command.env_remove("OVERLAYD_SOCKET");
+    command
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("no signal")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}

@@ -1,0 +1,494 @@
+//! What the state file lives through: `kill -9` at any moment, torn and foreign files, a full disk.
+//!
+//! The victim is this program itself, started again with `VICTIM` set: it changes the state and
+//! says so line by line. The parent kills it, opens what it left and compares that with a
+//! reference that made the same changes undisturbed.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use overlayd::cluster::{Membership, Node, Role, Subnet};
+use overlayd::control::state::{
+    AttachRequest, ClusterState, NewCluster, NewNetwork, SignMembership, StateError, Tokens,
+};
+use overlayd::control::store::local::{Attachment, AttachmentState, NetnsRef};
+use overlayd::control::store::{STATE_FILE, Store, StoreError};
+use overlayd::id::{ClusterId, EndpointId, NetworkName, NodeId};
+use overlayd::membership::SignedMembership;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tempfile::TempDir;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    if let Ok(what) = env::var(VICTIM) {
+        let mut arguments = env::args().skip(1);
+        let dir = PathBuf::from(arguments.next().ok_or("a victim needs a directory")?);
+        return match what.as_str() {
+            "steps" => go_on_for_ever(&dir, arguments.next().ok_or("where to begin?")?.parse()?),
+            "limit" => go_on_beside_a_limit(&dir),
+            "disk" => go_on_beside_a_filler(&dir),
+            other => Err(format!("{other} is no victim").into()),
+        };
+    }
+    let trial = |name: &str, run: fn()| {
+        Trial::test(name, move || {
+            run();
+            Ok::<(), Failed>(())
+        })
+    };
+    libtest_mimic::run(
+        &Arguments::from_args(),
+        vec![
+            trial("every_acknowledged_change_survives_kill_9", killed_at_any_moment),
+            trial("cluster_is_made_whole_or_not_at_all", killed_while_it_is_made),
+            trial("truncated_file_is_an_error_and_kept", truncated),
+            trial("file_with_a_broken_header_is_an_error_and_kept", broken_header),
+            trial("file_of_something_else_is_an_error_and_kept", foreign),
+            trial("altered_page_is_an_error_or_was_unused", altered_page),
+            trial("file_that_may_not_grow_is_an_error_and_later_changes_work", limited_file),
+            trial("full_disk_is_an_error_and_later_changes_work", full_disk),
+        ],
+    )
+    .exit()
+}
+
+fn killed_at_any_moment() {
+    let (dir, reference_dir) = (new_dir(), new_dir());
+    let mut reference = Victim::create(reference_dir.path());
+    drop(Victim::create(dir.path()));
+    let mut done = 0;
+    for round in 0..KILLS {
+        let mut child = start("steps", dir.path(), done);
+        let acknowledged =
+            lines_until_killed(&mut child, Duration::from_micros(rand::random_range(0..60_000)));
+        for line in &acknowledged {
+            assert_eq!(*line, format!("done {done}"));
+            reference.step(done).expect("the reference is undisturbed");
+            done += 1;
+        }
+
+        let found = Victim::open(dir.path()).fingerprint();
+
+        if found != reference.fingerprint() {
+            // The step under way was written, only its acknowledgement was not.
+            reference.step(done).expect("the reference is undisturbed");
+            done += 1;
+            assert_eq!(found, reference.fingerprint(), "round {round}, after {done} steps");
+        }
+    }
+    assert!(done > KILLS, "only {done} steps in {KILLS} rounds");
+}
+
+fn killed_while_it_is_made() {
+    for _ in 0..KILLS {
+        let dir = new_dir();
+        let mut child = start("steps", dir.path(), 0);
+        let wait = Duration::from_micros(rand::random_range(0..15_000));
+        let acknowledged = lines_until_killed(&mut child, wait);
+
+        let store = Store::open_or_create(dir.path()).expect("a file that is whole, or none");
+
+        let made = ClusterState::exists(&store).expect("a state that is whole");
+        assert!(made || acknowledged.is_empty());
+        if made {
+            drop(store);
+            Victim::open(dir.path());
+        }
+    }
+}
+
+fn truncated() {
+    let state = state_fingerprint();
+    for crashed in [false, true] {
+        let whole = state_file(crashed);
+        let mut lengths: Vec<_> = (0..whole.len()).step_by(1024).collect();
+        lengths.extend([1, 5, 9, 63, 64, 65, 320, 4095, 4097, whole.len() - 1]);
+        let refusals = lengths.iter().filter(|&&length| !keeps_state(&whole[..length], &state)).count();
+        // What a crash leaves may end in a page that was never used.
+        assert!(refusals + 4 > lengths.len(), "only {refusals} of {} lengths were refused", lengths.len());
+    }
+}
+
+fn broken_header() {
+    for crashed in [false, true] {
+        let whole = state_file(crashed);
+        for (from, to) in [(0, 8), (0, 64), (0, 320), (0, 4096), (9, 64), (64, 320)] {
+            let mut broken = whole.clone();
+            broken[from..to].iter_mut().for_each(|byte| *byte ^= 0x5a);
+            let message = refused(&broken);
+            assert!(message.contains("overlayd.redb"), "{from}..{to}: {message}");
+        }
+    }
+}
+
+fn foreign() {
+    let text = refused(b"[agent]\nsocket = \"/run/overlayd/agent.sock\"\n");
+    assert!(text.contains("is not a state file of overlayd"), "{text}");
+    let zeros = refused(&[0; 65_536]);
+    assert!(zeros.contains("is not a state file of overlayd"), "{zeros}");
+    let empty = refused(b"");
+    assert!(empty.contains("is damaged"), "{empty}");
+
+    let dir = new_dir();
+    fs::create_dir(dir.path().join(STATE_FILE)).expect("a directory in its place");
+    assert!(Store::open_or_create(dir.path()).is_err());
+    let dir = new_dir();
+    std::os::unix::fs::symlink("/nowhere/at/all", dir.path().join(STATE_FILE)).expect("a dangling link");
+    assert!(Store::open_or_create(dir.path()).is_err());
+}
+
+fn altered_page() {
+    let state = state_fingerprint();
+    for crashed in [false, true] {
+        let whole = state_file(crashed);
+        let altered = |offset: usize| {
+            let mut altered = whole.clone();
+            altered[offset] ^= 0x10;
+            altered
+        };
+        let refusals =
+            (4096..whole.len()).step_by(509).filter(|&at| !keeps_state(&altered(at), &state)).count();
+        assert!(refusals > 10, "only {refusals} alterations were noticed");
+    }
+}
+
+/// Whether `bytes` is taken for a state file; then it holds all that was ever acknowledged.
+fn keeps_state(bytes: &[u8], state: &(String, String)) -> bool {
+    let dir = new_dir();
+    let path = dir.path().join(STATE_FILE);
+    fs::write(&path, bytes).expect("a file");
+    match Store::open_or_create(dir.path()) {
+        Ok(store) => {
+            assert_eq!(Victim::over(store).fingerprint(), *state, "{} bytes were not enough", bytes.len());
+            true
+        }
+        Err(StoreError::Damaged { file, .. }) => {
+            assert_eq!((&file, fs::read(&file).expect("the file").len()), (&path, bytes.len()));
+            false
+        }
+        Err(other) => panic!("{} bytes: {other}", bytes.len()),
+    }
+}
+
+fn limited_file() {
+    let dir = new_dir();
+    // A process that ignores SIGXFSZ gets EFBIG instead; the shell passes the ignoring on.
+    succeeds(Command::new("sh").args(["-c", "trap '' XFSZ; exec \"$0\" \"$1\""]), "limit", dir.path());
+}
+
+fn full_disk() {
+    let dir = new_dir();
+    let script = "mount -t tmpfs -o size=2m overlayd \"$1\" && exec \"$0\" \"$1\"";
+    let mut unshare = Command::new("unshare");
+    succeeds(unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]), "disk", dir.path());
+}
+
+fn succeeds(command: &mut Command, what: &str, dir: &Path) {
+    let victim = env::current_exe().expect("this program");
+    let output = command.arg(victim).arg(dir).env(VICTIM, what).output().expect("it starts");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}: {out}{err}", output.status);
+}
+
+/// The victim of [`limited_file`]: its files may not grow any more, nor be written near their end.
+fn go_on_beside_a_limit(dir: &Path) -> Result<(), Box<dyn Error>> {
+    let unlimited = getrlimit(Resource::Fsize);
+    let limit = || {
+        let size = fs::metadata(dir.join(STATE_FILE))?.len();
+        let limit = Rlimit { current: Some(size - size / 8), maximum: unlimited.maximum };
+        Ok(setrlimit(Resource::Fsize, limit)?)
+    };
+    fill_up_and_go_on(dir, limit, || Ok(setrlimit(Resource::Fsize, unlimited)?))
+}
+
+/// The victim of [`full_disk`]: another file takes what is left of the disk.
+fn go_on_beside_a_filler(dir: &Path) -> Result<(), Box<dyn Error>> {
+    let filler = dir.join("filler");
+    let fill = || {
+        let mut file = fs::File::create(&filler)?;
+        while file.write(&[0; 4096]).is_ok() {}
+        Ok(())
+    };
+    fill()?;
+    let refused = Store::create(dir).expect_err("there is no space").to_string();
+    if !refused.contains("no space left") || dir.join(STATE_FILE).exists() {
+        return Err(refused.into());
+    }
+    fs::remove_file(&filler)?;
+    fill_up_and_go_on(dir, fill, || Ok(fs::remove_file(&filler)?))
+}
+
+fn fill_up_and_go_on(
+    dir: &Path,
+    fill: impl Fn() -> Result<(), Box<dyn Error>>,
+    free: impl Fn() -> Result<(), Box<dyn Error>>,
+) -> Result<(), Box<dyn Error>> {
+    let mut victim = Victim::create(dir);
+    let mut next = goes_on(&mut victim, 0)?;
+    for _ in 0..5 {
+        fill()?;
+        next = until_full(&mut victim, next)?;
+        free()?;
+        next = goes_on(&mut victim, next)?;
+    }
+    drop(victim);
+    let found = Victim::open(dir).fingerprint();
+    let reference = new_dir();
+    let mut reference = Victim::create(reference.path());
+    for n in 0..next {
+        reference.step(n)?;
+    }
+    if found != reference.fingerprint() {
+        return Err("after it had been full the state is another".into());
+    }
+    Ok(())
+}
+
+fn until_full(victim: &mut Victim, from: u32) -> Result<u32, Box<dyn Error>> {
+    for n in from..from + 100_000 {
+        let before = victim.fingerprint();
+        if let Err(error) = victim.step(n) {
+            let message = error.to_string();
+            if !message.contains("no space left") || !message.contains("nothing was changed") {
+                return Err(format!("step {n}: {message}").into());
+            }
+            let Err(again) = victim.step(n) else { return Ok(n + 1) };
+            if !again.to_string().contains("no space left") {
+                return Err(format!("step {n} again: {again}").into());
+            }
+            if victim.state_alone() != before.0 {
+                return Err(format!("step {n} was refused and left something").into());
+            }
+            return Ok(n);
+        }
+    }
+    Err("the disk never filled up".into())
+}
+
+fn goes_on(victim: &mut Victim, from: u32) -> Result<u32, Box<dyn Error>> {
+    for n in from..from + 50 {
+        victim.step(n)?;
+    }
+    Ok(from + 50)
+}
+
+fn go_on_for_ever(dir: &Path, from: u32) -> Result<(), Box<dyn Error>> {
+    let store = Store::open_or_create(dir)?;
+    let mut victim = if ClusterState::exists(&store)? { Victim::over(store) } else { Victim::found(store) };
+    let mut out = std::io::stdout().lock();
+    for n in from.. {
+        victim.step(n)?;
+        writeln!(out, "done {n}")?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// A node that is manager and has containers.
+struct Victim {
+    store: Store,
+    state: ClusterState,
+}
+
+impl Victim {
+    fn create(dir: &Path) -> Self {
+        Self::found(Store::create(dir).expect("a new store"))
+    }
+
+    fn found(store: Store) -> Self {
+        let new = NewCluster {
+            id: ClusterId::from_entropy([7; 16]),
+            ca: b"root and key".to_vec(),
+            pools: Vec::new(),
+            certificate_life: Duration::from_hours(2160),
+            tokens: Tokens { worker: [1; 16], manager: [2; 16] },
+        };
+        let state = ClusterState::create(store.clone(), new, signer()).expect("a new cluster");
+        Self { store, state }
+    }
+
+    fn open(dir: &Path) -> Self {
+        Self::over(Store::open(dir).expect("a store that is whole"))
+    }
+
+    fn over(store: Store) -> Self {
+        let state = ClusterState::open(store.clone(), signer()).expect("a state that is whole");
+        Self { store, state }
+    }
+
+    /// Makes the change number `n`; every history makes the same ones.
+    fn step(&mut self, n: u32) -> Result<(), StateError> {
+        let (turn, kind) = (n / 6, n % 6);
+        let network: NetworkName = format!("net-{}", turn / 8).parse().expect("a name");
+        let id = endpoint_id(turn);
+        let node = self.state.nodes().first().map(|status| status.node.id);
+        let node = node.unwrap_or_else(|| NodeId::from_entropy([1; 16]));
+        match kind {
+            0 if n == 0 => self.state.add_node(manager(node)),
+            0 if turn.is_multiple_of(8) => {
+                self.state.create_network(new_network(network, turn / 8)).map(drop)
+            }
+            0 => self.state.rotate_token(Role::Worker, u128::from(n).to_le_bytes()),
+            1 if turn == 0 => self.state.create_network(new_network(network, 0)).map(drop),
+            1 | 3 => {
+                let state = if kind == 1 { AttachmentState::Pending } else { AttachmentState::Ready };
+                Ok(self.store.put_attachment(&attachment(id, network, state))?)
+            }
+            2 => {
+                let request = AttachRequest { id, network, name: None, ips: Vec::new(), mac: None };
+                self.state.attach(node, &request).map(drop)
+            }
+            4 if turn % 3 == 2 => self.state.detach(node, endpoint_id(turn - 1)),
+            5 if turn % 3 == 2 => Ok(self.store.remove_attachment(endpoint_id(turn - 1))?),
+            _ => self.state.sign_again(),
+        }
+    }
+
+    fn state_alone(&self) -> String {
+        let mut lines = vec![format!("version {}", self.state.version())];
+        lines.push(format!("worker {:?}", self.state.token(Role::Worker)));
+        lines.extend(self.state.nodes().into_iter().map(|status| format!("{:?}", status.node)));
+        for summary in self.state.networks() {
+            let view = self.state.inspect(&summary.network.name).expect("a network that is listed");
+            let membership: Membership = serde_json::from_str(&view.membership.payload).expect("ours");
+            let network = &summary.network;
+            lines.push(format!("{} {} {:?}", network.name, network.vni, network.subnets));
+            lines.push(format!("epoch {} {:?}", membership.epoch, membership.nodes));
+            let endpoint = |e: &overlayd::cluster::Endpoint| format!("{} {} {:?}", e.id, e.mac, e.addresses);
+            lines.extend(view.endpoints.iter().map(endpoint));
+        }
+        lines.join("\n")
+    }
+
+    /// All that can be seen, without the ids that were drawn at random; cluster first, then node.
+    fn fingerprint(&self) -> (String, String) {
+        let attachments = self.store.attachments().expect("attachments that are whole");
+        (self.state_alone(), format!("{attachments:#?}"))
+    }
+}
+
+/// A state file after some steps, closed or as a crash leaves it.
+fn state_file(crashed: bool) -> Vec<u8> {
+    let dir = new_dir();
+    let mut victim = Victim::create(dir.path());
+    for n in 0..STEPS {
+        victim.step(n).expect("the steps work");
+    }
+    let path = dir.path().join(STATE_FILE);
+    if crashed {
+        return fs::read(path).expect("the file");
+    }
+    drop(victim);
+    fs::read(path).expect("the file")
+}
+
+fn state_fingerprint() -> (String, String) {
+    let dir = new_dir();
+    let mut victim = Victim::create(dir.path());
+    for n in 0..STEPS {
+        victim.step(n).expect("the steps work");
+    }
+    victim.fingerprint()
+}
+
+/// Puts `bytes` in the place of the state file, and returns why it was refused.
+fn refused(bytes: &[u8]) -> String {
+    let dir = new_dir();
+    let path = dir.path().join(STATE_FILE);
+    fs::write(&path, bytes).expect("a file");
+    let message = match Store::open_or_create(dir.path()) {
+        Ok(_) => panic!("a file of {} bytes was taken for a state file", bytes.len()),
+        Err(error) => error.to_string(),
+    };
+    assert!(message.contains(&path.display().to_string()), "{message}");
+    assert!(Store::create(dir.path()).is_err(), "it was replaced");
+    assert_eq!(fs::read(&path).expect("the file").len(), bytes.len(), "it was changed");
+    message
+}
+
+fn start(what: &str, dir: &Path, from: u32) -> Child {
+    Command::new(env::current_exe().expect("this program"))
+        .arg(dir)
+        .arg(from.to_string())
+        .env(VICTIM, what)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this program, again")
+}
+
+fn lines_until_killed(child: &mut Child, after: Duration) -> Vec<String> {
+    let stdout = child.stdout.take().expect("a pipe");
+    let reader =
+        thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).collect::<Vec<_>>());
+    thread::sleep(after);
+    child.kill().expect("it still runs");
+    let status = child.wait().expect("it was ours");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "it died of something else");
+    // No line is torn: a pipe takes so few bytes at once or not at all (pipe(7), PIPE_BUF).
+    reader.join().expect("the reader")
+}
+
+fn signer() -> Box<SignMembership> {
+    Box::new(|membership| {
+        Ok(SignedMembership {
+            payload: serde_json::to_string(membership)?,
+            certificate: "certificate".to_owned(),
+            signature: "signature".to_owned(),
+        })
+    })
+}
+
+fn manager(id: NodeId) -> Node {
+    Node {
+        id,
+        name: "host".parse().expect("a name"),
+        role: Role::Manager,
+        advertise: "192.0.2.1:2377".parse().expect("an address"),
+        data: "192.0.2.1:4500".parse().expect("an address"),
+        underlay_mtu: 1500,
+    }
+}
+
+fn new_network(name: NetworkName, n: u32) -> NewNetwork {
+    let cidr = format!("10.{}.{}.0/24", n / 256, n % 256 / 2 * 2).parse().expect("a subnet");
+    let subnets = if n.is_multiple_of(2) && n > 0 {
+        vec![Subnet { cidr, gateway: None, ip_range: None }]
+    } else {
+        Vec::new()
+    };
+    NewNetwork { name, encrypted: true, subnets, mtu: None, labels: BTreeMap::new() }
+}
+
+fn attachment(id: EndpointId, network: NetworkName, state: AttachmentState) -> Attachment {
+    Attachment {
+        id,
+        network,
+        netns: NetnsRef { path: "/run/netns/web".into(), dev: 4, inode: 4_026_531_840 },
+        ifname: "eth0".parse().expect("a name"),
+        name: None,
+        ips: Vec::new(),
+        mac: None,
+        state,
+        endpoint: None,
+        mtu: None,
+    }
+}
+
+fn endpoint_id(n: u32) -> EndpointId {
+    EndpointId::from_entropy(u128::from(n).to_le_bytes())
+}
+
+fn new_dir() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+const VICTIM: &str = "OVERLAYD_STATE_VICTIM";
+const KILLS: u32 = 40;
+const STEPS: u32 = 60;
