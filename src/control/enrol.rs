@@ -22,14 +22,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
-use super::ca::fingerprint;
 use super::frame::Frames;
 use super::identity::{IdentityError, NodeIdentity, NodeKey, base64_der, base64_der_list};
 use super::listener::EnrolStream;
 use super::tls::peer::{CONNECT_TIMEOUT, ConnectError, dial};
-use super::tls::{Clock, connect_with_token};
+use super::tls::{Clock, connect_with_token, verify_identity};
+use super::trust::Refusal;
 use crate::cluster::Role;
 use crate::id::{HostName, NodeId};
+use crate::membership::{JoinToken, TokenSecret};
 
 /// What a machine tells of itself when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +50,8 @@ pub struct Joining {
 /// A machine's wish to join.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct EnrolRequest {
-    /// The secret of the token, as the token writes it.
-    pub secret: Zeroizing<String>,
+    /// The secret of the token.
+    pub secret: TokenSecret,
     /// A certificate request, PEM.
     pub csr: String,
     /// The machine.
@@ -114,7 +115,7 @@ pub enum EnrolRefusal {
     Unavailable(String),
 }
 
-/// Joins the cluster of `root_digest` by the manager at `manager`.
+/// Joins the cluster of `token` by the manager at `manager`.
 ///
 /// The key of the new node is drawn here and never leaves it.
 ///
@@ -123,14 +124,13 @@ pub enum EnrolRefusal {
 /// token or the machine, or answers with a certificate that is not for our key.
 pub async fn enrol(
     manager: SocketAddr,
-    root_digest: [u8; 32],
-    secret: Zeroizing<String>,
+    token: &JoinToken,
     machine: Joining,
     clock: Clock,
 ) -> Result<(NodeIdentity, Enrolled), EnrolError> {
     let key = NodeKey::generate()?;
-    let request = EnrolRequest { secret, csr: key.request_pem()?, machine };
-    let handshake = connect_with_token(root_digest, clock);
+    let request = EnrolRequest { secret: token.secret().clone(), csr: key.request_pem()?, machine };
+    let handshake = connect_with_token(token.clone(), clock);
     let outcome = handshake.outcome.clone();
     let tls = tokio::time::timeout(CONNECT_TIMEOUT, dial(manager, handshake))
         .await
@@ -148,10 +148,11 @@ pub async fn enrol(
     let enrolled: Enrolled = serde_json::from_slice::<Result<Enrolled, EnrolRefusal>>(&answer)
         .map_err(EnrolError::Malformed)??;
     let identity = NodeIdentity::new(enrolled.chain.clone(), &key, enrolled.root.clone())?;
-    let named = (identity.node(), identity.role(), fingerprint(identity.root()));
-    if named != (enrolled.node, enrolled.role, root_digest) {
+    let named = (identity.node(), identity.role());
+    if named != (enrolled.node, enrolled.role) || !token.is_of_root(identity.root()) {
         return Err(EnrolError::Contradiction);
     }
+    verify_identity(&identity, clock())?;
     Ok((identity, enrolled))
 }
 
@@ -173,6 +174,9 @@ pub enum EnrolError {
     /// The certificate in the answer is not ours.
     #[error("the manager's certificate for this node cannot be used: {0}")]
     Identity(#[from] IdentityError),
+    /// The certificate in the answer would be refused by others.
+    #[error("the manager's certificate for this node would be refused: {0}")]
+    Unusable(#[from] Refusal),
     /// The answer and the certificate in it disagree.
     #[error("the manager's answer and the certificate in it disagree; is it the right manager?")]
     Contradiction,

@@ -88,10 +88,10 @@ impl NodeIdentity {
         &self.root
     }
 
-    /// Signs what this node answers for: ECDSA P-256 with SHA-256, ASN.1.
+    /// Signs `message` with the certificate's key: ECDSA P-256 with SHA-256, ASN.1.
     ///
     /// # Errors
-    /// The key cannot sign.
+    /// The cryptographic library fails.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IdentityError> {
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.key)
             .map_err(|_| IdentityError::NotAKey)?;
@@ -339,21 +339,24 @@ fn single<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::Membership;
     use crate::control::ca::CertificateAuthority;
+    use crate::id::{Epoch, NetworkId, Vni};
+    use crate::membership::SignedMembership;
     use time::Duration;
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time")
     }
 
-    fn identity(lifetime: Duration) -> NodeIdentity {
+    fn identity(role: Role, lifetime: Duration) -> NodeIdentity {
         let ca = CertificateAuthority::create(ClusterId::from_entropy([1; 16]), now()).expect("an authority");
         let key = NodeKey::generate().expect("a key");
         let leaf = ca
             .issue(
                 &key.request_pem().expect("a request"),
                 NodeId::from_entropy([2; 16]),
-                Role::Worker,
+                role,
                 now(),
                 lifetime,
             )
@@ -373,11 +376,11 @@ mod tests {
 
     #[test]
     fn identity_survives_the_store() {
-        let first = identity(Duration::DAY);
+        let first = identity(Role::Worker, Duration::DAY);
         let stored = serde_json::to_string(&first).expect("JSON");
         let again: NodeIdentity = serde_json::from_str(&stored).expect("what was stored");
         assert_eq!(again.chain(), first.chain());
-        assert_eq!(again.key_pkcs8(), first.key_pkcs8());
+        assert_eq!(again.key, first.key);
         assert_eq!(
             (again.node(), again.role(), again.cluster()),
             (first.node(), first.role(), first.cluster())
@@ -385,20 +388,38 @@ mod tests {
     }
 
     #[test]
+    fn membership_signed_by_a_manager_verifies_under_the_root() {
+        let manager = identity(Role::Manager, Duration::DAY);
+        let membership = Membership {
+            network: NetworkId::from_entropy([3; 16]),
+            vni: Vni::new(7).expect("a VNI"),
+            epoch: Epoch::new(1),
+            nodes: [manager.node()].into(),
+        };
+        let signed = SignedMembership::sign(&membership, &manager.chain()[0], |bytes| manager.sign(bytes));
+        let verified = signed.expect("signed").verify(
+            manager.root(),
+            manager.cluster(),
+            &std::collections::BTreeSet::new(),
+        );
+        assert_eq!(verified, Ok(membership));
+    }
+
+    #[test]
     fn key_of_another_certificate_is_refused() {
-        let (one, other) = (identity(Duration::DAY), NodeKey::generate().expect("a key"));
+        let (one, other) = (identity(Role::Worker, Duration::DAY), NodeKey::generate().expect("a key"));
         let refused = NodeIdentity::new(one.chain().to_vec(), &other, one.root().clone());
         assert_eq!(refused.err(), Some(IdentityError::KeyOfAnother));
     }
 
     #[test]
     fn debug_output_never_shows_the_key() {
-        assert!(format!("{:?}", identity(Duration::DAY)).contains("[redacted]"));
+        assert!(format!("{:?}", identity(Role::Worker, Duration::DAY)).contains("[redacted]"));
     }
 
     #[test]
     fn renewal_falls_between_half_and_four_fifths_of_life() {
-        let identity = identity(Duration::hours(100));
+        let identity = identity(Role::Worker, Duration::hours(100));
         let mut random = rand::rng();
         for _ in 0..100 {
             let at = identity.renew_at(&mut random) - now();

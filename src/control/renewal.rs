@@ -11,7 +11,8 @@ use super::identity::{CertificateName, IdentityError, NodeIdentity, NodeKey};
 use super::rpc::messages::Renewed;
 use super::rpc::{ManagerClient, ManagerError, messages};
 use super::session::Backoff;
-use super::tls::Credentials;
+use super::tls::{Credentials, verify_identity};
+use super::trust::Refusal;
 
 /// Who signs: a manager over the network, or the authority in this process.
 pub trait Signer: Send + Sync {
@@ -65,6 +66,7 @@ pub async fn renew(
         let leaf = identity.chain().first().ok_or(IdentityError::NotX509)?;
         return Err(RenewalError::Another(CertificateName::parse(leaf)?));
     }
+    verify_identity(&identity, credentials.now())?;
     persist(&identity).map_err(RenewalError::Store)?;
     Ok(credentials.replace_identity(identity)?)
 }
@@ -78,6 +80,9 @@ pub enum RenewalError {
     /// The manager's answer cannot be used.
     #[error("the manager's new certificate cannot be used: {0}")]
     Identity(#[from] IdentityError),
+    /// The certificate would be refused by others.
+    #[error("the manager's new certificate would be refused: {0}")]
+    Unusable(#[from] Refusal),
     /// The certificate is of another node or role.
     #[error("the manager's new certificate is of {} {}", .0.role, .0.node)]
     Another(CertificateName),

@@ -195,12 +195,10 @@ pub enum Refusal {
     BadCertificate(#[from] IdentityError),
     /// The root is not the one that the join token names.
     #[error(
-        "the token is of another cluster: it names the root {}, the manager has {}",
-        fingerprint_text(.wanted), fingerprint_text(.found)
+        "the token is of another cluster: it does not name the root of this manager (SHA-256 {})",
+        fingerprint_text(.found)
     )]
     WrongRoot {
-        /// The digest in the token.
-        wanted: [u8; 32],
         /// The digest of the root that the manager showed.
         found: [u8; 32],
     },

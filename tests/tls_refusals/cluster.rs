@@ -11,6 +11,7 @@ use overlayd::control::tls::Credentials;
 use overlayd::control::tls::peer::ConnectError;
 use overlayd::control::trust::Trust;
 use overlayd::id::{ClusterId, NodeId};
+use overlayd::membership::{JoinToken, TokenSecret};
 use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -33,6 +34,10 @@ impl Cluster {
 
     pub(crate) fn trust(&self) -> Trust {
         Trust::new(self.id(), &[self.authority.root().clone()]).expect("a trust")
+    }
+
+    pub(crate) fn token(&self, secret: [u8; 16]) -> JoinToken {
+        JoinToken::new(self.authority.root(), TokenSecret::from_entropy(secret))
     }
 
     pub(crate) fn leaf(
@@ -94,6 +99,9 @@ pub(crate) fn record(number: u8, role: Role, at: SocketAddr) -> Node {
     let name = format!("host-{number}").parse().expect("a name");
     Node { id: node(number), name, role, advertise: at, data: at, underlay_mtu: 1500 }
 }
+
+/// The secret that the desk knows.
+pub(crate) const SECRET: [u8; 16] = *b"sixteen octets!!";
 
 /// The clock of every machine here: 2027-01-15T08:00:00Z.
 pub(crate) fn noon() -> OffsetDateTime {

@@ -14,9 +14,10 @@ use overlayd::control::rpc::messages::{
 use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use overlayd::control::tls::peer::PeerIdentity;
 use overlayd::id::Version;
+use overlayd::membership::TokenSecret;
 use tokio::sync::watch;
 
-use crate::cluster::{node, noon};
+use crate::cluster::{SECRET, node, noon};
 
 pub(crate) struct Desk {
     authority: Arc<CertificateAuthority>,
@@ -43,7 +44,7 @@ impl Desk {
 impl Enrol for Desk {
     async fn enrol(&self, request: EnrolRequest, _from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
         *self.enrolments.lock().expect("the count") += 1;
-        if request.secret.as_str() != "secret" {
+        if !request.secret.matches(&TokenSecret::from_entropy(SECRET)) {
             return Err(EnrolRefusal::WrongSecret);
         }
         let (id, role) = (node(50), Role::Worker);

@@ -6,9 +6,9 @@ use overlayd::cluster::Role;
 use overlayd::control::enrol;
 use overlayd::control::enrol::{EnrolError, EnrolRefusal, Enrolled, Joining};
 use overlayd::control::identity::{NodeIdentity, NodeKey};
-use zeroize::Zeroizing;
+use overlayd::membership::JoinToken;
 
-use crate::cluster::{Cluster, closed_port, noon};
+use crate::cluster::{Cluster, SECRET, closed_port, noon};
 use crate::server::Server;
 
 #[tokio::test]
@@ -16,8 +16,7 @@ async fn wrong_secret_is_refused_and_the_eleventh_attempt_is_not_even_looked_at(
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
     for attempt in 0..11 {
-        let error =
-            join(server.address, cluster.authority.fingerprint(), "guess").await.expect_err("a guess");
+        let error = join(server.address, &cluster.token([0; 16])).await.expect_err("a guess");
         let EnrolError::Refused(refusal) = error else { panic!("{error}") };
         let expected = if attempt < 10 { EnrolRefusal::WrongSecret } else { EnrolRefusal::TooManyAttempts };
         assert_eq!(refusal, expected, "attempt {attempt}");
@@ -28,7 +27,7 @@ async fn wrong_secret_is_refused_and_the_eleventh_attempt_is_not_even_looked_at(
 async fn token_of_another_cluster_is_noticed_before_the_secret_is_sent() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
-    let error = join(server.address, Cluster::new(9).authority.fingerprint(), "secret").await;
+    let error = join(server.address, &Cluster::new(9).token(SECRET)).await;
     let error = error.expect_err("another cluster").to_string();
     assert!(error.contains("the token is of another cluster"), "{error}");
     assert_eq!(server.desk().enrolments(), 0);
@@ -42,7 +41,7 @@ async fn manager_whose_certificate_only_claims_the_root_is_refused() {
     let leaf = forged.leaf(&key, 2, Role::Manager, noon(), time::Duration::DAY);
     let identity = NodeIdentity::new(vec![leaf], &key, ours.authority.root().clone()).expect("an identity");
     let server = Server::start_manager(&ours, ours.credentials(identity)).await;
-    let error = join(server.address, ours.authority.fingerprint(), "secret").await.expect_err("a forgery");
+    let error = join(server.address, &ours.token(SECRET)).await.expect_err("a forgery");
     assert!(error.to_string().contains("wrong CA"), "{error}");
     assert_eq!(server.desk().enrolments(), 0);
 }
@@ -51,19 +50,18 @@ async fn manager_whose_certificate_only_claims_the_root_is_refused() {
 async fn joining_says_whether_the_manager_is_away_or_the_clock_is_wrong() {
     let cluster = Cluster::new(1);
     let dead = closed_port().await;
-    let error = join(dead, cluster.authority.fingerprint(), "secret").await.expect_err("nobody");
+    let error = join(dead, &cluster.token(SECRET)).await.expect_err("nobody");
     assert!(error.to_string().contains(&format!("{dead} cannot be reached")), "{error}");
 
     let early = cluster.issued(2, Role::Manager, noon() + time::Duration::days(9), time::Duration::DAY);
     let server = Server::start_manager(&cluster, cluster.credentials(early)).await;
-    let error = join(server.address, cluster.authority.fingerprint(), "secret").await.expect_err("a clock");
+    let error = join(server.address, &cluster.token(SECRET)).await.expect_err("a clock");
     assert!(error.to_string().contains("the clock of this machine says 2027-01-15T08:00:00Z"), "{error}");
 }
 
 pub(crate) async fn join(
     manager: SocketAddr,
-    digest: [u8; 32],
-    secret: &str,
+    token: &JoinToken,
 ) -> Result<(NodeIdentity, Enrolled), EnrolError> {
     let machine = Joining {
         host: "newcomer".parse().expect("a name"),
@@ -72,5 +70,5 @@ pub(crate) async fn join(
         data: None,
         underlay_mtu: 1500,
     };
-    enrol::enrol(manager, digest, Zeroizing::new(secret.to_owned()), machine, noon).await
+    enrol::enrol(manager, token, machine, noon).await
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use overlayd::cluster::{Role, View};
 use overlayd::control::identity::NodeIdentity;
 use overlayd::control::rpc::messages::{
-    InspectNetwork, ListNetworks, NewNetwork, RemoveNetwork, SessionRequest, TokenRequest,
+    InspectNetwork, ListNetworks, NewNetwork, RemoveNetwork, Renewed, SessionRequest, TokenRequest,
 };
 use overlayd::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use overlayd::control::session::SessionStatus;
@@ -15,7 +15,7 @@ use overlayd::control::{renewal, session};
 use overlayd::id::Version;
 use tokio::sync::watch;
 
-use crate::cluster::{Cluster, closed_port, node, noon, record};
+use crate::cluster::{Cluster, SECRET, closed_port, node, noon, record};
 use crate::enrolment::join;
 use crate::server::Server;
 
@@ -24,8 +24,7 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
 
-    let (identity, enrolled) =
-        join(server.address, cluster.authority.fingerprint(), "secret").await.expect("joined");
+    let (identity, enrolled) = join(server.address, &cluster.token(SECRET)).await.expect("joined");
     assert_eq!((identity.node(), identity.role()), (node(50), Role::Worker));
     assert_eq!(enrolled.managers, [server.address]);
 
@@ -114,7 +113,7 @@ async fn session_ends_when_its_node_is_removed_and_the_agent_learns_why() {
 
     server.credentials.replace_trust(cluster.trust().with_removed(BTreeSet::from([node(3)])));
 
-    let ended = tokio::time::timeout(Duration::from_secs(1), updates.message()).await.expect("cut at once");
+    let ended = tokio::time::timeout(Duration::from_secs(3), updates.message()).await.expect("cut at once");
     assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
     let refused = client.session(request).await.expect_err("a removed node");
     assert!(refused.message.contains("removed from the cluster"), "{refused}");
@@ -160,4 +159,24 @@ async fn renewed_certificate_is_stored_before_it_is_shown() {
     let there = server.channels.recv().await.expect("a channel");
     assert_eq!(there.peer().certificate_expires, credentials.identity().expires());
     client.list_networks(ListNetworks {}).await.expect("with the new certificate");
+}
+
+#[tokio::test]
+async fn renewed_certificate_that_others_would_refuse_is_not_taken() {
+    struct Forger(Cluster);
+    impl renewal::Signer for Forger {
+        async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
+            let day = time::Duration::DAY;
+            let leaf =
+                self.0.authority.issue(&csr, node(3), Role::Worker, noon(), day).expect("a certificate");
+            Ok(Renewed { chain: vec![leaf] })
+        }
+    }
+    let credentials = Cluster::new(1).worker(3);
+    let before = credentials.identity().expires();
+    let refused =
+        renewal::renew(&credentials, &Forger(Cluster::new(1)), &|_: &NodeIdentity| panic!("stored")).await;
+    let refused = refused.expect_err("another authority").to_string();
+    assert!(refused.contains("wrong CA"), "{refused}");
+    assert_eq!(credentials.identity().expires(), before);
 }

@@ -7,7 +7,7 @@ use overlayd::control::rpc::{ErrorKind, ManagerClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::cluster::{Cluster, node};
+use crate::cluster::{Cluster, SECRET, node};
 use crate::enrolment::join;
 use crate::server::Server;
 
@@ -49,7 +49,7 @@ async fn worker_serves_neither_the_manager_api_nor_enrolment() {
     assert!(error.message.contains("is it a manager?"), "{error}");
     server.logged("it asks for h2, which only managers serve").await;
 
-    let error = join(server.address, cluster.authority.fingerprint(), "secret").await.expect_err("a worker");
+    let error = join(server.address, &cluster.token(SECRET)).await.expect_err("a worker");
     assert!(error.to_string().contains("is it a manager?"), "{error}");
     server.logged("it asks for overlayd-enrol/1, which only managers serve").await;
 }
@@ -63,7 +63,7 @@ async fn worker_certificate_is_refused_where_a_manager_is_expected() {
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(error.message.contains(&format!("node {} is a worker, not a manager", node(2))), "{error}");
 
-    let error = join(server.address, cluster.authority.fingerprint(), "secret").await.expect_err("a worker");
+    let error = join(server.address, &cluster.token(SECRET)).await.expect_err("a worker");
     assert!(error.to_string().contains("is a worker, not a manager"), "{error}");
 }
 

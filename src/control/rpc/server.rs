@@ -1,7 +1,7 @@
 //! The manager's side: admits the caller by role, forwards, and turns errors into statuses.
 //!
-//! A handler gets its message only from [`Service::admit`], which asks the table of
-//! [`Method::requires`]; a method that is missing there does not compile.
+//! A handler gets its message only from `Service::admit`, which asks the table of
+//! `Method::requires`; a method that is missing there does not compile.
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -22,9 +22,11 @@ use rustls::{ClientConfig, ServerConfig};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+pub use self::verify::verify_identity;
 use self::verify::{NodeVerifier, RootVerifier};
 use super::identity::{CertificateName, IdentityError, NodeIdentity};
 use super::trust::{Expected, Refusal, Trust};
+use crate::membership::JoinToken;
 
 /// Reads the wall clock; `io::clock::wall_clock` outside tests.
 pub type Clock = fn() -> OffsetDateTime;
@@ -204,9 +206,9 @@ pub(super) fn refusal_in(error: &std::io::Error) -> Option<Refusal> {
     inner.downcast_ref::<rustls::Error>().cloned().map(Refusal::from_tls)
 }
 
-/// The client's side of enrolment: it has no certificate, and believes the root that has `digest`.
-pub(super) fn connect_with_token(digest: [u8; 32], clock: Clock) -> OneHandshake<ClientConfig> {
-    let verifier = RootVerifier::new(digest);
+/// The client's side of enrolment: it has no certificate, and believes the root that `token` names.
+pub(super) fn connect_with_token(token: JoinToken, clock: Clock) -> OneHandshake<ClientConfig> {
+    let verifier = RootVerifier::new(token);
     let outcome = verifier.outcome();
     let mut config = ClientConfig::builder_with_details(provider(), Arc::new(ClockOf(clock)))
         .with_protocol_versions(TLS_1_3)

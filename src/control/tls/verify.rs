@@ -19,8 +19,9 @@ use time::OffsetDateTime;
 use super::{Outcome, provider};
 use crate::cluster::Role;
 use crate::control::ca::fingerprint;
-use crate::control::identity::CertificateName;
+use crate::control::identity::{CertificateName, IdentityError, NodeIdentity};
 use crate::control::trust::{Expected, Refusal, Trust};
+use crate::membership::JoinToken;
 
 /// Verifies that the other side is a node of the cluster, and the one that is wanted.
 #[derive(Debug)]
@@ -150,16 +151,16 @@ impl ClientCertVerifier for NodeVerifier {
     }
 }
 
-/// Verifies that a manager answers whose root has the digest that a join token names.
+/// Verifies that a manager answers whose root is the one that a join token names.
 #[derive(Debug)]
 pub(super) struct RootVerifier {
-    digest: [u8; 32],
+    token: JoinToken,
     outcome: Outcome,
 }
 
 impl RootVerifier {
-    pub(super) fn new(digest: [u8; 32]) -> Self {
-        Self { digest, outcome: Outcome::default() }
+    pub(super) fn new(token: JoinToken) -> Self {
+        Self { token, outcome: Outcome::default() }
     }
 
     pub(super) fn outcome(&self) -> Outcome {
@@ -172,9 +173,8 @@ impl RootVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<CertificateName, Refusal> {
-        let root = intermediates.iter().find(|root| fingerprint(root) == self.digest);
+        let root = intermediates.iter().find(|root| self.token.is_of_root(root));
         let root = root.ok_or_else(|| Refusal::WrongRoot {
-            wanted: self.digest,
             found: fingerprint(intermediates.last().unwrap_or(end_entity)),
         })?;
         let name = CertificateName::parse(end_entity)?;
@@ -229,6 +229,21 @@ impl ServerCertVerifier for RootVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         algorithms().supported_schemes()
     }
+}
+
+/// Whether an identity would be accepted by its own cluster at `now`: its chain leads to its root,
+/// and the clock lies within it.
+///
+/// # Errors
+/// It would be refused, for the reason that others would give.
+pub fn verify_identity(identity: &NodeIdentity, now: OffsetDateTime) -> Result<(), Refusal> {
+    let trust = Trust::of(identity)?;
+    let (leaf, intermediates) = identity.chain().split_first().ok_or(IdentityError::NotX509)?;
+    let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let chain = server_chain(leaf, intermediates, &trust.roots(), now);
+    NodeVerifier::new(Arc::new(trust), Expected::Node(identity.node())).admit(leaf, now, chain)?;
+    Ok(())
 }
 
 fn server_chain(
