@@ -235,6 +235,9 @@ fn fill_up_and_go_on(
     for _ in 0..5 {
         fill()?;
         next = until_full(&mut victim, next)?;
+        // A node that restarts beside a full disk must get its containers going again.
+        drop(victim);
+        victim = Victim::over(Store::open(dir)?);
         free()?;
         next = goes_on(&mut victim, next)?;
     }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use redb::backends::FileBackend;
@@ -97,6 +97,7 @@ fn write_draft(draft: &Path) -> Result<(), StoreError> {
 
 /// Opens the state file, checking the checksum of every page and the header.
 pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
+    close_to_others(path)?;
     let database = redb::Builder::new()
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(true)
@@ -122,6 +123,17 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
     }
     drop(reading);
     Ok(database)
+}
+
+/// A file restored from a backup may be open to everybody, and it holds private keys.
+fn close_to_others(path: &Path) -> Result<(), StoreError> {
+    let failed = |e| StoreError::io(path, "open state file", e);
+    let mut permissions = fs::metadata(path).map_err(failed)?.permissions();
+    if permissions.mode() & 0o077 != 0 {
+        permissions.set_mode(0o600);
+        fs::set_permissions(path, permissions).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Runs `write` in one transaction and makes it durable.

@@ -66,6 +66,16 @@ fn directory_and_file_are_for_their_owner_alone() {
 }
 
 #[test]
+fn file_restored_from_a_backup_is_closed_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::create(dir.path()).unwrap());
+    let path = dir.path().join(STATE_FILE);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let _store = Store::open(dir.path()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
 fn second_agent_on_a_state_directory_is_refused_with_the_pid_of_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let first = Store::open_or_create(dir.path()).unwrap();
