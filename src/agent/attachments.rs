@@ -58,11 +58,16 @@ impl Attachments {
     ) -> Result<AttachResponse, ApiError> {
         let _one = self.changing.lock().await;
         let attachments = self.all().await?;
-        let (netns, request) = blocking(move || check_container(&request, &attachments).map(|n| (n, request))).await?;
+        let (netns, request) =
+            blocking(move || check_container(&request, &attachments).map(|n| (n, request))).await?;
         let attachment = Attachment {
             id: EndpointId::from_entropy(rand::random()),
             network: request.network.clone(),
-            netns: NetnsRef { path: request.netns.path, dev: request.netns.device, inode: request.netns.inode },
+            netns: NetnsRef {
+                path: request.netns.path,
+                dev: request.netns.device,
+                inode: request.netns.inode,
+            },
             ifname: request.ifname,
             name: request.name,
             ips: request.addresses,
@@ -237,11 +242,7 @@ impl Attachments {
         Ok(self.dataplane.add_port(endpoint, tap).await?)
     }
 
-    async fn remove(
-        &self,
-        manager: Option<&ManagerClient>,
-        attachment: Attachment,
-    ) -> Result<(), ApiError> {
+    async fn remove(&self, manager: Option<&ManagerClient>, attachment: Attachment) -> Result<(), ApiError> {
         self.dataplane.remove_port(attachment.id).await?;
         let id = attachment.id;
         let store = self.store.clone();
@@ -267,7 +268,9 @@ impl Attachments {
         let Some(manager) = manager else { return };
         match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(Detach { endpoint: id })).await {
             Ok(Ok(Done {})) => {}
-            Ok(Err(error)) => tracing::info!(endpoint = %id, %error, "the manager will hear of the detachment later"),
+            Ok(Err(error)) => {
+                tracing::info!(endpoint = %id, %error, "the manager will hear of the detachment later")
+            }
             Err(_) => tracing::info!(endpoint = %id, "the manager will hear of the detachment later"),
         }
     }
@@ -346,7 +349,11 @@ fn remove_interface(attachment: &Attachment) -> Result<(), ApiError> {
 fn open_same(wanted: &NetnsRef) -> Result<NetNs, ApiError> {
     let gone = || ApiError::not_found(format!("{} is not there any more", wanted.path.display()));
     let netns = NetNs::open(&wanted.path).map_err(|_| gone())?;
-    if (netns.id().device(), netns.id().inode()) == (wanted.dev, wanted.inode) { Ok(netns) } else { Err(gone()) }
+    if (netns.id().device(), netns.id().inode()) == (wanted.dev, wanted.inode) {
+        Ok(netns)
+    } else {
+        Err(gone())
+    }
 }
 
 fn is_same(known: &NetnsRef, wanted: &NetnsReference) -> bool {
@@ -372,7 +379,9 @@ impl From<PortError> for ApiError {
         match &error {
             PortError::NameTaken { .. } => Self::conflict(error.to_string()),
             PortError::Namespace(NetNsError::NotFound { .. }) => Self::not_found(error.to_string()),
-            PortError::Tap(_) | PortError::Namespace(_) | PortError::Netlink(_) => Self::internal(error.to_string()),
+            PortError::Tap(_) | PortError::Namespace(_) | PortError::Netlink(_) => {
+                Self::internal(error.to_string())
+            }
         }
     }
 }

@@ -111,7 +111,8 @@ impl Inner {
         let Formed { identity, settings, sockets } = formed;
         let failed = self.failed.clone();
         let member =
-            Member::start(&self.config, &self.store, (identity, settings), sockets, self.hello, failed).await?;
+            Member::start(&self.config, &self.store, (identity, settings), sockets, self.hello, failed)
+                .await?;
         let member = Arc::new(member);
         *self.member.write().await = Some(Arc::clone(&member));
         Ok(member)
@@ -142,7 +143,8 @@ impl Inner {
             )));
         }
         if member.node.role == Role::Manager {
-            let others = member.client.list_nodes(messages::ListNodes {}).await?.nodes.len().saturating_sub(1);
+            let others =
+                member.client.list_nodes(messages::ListNodes {}).await?.nodes.len().saturating_sub(1);
             if others > 0 {
                 return Err(ApiError::conflict(format!(
                     "this node is the cluster's only manager and {others} other nodes are in it: \
@@ -170,7 +172,8 @@ impl Backend for Daemon {
             inner.refuse_member().await?;
             let formed = formation::init(&inner.store, request).await?;
             let member = inner.begin(formed).await.map_err(|e| ApiError::internal(format!("{e:#}")))?;
-            let manager = member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
+            let manager =
+                member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
             Ok(InitResponse {
                 cluster: member.credentials.identity().cluster(),
                 node: member.node.id,
@@ -232,7 +235,8 @@ impl Backend for Daemon {
         let identity = member.credentials.identity();
         let membership = view.membership.verify(identity.root(), identity.cluster(), &BTreeSet::new());
         let epoch = membership.map_err(|error| ApiError::internal(error.to_string()))?.epoch;
-        let effective_mtu = (!view.nodes.is_empty() || view.network.mtu.is_some()).then(|| effective_mtu(&view));
+        let effective_mtu =
+            (!view.nodes.is_empty() || view.network.mtu.is_some()).then(|| effective_mtu(&view));
         let (nodes, endpoints) = (view.nodes, view.endpoints);
         Ok(InspectNetworkResponse { network: view.network, effective_mtu, epoch, nodes, endpoints })
     }
@@ -331,7 +335,11 @@ impl Backend for Daemon {
         for lane in member.dataplane.lanes() {
             let counts = DropReason::ALL.iter().zip(lane.counters().drops());
             let counts = counts.filter(|(_, packets)| *packets > 0);
-            stats.drops.extend(counts.map(|(&reason, packets)| DropCount { lane: lane.id(), reason, packets }));
+            stats.drops.extend(counts.map(|(&reason, packets)| DropCount {
+                lane: lane.id(),
+                reason,
+                packets,
+            }));
         }
         stats.peers = links(&member, &view)
             .await
@@ -373,7 +381,10 @@ async fn cluster_status(member: &Member, warnings: &mut Vec<String>) -> Result<C
     let attachments = member.attachments.all().await?;
     for attachment in &attachments {
         if member.dataplane.port(attachment.id).await.is_none() {
-            warnings.push(format!("endpoint {} of network {} has no interface", attachment.id, attachment.network));
+            warnings.push(format!(
+                "endpoint {} of network {} has no interface",
+                attachment.id, attachment.network
+            ));
         }
     }
     let expires = member.credentials.identity().expires().unix_timestamp();

@@ -55,7 +55,9 @@ pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, 
     let data_ip = request.data_ip.unwrap_or(request.advertise.ip());
     for address in [request.advertise.ip(), data_ip] {
         if address.is_unspecified() || address.is_multicast() {
-            return Err(ApiError::invalid(format!("no other node can reach {address}: give an address of this machine")));
+            return Err(ApiError::invalid(format!(
+                "no other node can reach {address}: give an address of this machine"
+            )));
         }
     }
     let settings = NodeSettings {
@@ -105,9 +107,8 @@ pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, 
 
 /// Makes this node a member of an existing cluster.
 pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed, Enrolled), ApiError> {
-    let token: JoinToken = Zeroizing::new(request.token)
-        .parse()
-        .map_err(|error| ApiError::invalid(format!("{error}")))?;
+    let token: JoinToken =
+        Zeroizing::new(request.token).parse().map_err(|error| ApiError::invalid(format!("{error}")))?;
     let manager = resolve(&request.manager).await?;
     let route = route_to(manager)?;
     let advertise = request.advertise.unwrap_or(SocketAddr::new(route, TLS_PORT));
@@ -125,10 +126,7 @@ pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed,
         underlay_mtu: tried.underlay_mtu(),
     };
     drop(tried);
-    let (identity, enrolled) =
-        enrol::enrol(manager, token.root_hash(), token.secret().reveal(), machine, wall_clock)
-            .await
-            .map_err(refused)?;
+    let (identity, enrolled) = enrol::enrol(manager, &token, machine, wall_clock).await.map_err(refused)?;
     settings.data = enrolled.data;
     if !enrolled.managers.is_empty() {
         settings.managers.clone_from(&enrolled.managers);
@@ -146,7 +144,9 @@ pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed,
 
 async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
     let hint = |why: String| {
-        ApiError::invalid(format!("{manager:?} leads to no manager ({why}): write HOST or HOST:PORT, like 192.0.2.1:2377"))
+        ApiError::invalid(format!(
+            "{manager:?} leads to no manager ({why}): write HOST or HOST:PORT, like 192.0.2.1:2377"
+        ))
     };
     let with_port = match manager.parse::<IpAddr>() {
         Ok(address) => SocketAddr::new(address, TLS_PORT).to_string(),
@@ -167,7 +167,9 @@ fn route_to(manager: SocketAddr) -> Result<IpAddr, ApiError> {
         socket.connect(manager)?;
         socket.local_addr()
     });
-    let local = local.map_err(|error| ApiError::unavailable(format!("there is no route to the manager {manager}: {error}")))?;
+    let local = local.map_err(|error| {
+        ApiError::unavailable(format!("there is no route to the manager {manager}: {error}"))
+    })?;
     Ok(local.ip())
 }
 
@@ -183,11 +185,16 @@ fn everywhere(advertise: SocketAddr) -> SocketAddr {
 fn refused(error: EnrolError) -> ApiError {
     let message = error.to_string();
     match error {
-        EnrolError::Refused(EnrolRefusal::Unavailable(_)) | EnrolError::NoAnswer => ApiError::unavailable(message),
+        EnrolError::Refused(EnrolRefusal::Unavailable(_)) | EnrolError::NoAnswer => {
+            ApiError::unavailable(message)
+        }
         EnrolError::Refused(_) => ApiError::denied(message),
         EnrolError::Connect(connect) if connect.refusal().is_some() => ApiError::denied(message),
         EnrolError::Connect(_) => ApiError::unavailable(message),
-        EnrolError::Malformed(_) | EnrolError::Identity(_) | EnrolError::Contradiction => ApiError::internal(message),
+        EnrolError::Malformed(_)
+        | EnrolError::Identity(_)
+        | EnrolError::Unusable(_)
+        | EnrolError::Contradiction => ApiError::internal(message),
     }
 }
 

@@ -18,8 +18,8 @@ use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use crate::control::identity::NodeIdentity;
 use crate::control::rpc::messages::{
     Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed,
-    SessionRequest, Token, TokenRequest,
+    NetworkReply, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest,
+    Token, TokenRequest,
 };
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use crate::control::state::{self, ClusterState, StateError};
@@ -73,8 +73,7 @@ impl Manager {
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
-        let secret: TokenSecret = request.secret.parse().map_err(|_| EnrolRefusal::WrongSecret)?;
-        let role = self.state.role_for_secret(secret.as_bytes()).ok_or(EnrolRefusal::WrongSecret)?;
+        let role = self.state.role_for_secret(request.secret.as_bytes()).ok_or(EnrolRefusal::WrongSecret)?;
         if role == Role::Manager {
             return Err(EnrolRefusal::Invalid(
                 "this cluster keeps its state in an embedded store, which has one manager: join with a \
@@ -100,7 +99,9 @@ impl Manager {
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, advertise, data) = (node.id, node.advertise, node.data);
         self.state.add_node(node).map_err(|error| match error.kind() {
-            state::ErrorKind::Invalid | state::ErrorKind::Conflict => EnrolRefusal::Invalid(error.to_string()),
+            state::ErrorKind::Invalid | state::ErrorKind::Conflict => {
+                EnrolRefusal::Invalid(error.to_string())
+            }
             state::ErrorKind::NotFound
             | state::ErrorKind::Denied
             | state::ErrorKind::Unavailable

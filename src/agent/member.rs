@@ -69,12 +69,13 @@ pub(crate) struct Sockets {
 impl Sockets {
     /// Binds what `settings` name.
     pub(crate) async fn bind(settings: &NodeSettings) -> Result<Self> {
-        let tls = TcpListener::bind(settings.listen)
-            .await
-            .with_context(|| format!("cannot listen on TCP {}: choose another with --listen-addr", settings.listen))?;
+        let tls = TcpListener::bind(settings.listen).await.with_context(|| {
+            format!("cannot listen on TCP {}: choose another with --listen-addr", settings.listen)
+        })?;
         let data = settings.data;
         let options = UdpOptions::default();
-        let esp = UdpSocket::bind(data, &options).context("cannot receive encrypted data: give an address of this machine with --data-addr")?;
+        let esp = UdpSocket::bind(data, &options)
+            .context("cannot receive encrypted data: give an address of this machine with --data-addr")?;
         let mut warnings = Vec::new();
         let vxlan = match UdpSocket::bind(SocketAddr::new(data.ip(), vxlan::PORT), &options) {
             Ok(socket) => Some(socket),
@@ -124,10 +125,8 @@ impl Member {
 
         let tables = Arc::new(ArcSwap::default());
         let id = LaneId::new(0).expect("zero is a lane");
-        let flood_limit = FloodLimit {
-            frames_per_second: config.flood.packets_per_second(),
-            burst: config.flood.burst(),
-        };
+        let flood_limit =
+            FloodLimit { frames_per_second: config.flood.packets_per_second(), burst: config.flood.burst() };
         let lane =
             Arc::new(worker::spawn(LaneConfig { id, esp, vxlan, tables: Arc::clone(&tables), flood_limit })?);
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));
@@ -138,7 +137,10 @@ impl Member {
         let key_log = match &config.esp_key_log {
             Some(path) => {
                 tracing::warn!(file = %path.display(), "KEYS ARE WRITTEN TO A FILE: whoever reads it reads the traffic");
-                warnings.push(format!("every key is written to {}: whoever reads it reads the traffic", path.display()));
+                warnings.push(format!(
+                    "every key is written to {}: whoever reads it reads the traffic",
+                    path.display()
+                ));
                 Some(KeyLog::open(path).with_context(|| format!("cannot open {}", path.display()))?)
             }
             None => None,
@@ -160,8 +162,20 @@ impl Member {
         let (channels, connected) = mpsc::channel(64);
         let doors = Doors { key_channels: channels, manager: doors };
         tasks.spawn(listen(tls, Arc::clone(&credentials), doors));
-        tasks.spawn(serve_peers(Arc::clone(&keys), connected, lane, Arc::clone(&attachments), failed.clone()));
-        tasks.spawn(follow_views(following, store.clone(), Arc::clone(&dataplane), Arc::clone(&credentials), failed));
+        tasks.spawn(serve_peers(
+            Arc::clone(&keys),
+            connected,
+            lane,
+            Arc::clone(&attachments),
+            failed.clone(),
+        ));
+        tasks.spawn(follow_views(
+            following,
+            store.clone(),
+            Arc::clone(&dataplane),
+            Arc::clone(&credentials),
+            failed,
+        ));
         let request = session_request(node.clone(), Arc::clone(&attachments));
         tasks.spawn(session::keep(client.clone(), request, views, status));
         tasks.spawn(mend(Arc::clone(&attachments), client.clone(), session.clone()));
@@ -172,7 +186,18 @@ impl Member {
         tasks.spawn(async move {
             renewal::keep(renewal_credentials, signer, persist, move || renewed.reconnect()).await;
         });
-        Ok(Self { node, credentials, dataplane, keys, attachments, client, session, manager, warnings, tasks })
+        Ok(Self {
+            node,
+            credentials,
+            dataplane,
+            keys,
+            attachments,
+            client,
+            session,
+            manager,
+            warnings,
+            tasks,
+        })
     }
 
     /// Ends everything and waits for it.
@@ -316,7 +341,9 @@ fn session_request(
         Box::pin(async move {
             loop {
                 match attachments.endpoints().await {
-                    Ok(endpoints) => return SessionRequest { node, endpoints: endpoints.into_iter().collect() },
+                    Ok(endpoints) => {
+                        return SessionRequest { node, endpoints: endpoints.into_iter().collect() };
+                    }
                     Err(error) => tracing::error!(%error, "the attachments cannot be read"),
                 }
                 tokio::time::sleep(MEND_INTERVAL).await;

@@ -85,7 +85,8 @@ impl Peer {
         let (connected, mut connections) = mpsc::channel(1);
         let mut connecting = false;
         loop {
-            if peer.is_initiator() && !connecting && (peer.channel.is_none() || boot_time() >= peer.renew_at) {
+            if peer.is_initiator() && !connecting && (peer.channel.is_none() || boot_time() >= peer.renew_at)
+            {
                 connecting = true;
                 peer.connect(connected.clone());
             }

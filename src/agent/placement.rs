@@ -223,11 +223,7 @@ impl Placement {
     }
 
     /// The endpoints that can be placed: here, or on a member.
-    fn endpoints<R>(
-        &self,
-        view: &NetworkView,
-        remote: impl Fn(NodeId) -> Option<R>,
-    ) -> Vec<EndpointSpec<R>> {
+    fn endpoints<R>(&self, view: &NetworkView, remote: impl Fn(NodeId) -> Option<R>) -> Vec<EndpointSpec<R>> {
         let place = |endpoint: &Endpoint| {
             if endpoint.node == self.node {
                 return self.port(endpoint.id).map(Place::Local);
