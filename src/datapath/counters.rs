@@ -1,8 +1,8 @@
 //! What a lane counts: drops by reason, and traffic by port and link.
 //!
 //! The lane alone writes, so an increment is a plain load and store; anybody may read at any time.
-//! Slots are reused by the agent: it resets a port's numbers by adding the port anew, and takes the
-//! difference for links. Owned by the lane, read by `worker::Lane::counters`.
+//! Slots are reused by the agent: a port's numbers begin at zero when it is added, a link's when it
+//! is removed. Owned by the lane, read by `worker::Lane::counters`.
 
 use std::ops::AddAssign;
 use std::sync::OnceLock;
@@ -101,6 +101,11 @@ impl LaneCounters {
     /// Begins the numbers of a port at zero.
     pub(crate) fn reset_port(&self, port: PortSlot) {
         self.ports.with(port.index(), Cells::reset);
+    }
+
+    /// Begins the numbers of a link at zero.
+    pub(crate) fn reset_link(&self, link: LinkSlot) {
+        self.links.with(link.index(), Cells::reset);
     }
 }
 

@@ -84,7 +84,7 @@ impl Ingress {
             Ok(packet) => receive_authenticated(cx, link, &packet, outlet),
             Err(reason) => {
                 if sa.wants_rekey() {
-                    outlet.notice(Notice::RekeyWanted { link });
+                    outlet.notice(Notice::RekeyWanted { link, spi });
                 }
                 if reason == DropReason::UnknownSpi {
                     self.note_unknown_spi(cx, spi, from, outlet);
