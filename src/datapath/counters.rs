@@ -151,9 +151,9 @@ pub struct LinkCounters {
     pub packets_sent: u64,
     /// Bytes of their frames, from the inner Ethernet header on.
     pub bytes_sent: u64,
-    /// Authentic packets from the peer.
+    /// Authentic packets from the peer, dropped ones too.
     pub packets_received: u64,
-    /// Bytes of their inner UDP payload.
+    /// Bytes of their frames, from the inner Ethernet header on.
     pub bytes_received: u64,
     /// Packets from or to the peer that were dropped.
     pub drops: u64,
