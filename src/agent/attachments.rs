@@ -42,7 +42,7 @@ impl Attachments {
     /// Every attachment, by id.
     pub(crate) async fn all(&self) -> Result<Vec<Attachment>, ApiError> {
         let store = self.store.clone();
-        Ok(blocking(move || store.attachments()).await?)
+        blocking(move || store.attachments()).await
     }
 
     /// The endpoints that the manager should know of.
@@ -95,7 +95,9 @@ impl Attachments {
         let _one = self.changing.lock().await;
         let attachments = self.all().await?;
         let found = attachments.into_iter().find(|attachment| {
-            attachment.network == request.network
+            let network = attachment.endpoint.as_ref().map(|endpoint| endpoint.network);
+            let is_its_id = network.is_some_and(|id| id.as_str() == request.network.as_str());
+            (attachment.network == request.network || is_its_id)
                 && match &request.target {
                     DetachTarget::Endpoint(id) => attachment.id == *id,
                     DetachTarget::Netns(netns) => is_same(&attachment.netns, netns),
@@ -136,15 +138,48 @@ impl Attachments {
     pub(crate) async fn reconcile(&self, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
         let _one = self.changing.lock().await;
         for attachment in self.all().await? {
+            if attachment.state == AttachmentState::Pending {
+                self.take_back(manager, attachment).await;
+                continue;
+            }
             let netns = attachment.netns.clone();
             if blocking(move || open_same(&netns)).await.is_err() {
                 tracing::info!(endpoint = %attachment.id, netns = %attachment.netns.path.display(), "the container has ended");
                 self.remove(manager, attachment).await?;
-            } else if self.dataplane.port(attachment.id).await.is_none() {
-                self.reopen(attachment).await;
+                continue;
+            }
+            if self.dataplane.port(attachment.id).await.is_none() {
+                self.reopen(attachment.clone()).await;
+            }
+            if let Some(manager) = manager {
+                self.assert_known(manager, &attachment).await;
             }
         }
         Ok(())
+    }
+
+    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup, or
+    /// a session began between the agent's note and its request.
+    async fn assert_known(&self, manager: &ManagerClient, attachment: &Attachment) {
+        let Some(endpoint) = &attachment.endpoint else { return };
+        let view = self.dataplane.view().await;
+        let network = view.networks.get(&endpoint.network);
+        if network.is_some_and(|network| network.endpoints.iter().any(|known| known.id == endpoint.id)) {
+            return;
+        }
+        let request = Attach {
+            id: endpoint.id,
+            network: attachment.network.clone(),
+            name: endpoint.name.clone(),
+            ips: endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
+            mac: Some(endpoint.mac),
+        };
+        match manager.attach(request).await {
+            Ok(_) => tracing::info!(endpoint = %endpoint.id, "the manager knows the endpoint again"),
+            Err(error) => {
+                tracing::warn!(endpoint = %endpoint.id, %error, "the manager does not know the endpoint")
+            }
+        }
     }
 
     /// A lane found the interface of a port gone.
@@ -170,6 +205,14 @@ impl Attachments {
         };
         let attached = manager.attach(request).await?;
         let (endpoint, network) = (attached.endpoint, attached.network);
+        // The operator may have named the network by its id.
+        attachment.network = network.name.clone();
+        let twin = self.all().await?.into_iter().find(|other| {
+            other.id != attachment.id && other.network == network.name && other.netns == attachment.netns
+        });
+        if let Some(twin) = twin {
+            return Err(attached_already(&twin));
+        }
         let mtu = effective_mtu(&self.in_view(&endpoint).await?);
         let port = container_port(&attachment.ifname, &endpoint, &network, mtu);
         let tap = blocking(move || port.create(&netns)).await?;
@@ -277,7 +320,7 @@ impl Attachments {
 
     async fn put(&self, attachment: Attachment) -> Result<(), ApiError> {
         let store = self.store.clone();
-        Ok(blocking(move || store.put_attachment(&attachment)).await?)
+        blocking(move || store.put_attachment(&attachment)).await
     }
 }
 
@@ -302,23 +345,25 @@ fn check_container(request: &AttachRequest, attachments: &[Attachment]) -> Resul
             wanted.path.display()
         )));
     }
-    let here = attachments.iter().filter(|attachment| is_same(&attachment.netns, wanted));
-    for attachment in here {
-        if attachment.network == request.network {
-            return Err(ApiError::conflict(format!(
-                "{} is attached to network {} already, as {} with endpoint {}: detach it first",
-                wanted.path.display(),
-                attachment.network,
-                attachment.ifname,
-                attachment.id
-            )));
-        }
+    let mut here = attachments.iter().filter(|attachment| is_same(&attachment.netns, wanted));
+    if let Some(attached) = here.find(|attached| attached.network == request.network) {
+        return Err(attached_already(attached));
     }
     match Netlink::within(&netns, |netlink| netlink.link(&request.ifname)) {
         Ok(_) => Err(ApiError::conflict(PortError::NameTaken { name: request.ifname.clone() }.to_string())),
         Err(NetlinkError::NoSuchInterface { .. }) => Ok(netns),
         Err(error) => Err(failed(error)),
     }
+}
+
+fn attached_already(attachment: &Attachment) -> ApiError {
+    ApiError::conflict(format!(
+        "{} is attached to network {} already, as {} with endpoint {}: detach it first",
+        attachment.netns.path.display(),
+        attachment.network,
+        attachment.ifname,
+        attachment.id
+    ))
 }
 
 fn container_port(name: &IfName, endpoint: &Endpoint, network: &Network, mtu: u16) -> ContainerPort {

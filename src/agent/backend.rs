@@ -253,7 +253,9 @@ impl Backend for Daemon {
     async fn attach(&self, request: AttachRequest) -> Result<AttachResponse, ApiError> {
         self.change(async move |inner| {
             let member = inner.member().await?;
-            member.attachments.attach(&member.client, request).await
+            let attached = member.attachments.attach(&member.client, request).await?;
+            member.keys.settle(attached.endpoint.network).await;
+            Ok(attached)
         })
         .await
     }

@@ -112,10 +112,12 @@ impl DataPlane {
         Ok(())
     }
 
-    /// [`Self::forget_keys`], then the slot is free unless the link is wanted again.
-    pub(crate) async fn drop_link(&self, key: LinkKey, slot: LinkSlot) -> Result<(), LaneGone> {
+    /// Ends a link: no lane knows a key of it, and its slot is free unless it is wanted again.
+    pub(crate) async fn end_link(&self, key: LinkKey, slot: LinkSlot) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
-        self.forget_keys(slot).await?;
+        for lane in &self.lanes {
+            lane.execute(Command::RemoveLink(slot)).await?;
+        }
         placement.release_link(key);
         Ok(())
     }

@@ -6,13 +6,14 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::dataplane::DataPlane;
 use super::placement::LinkKey;
 use crate::api::types::PeerState;
 use crate::boot_time::BootTime;
 use crate::control::tls::Credentials;
-use crate::id::{LinkSlot, NodeId};
+use crate::id::{LinkSlot, NetworkId, NodeId};
 use crate::io::clock::boot_time;
 use crate::negotiate::{Env, Established, Hello, Install, LaneKey, SpiPool};
 use crate::sa::{InboundSa, LimitOverrides, OutboundSa, Suite};
@@ -102,6 +103,26 @@ impl Keys {
         self.lock_status().clone()
     }
 
+    /// Waits a moment until the keys of a network's links are in use, or an attempt has failed:
+    /// then the first packets of a new endpoint need not be dropped.
+    pub(crate) async fn settle(&self, network: NetworkId) {
+        let settled = async {
+            loop {
+                let links = self.dataplane.links().await;
+                let status = self.status();
+                let is_settled = |key: &LinkKey| {
+                    status.get(key).is_some_and(|s| s.established.is_some() || s.failure.is_some())
+                };
+                if links.keys().filter(|(id, _)| *id == network).all(is_settled) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // A peer that cannot be reached is no reason to refuse the endpoint.
+        let _settled_or_not = tokio::time::timeout(SETTLE_TIMEOUT, settled).await;
+    }
+
     pub(super) fn set_status(&self, key: LinkKey, change: impl FnOnce(&mut LinkStatus)) {
         let mut status = self.lock_status();
         change(status.entry(key).or_insert_with(|| LinkStatus {
@@ -148,4 +169,5 @@ impl KeyLog {
     }
 }
 
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 const NO_PANIC: &str = "nothing panics while it is held";

@@ -18,7 +18,7 @@ use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
 use super::peers;
-use crate::cluster::{Node, View};
+use crate::cluster::{Node, Role, View};
 use crate::config::AgentConfig;
 use crate::control::identity::NodeIdentity;
 use crate::control::listener::{Doors, ManagerDoors, listen};
@@ -110,7 +110,7 @@ impl Member {
         hello: Hello,
         failed: mpsc::Sender<anyhow::Error>,
     ) -> Result<Self> {
-        let Sockets { tls, esp, vxlan, mut warnings, underlay_mtu } = sockets;
+        let Sockets { tls, esp, vxlan, warnings, underlay_mtu } = sockets;
         let node = Node {
             id: identity.node(),
             name: host_name(),
@@ -137,10 +137,6 @@ impl Member {
         let key_log = match &config.esp_key_log {
             Some(path) => {
                 tracing::warn!(file = %path.display(), "KEYS ARE WRITTEN TO A FILE: whoever reads it reads the traffic");
-                warnings.push(format!(
-                    "every key is written to {}: whoever reads it reads the traffic",
-                    path.display()
-                ));
                 Some(KeyLog::open(path).with_context(|| format!("cannot open {}", path.display()))?)
             }
             None => None,
@@ -316,14 +312,18 @@ async fn follow_views(
     credentials: Arc<Credentials>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
+    // A manager's trust follows its own list of members.
+    let is_manager = credentials.identity().role() == Role::Manager;
     while views.changed().await.is_ok() {
         let view = Arc::clone(&views.borrow_and_update());
         let (saving, saved) = (store.clone(), Arc::clone(&view));
         if let Err(error) = blocking(move || saving.put_view(&saved)).await {
             tracing::warn!(%error, "the view was not saved: a restart would begin with an older one");
         }
-        let removed = credentials.trust().as_ref().clone().with_removed(view.removed.clone());
-        credentials.replace_trust(removed);
+        if !is_manager {
+            let removed = credentials.trust().as_ref().clone().with_removed(view.removed.clone());
+            credentials.replace_trust(removed);
+        }
         if let Err(gone) = dataplane.follow(view).await {
             let _ = failed.send(gone.into()).await;
             return;

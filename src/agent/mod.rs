@@ -1,7 +1,7 @@
 //! The node's daemon: builds everything, keeps actual equal to desired.
 //!
 //! [`run`] opens the state, brings back what the last run left, and answers on the unix socket
-//! until it is told to stop. [`member`] is what runs while the node is in a cluster.
+//! until it is told to stop. `member` is what runs while the node is in a cluster.
 
 mod attachments;
 mod backend;

@@ -29,7 +29,7 @@ pub(crate) enum PeerEvent {
     /// The peer has connected.
     Channel(Box<KeyChannel>),
     /// An SA of the network has crossed a soft limit.
-    RekeyWanted(NetworkId),
+    RekeyWanted(NetworkId, Spi),
     /// Traffic of the network waits for a key.
     TrafficWaiting(NetworkId),
     /// Packets came that seem to be the peer's, for an SA that is not here.
@@ -169,8 +169,8 @@ impl Peer {
     async fn happened(&mut self, event: PeerEvent) -> Result<(), LaneGone> {
         match event {
             PeerEvent::Channel(channel) => self.channel_up(*channel).await,
-            PeerEvent::RekeyWanted(network) => {
-                self.call(network, |link, env| link.handle_rekey_wanted(env, None)).await
+            PeerEvent::RekeyWanted(network, spi) => {
+                self.call(network, |link, env| link.handle_rekey_wanted(env, Some(spi))).await
             }
             PeerEvent::TrafficWaiting(network) => {
                 self.call(network, |link, env| link.handle_traffic_waiting(env)).await
@@ -290,7 +290,7 @@ impl Peer {
         self.call(network, |link, env| link.handle_closed(env)).await?;
         if let Some(linked) = self.links.remove(&network) {
             self.keys.forget_status((network, self.id()));
-            self.keys.dataplane.drop_link((network, self.id()), linked.spec.slot).await?;
+            self.keys.dataplane.end_link((network, self.id()), linked.spec.slot).await?;
         }
         Ok(())
     }

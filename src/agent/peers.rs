@@ -89,8 +89,8 @@ impl Peers {
 
     async fn happened(&self, event: LaneEvent, specs: &BTreeMap<NodeId, PeerSpec>) {
         let (node, event) = match event {
-            LaneEvent::RekeyWanted { link } => match self.keys.dataplane.link(link).await {
-                Some((network, node)) => (node, PeerEvent::RekeyWanted(network)),
+            LaneEvent::RekeyWanted { link, spi } => match self.keys.dataplane.link(link).await {
+                Some((network, node)) => (node, PeerEvent::RekeyWanted(network, spi)),
                 None => return,
             },
             LaneEvent::NoKey { link } => match self.keys.dataplane.link(link).await {

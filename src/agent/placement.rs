@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::slots::Slots;
 use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
+use crate::datapath::MAX_MTU;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, VtepSlot};
 use crate::membership::{KnownMemberships, MembershipError, News, SignedMembership};
@@ -262,7 +263,7 @@ impl Placement {
 /// the smallest underlay of its members without a fragment.
 pub(crate) fn effective_mtu(view: &NetworkView) -> u16 {
     if let Some(mtu) = view.network.mtu {
-        return mtu;
+        return mtu.min(MAX_MTU);
     }
     let underlay = view.nodes.iter().map(|node| node.underlay_mtu).min().unwrap_or(DEFAULT_UNDERLAY_MTU);
     let over_ipv6 = view.nodes.iter().any(|node| node.data.is_ipv6());
@@ -272,7 +273,7 @@ pub(crate) fn effective_mtu(view: &NetworkView) -> u16 {
         (false, false) => 50,
         (false, true) => 70,
     };
-    u16::try_from(underlay.saturating_sub(overhead)).unwrap_or(u16::MAX)
+    u16::try_from(underlay.saturating_sub(overhead)).unwrap_or(MAX_MTU).min(MAX_MTU)
 }
 
 /// Ethernet's: what a network without a member that says more is cut to.

@@ -17,8 +17,7 @@ use crate::cluster::{Network, Role};
 pub(super) fn init(made: &InitResponse) -> String {
     format!(
         "Cluster {} is made; this node, {}, is its manager.\n\n\
-         To add a worker, run on it:\n\n    {}\n\n\
-         To add a manager, run 'overlayd token manager' here and follow it.\n",
+         To add a worker, run on it:\n\n    {}\n",
         made.cluster,
         made.node,
         join_command(&made.worker_token, made.manager)

@@ -1,8 +1,8 @@
 //! What a lane counts: drops by reason, and traffic by port and link.
 //!
 //! The lane alone writes, so an increment is a plain load and store; anybody may read at any time.
-//! Slots are reused by the agent: it resets a port's numbers by adding the port anew, and takes the
-//! difference for links. Owned by the lane, read by `worker::Lane::counters`.
+//! Slots are reused by the agent: a port's numbers begin at zero when it is added, a link's when it
+//! is removed. Owned by the lane, read by `worker::Lane::counters`.
 
 use std::ops::AddAssign;
 use std::sync::OnceLock;
@@ -102,6 +102,11 @@ impl LaneCounters {
     pub(crate) fn reset_port(&self, port: PortSlot) {
         self.ports.with(port.index(), Cells::reset);
     }
+
+    /// Begins the numbers of a link at zero.
+    pub(crate) fn reset_link(&self, link: LinkSlot) {
+        self.links.with(link.index(), Cells::reset);
+    }
 }
 
 impl Default for LaneCounters {
@@ -146,9 +151,9 @@ pub struct LinkCounters {
     pub packets_sent: u64,
     /// Bytes of their frames, from the inner Ethernet header on.
     pub bytes_sent: u64,
-    /// Authentic packets from the peer.
+    /// Authentic packets from the peer, dropped ones too.
     pub packets_received: u64,
-    /// Bytes of their inner UDP payload.
+    /// Bytes of their frames, from the inner Ethernet header on.
     pub bytes_received: u64,
     /// Packets from or to the peer that were dropped.
     pub drops: u64,

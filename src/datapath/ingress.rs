@@ -84,7 +84,7 @@ impl Ingress {
             Ok(packet) => receive_authenticated(cx, link, &packet, outlet),
             Err(reason) => {
                 if sa.wants_rekey() {
-                    outlet.notice(Notice::RekeyWanted { link });
+                    outlet.notice(Notice::RekeyWanted { link, spi });
                 }
                 if reason == DropReason::UnknownSpi {
                     self.note_unknown_spi(cx, spi, from, outlet);
@@ -137,8 +137,8 @@ fn receive_authenticated(
     if port != vxlan::PORT {
         return Err(DropReason::MalformedVxlan);
     }
-    cx.counters.received_from_link(link, payload.len());
     let (vni, bytes) = vxlan::parse(payload).map_err(|_| DropReason::MalformedVxlan)?;
+    cx.counters.received_from_link(link, bytes.len());
     let row = cx.tables.link(link).ok_or(DropReason::NoSuchPort)?;
     let network = cx.tables.network(row.net).ok_or(DropReason::NoSuchPort)?;
     if vni != network.vni() {

@@ -66,6 +66,8 @@ pub enum Notice {
     RekeyWanted {
         /// The link.
         link: LinkSlot,
+        /// The SA.
+        spi: Spi,
     },
     /// Traffic waits for a key; told at most once a second for each link.
     NoKey {

@@ -87,7 +87,7 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
             }
         }
         if sa.wants_rekey() {
-            outlet.notice(Notice::RekeyWanted { link: to });
+            outlet.notice(Notice::RekeyWanted { link: to, spi: sa.spi() });
         }
         self.cx.counters.sent_to_link(to, frame_len);
         Ok(())

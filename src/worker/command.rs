@@ -51,6 +51,8 @@ pub enum Command {
     },
     /// Forget all SAs of the link, now.
     DropLink(LinkSlot),
+    /// The same, and its slot may soon be another's: its counters begin at zero.
+    RemoveLink(LinkSlot),
     /// Do nothing but acknowledge: tables published before are in use, packets judged by older
     /// ones have left.
     Sync,

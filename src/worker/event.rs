@@ -19,6 +19,8 @@ pub enum LaneEvent {
     RekeyWanted {
         /// The link.
         link: LinkSlot,
+        /// The SA; it may have been replaced meanwhile.
+        spi: Spi,
     },
     /// Traffic waits for a key; told at most once a second for each link.
     NoKey {
@@ -42,7 +44,7 @@ pub enum LaneEvent {
 impl From<Notice> for LaneEvent {
     fn from(notice: Notice) -> Self {
         match notice {
-            Notice::RekeyWanted { link } => Self::RekeyWanted { link },
+            Notice::RekeyWanted { link, spi } => Self::RekeyWanted { link, spi },
             Notice::NoKey { link } => Self::NoKey { link },
             Notice::UnknownSpi { spi, from } => Self::UnknownSpi { spi, from },
         }

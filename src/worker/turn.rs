@@ -2,7 +2,7 @@
 //!
 //! A turn reads a bounded number of frames from every TAP that has some, and one batch from either
 //! socket, so that none starves another; epoll is level-triggered and brings back what is left.
-//! The order within a turn is: commands, wire to TAP, TAP to wire, send.
+//! The order within a turn is: commands, then whatever epoll found ready, then what was sealed is sent.
 
 use std::io;
 use std::sync::Arc;
@@ -149,6 +149,11 @@ impl Turns {
             Command::DropLink(link) => {
                 self.egress.remove(link);
                 self.ingress.remove(link);
+            }
+            Command::RemoveLink(link) => {
+                self.egress.remove(link);
+                self.ingress.remove(link);
+                self.shared.counters.reset_link(link);
             }
             // A turn ends with an empty arena, and the next batch loads the tables anew.
             Command::Sync => {

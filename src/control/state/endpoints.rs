@@ -50,7 +50,9 @@ impl ClusterState {
             }
             let state = model.network(&request.network)?;
             let chosen = choose_addresses(state, &request.ips)?;
-            let first = *chosen.addresses.first().expect("a network has a subnet");
+            let addresses = &chosen.addresses;
+            let first = addresses.iter().find(|address| address.addr().is_ipv4()).or(addresses.first());
+            let first = *first.expect("a network has a subnet");
             let mac = match request.mac {
                 Some(mac) => check_mac(state, mac)?,
                 None => derive_mac(state, first.addr())?,

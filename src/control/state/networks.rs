@@ -118,10 +118,12 @@ impl ClusterState {
 }
 
 impl Model {
-    /// The network of that name.
+    /// The network of that name, or else of that id.
     pub(super) fn network(&self, name: &NetworkName) -> Result<&NetworkState, StateError> {
-        self.network_names
-            .get(name)
+        let by_name = self.network_names.get(name).copied();
+        by_name
+            .or_else(|| name.as_str().parse().ok())
+            .as_ref()
             .and_then(|id| self.networks.get(id))
             .ok_or_else(|| StateError::NoNetwork { name: name.clone() })
     }

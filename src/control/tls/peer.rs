@@ -261,10 +261,14 @@ pub(in crate::control) async fn dial(
 /// Small messages leave at once, and a silent other side is noticed within half a minute.
 pub(in crate::control) fn tune(tcp: &TcpStream) {
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(10))
-        .with_interval(Duration::from_secs(5))
+        .with_time(Duration::from_secs(3))
+        .with_interval(Duration::from_secs(1))
         .with_retries(3);
-    let tuned = tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive));
+    // A peer that vanished is noticed before the SAs that it does not know of stop lingering (10 s).
+    let tuned = tcp
+        .set_nodelay(true)
+        .and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive))
+        .and_then(|()| SockRef::from(tcp).set_tcp_user_timeout(Some(Duration::from_secs(6))));
     if let Err(error) = tuned {
         tracing::debug!(%error, "TCP options refused");
     }
