@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::DemoError;
 use crate::api::Client;
@@ -71,6 +71,16 @@ impl AgentProcess {
     /// Its socket.
     pub(super) fn socket(&self) -> &Path {
         self.client.socket()
+    }
+
+    /// How it ended, if it has; it can still be waited for.
+    pub(super) fn has_ended(&self) -> Option<String> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(Pid::from_child(&self.child)), options).ok()??;
+        Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (None, signal) => format!("signal {}", signal.unwrap_or_default()),
+        })
     }
 
     /// Has it end as systemd would.

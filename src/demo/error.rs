@@ -41,7 +41,7 @@ pub enum DemoError {
         failures: Vec<String>,
     },
     /// The operator has seen enough.
-    #[error("ended by {name}; everything is removed")]
+    #[error("ended by {name}; nothing is left behind")]
     Interrupted {
         /// The signal.
         name: &'static str,

@@ -80,9 +80,13 @@ impl<'a> Packet<'a> {
                 Self::Control { settles_tls13 }
             }
             Some(TransportSlice::Icmpv6(_)) => Self::Neighbor,
-            Some(TransportSlice::Udp(_) | TransportSlice::Tcp(_) | TransportSlice::Icmpv4(_) | TransportSlice::Igmp(_)) | None => {
-                Self::Other
-            }
+            Some(
+                TransportSlice::Udp(_)
+                | TransportSlice::Tcp(_)
+                | TransportSlice::Icmpv4(_)
+                | TransportSlice::Igmp(_),
+            )
+            | None => Self::Other,
         }
     }
 }
@@ -135,8 +139,7 @@ mod tests {
     fn a_server_hello_of_tls_1_3_is_recognised_from_the_server_alone() {
         let mut hello = vec![22, 3, 3, 0, 90, 2, 0, 0, 86, 3, 3];
         hello.extend([9; 32]);
-        let old = Packet::read(&tcp(2377, 40_000, &hello));
-        assert_eq!(old, Packet::Control { settles_tls13: false });
+        assert_eq!(Packet::read(&tcp(2377, 40_000, &hello)), Packet::Control { settles_tls13: false });
         hello.extend([0, 0x2b, 0, 2, 3, 4]);
         assert_eq!(Packet::read(&tcp(2377, 40_000, &hello)), Packet::Control { settles_tls13: true });
         assert_eq!(Packet::read(&tcp(40_000, 2377, &hello)), Packet::Control { settles_tls13: false });

@@ -18,7 +18,8 @@ use crate::api::types::{
     AttachRequest, AttachResponse, CreateNetworkRequest, InitRequest, JoinRequest, PeerState, PeerStatus,
     PeersRequest, StatsRequest, TokenRequest,
 };
-use crate::id::NodeId;
+use crate::boot_time::BootTime;
+use crate::id::{NodeId, Spi};
 use crate::io::clock::boot_time;
 use crate::lab::{Capture, Container, LabError, Ping, PingReport, TcpReport, tcp_throughput, udp_blast};
 
@@ -31,25 +32,18 @@ pub(super) async fn perform(
     options: &DemoOptions,
     is_fake_root: bool,
 ) -> Result<(), DemoError> {
-    let begin = boot_time();
     let mut play = Play { screen, failures: Vec::new() };
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     play.tell(&Setting { kernel, is_fake_root, underlay_mtu: UNDERLAY.mtu })?;
     screen.doing("building the hosts and starting their agents");
     let stage = Stage::build().await?;
-    let capture = stage.lab().host(1).capture()?;
-    let nodes = play.form_cluster(&stage).await?;
-    let ends = play.join_containers(&stage, &SECRET).await?;
-    let attached = boot_time();
-    let keys = play.negotiate(&stage, capture, attached).await?;
-    play.ping(&stage, &ends).await?;
-    play.measure_rates(&stage, &ends, options.tcp_time).await?;
-    play.watch_the_wire(&stage, &ends, &keys).await?;
-    play.count(&stage, nodes).await?;
+    tokio::select! {
+        acts = play.acts(&stage, options) => acts?,
+        failure = stage.agent_ends() => return Err(failure),
+    }
     screen.doing("removing everything");
-    stage.remove().await?;
-    let elapsed = boot_time().since(begin).as_secs_f64();
-    screen.show(&format!("Everything is removed: agents, containers, hosts, files. {elapsed:.1} s\n"))?;
+    let removed = stage.remove().await?;
+    play.tell(&removed)?;
     if play.failures.is_empty() { Ok(()) } else { Err(DemoError::NotProven { failures: play.failures }) }
 }
 
@@ -68,13 +62,31 @@ struct DemoNetwork {
 /// The containers' ends of a network.
 struct Ends {
     addresses: [Vec<IpAddr>; 2],
+    /// Of the interfaces, in bytes.
     mtu: u16,
+    /// When the last of them was asked for.
+    last_attach: BootTime,
 }
 
 impl Play<'_> {
+    async fn acts(&mut self, stage: &Stage, options: &DemoOptions) -> Result<(), DemoError> {
+        let capture = stage.lab().host(1).capture()?;
+        let nodes = self.form_cluster(stage).await?;
+        let ends = self.join_containers(stage, &SECRET).await?;
+        let keys = self.negotiate(stage, capture, ends.last_attach).await?;
+        self.ping(stage, &ends).await?;
+        self.measure_rates(stage, &ends, options.tcp_time).await?;
+        self.watch_the_wire(stage, &ends, &keys).await?;
+        self.count(stage, nodes).await
+    }
+
     fn tell(&mut self, finding: &impl Finding) -> Result<(), DemoError> {
         self.failures.extend(finding.failures());
         self.screen.show(&finding.render(self.screen.ink()))
+    }
+
+    fn tell_heading(&self, heading: &str) -> Result<(), DemoError> {
+        self.screen.show(&format!("\n{}\n", self.screen.ink().heading(heading)))
     }
 
     /// Shows a command as it is typed; `aside` is what to know of its answer.
@@ -87,6 +99,7 @@ impl Play<'_> {
     /// Host 1 makes a cluster, host 2 joins it; gives their ids.
     async fn form_cluster(&self, stage: &Stage) -> Result<[NodeId; 2], DemoError> {
         self.screen.doing("forming the cluster");
+        self.tell_heading("A cluster, and an encrypted network that c1 and c2 are attached to")?;
         let addresses = [1, 2].map(|host| stage.lab().host(host).v4());
         let init = format!("overlayd init --advertise-addr {}", addresses[0]);
         let made = stage.command::<InitRequest>(0, &init).await?;
@@ -101,17 +114,19 @@ impl Play<'_> {
 
     /// Creates a network and attaches both containers to it.
     async fn join_containers(&self, stage: &Stage, network: &DemoNetwork) -> Result<Ends, DemoError> {
-        let DemoNetwork { name, flags, interface } = network;
+        let DemoNetwork { name, flags, .. } = network;
         self.screen.doing(format!("making the network {name}"));
         let create = format!("overlayd create {flags} {name}");
         stage.command::<CreateNetworkRequest>(0, &create).await?;
         self.tell_command("host1", &create, "")?;
-        let [one, two] = [self.attach(stage, network, 0).await?, self.attach(stage, network, 1).await?];
-        if *interface != "eth0" && one.mtu != two.mtu {
+        let one = self.attach(stage, network, 0).await?;
+        let last_attach = boot_time();
+        let two = self.attach(stage, network, 1).await?;
+        if one.mtu != two.mtu {
             return Err(stage.agent(1).failed(format!("gave an MTU of {}, not {}", two.mtu, one.mtu)));
         }
         let mtu = one.mtu;
-        Ok(Ends { addresses: [one, two].map(|attached| addresses(&attached)), mtu })
+        Ok(Ends { addresses: [one, two].map(|attached| addresses(&attached)), mtu, last_attach })
     }
 
     async fn attach(
@@ -135,14 +150,14 @@ impl Play<'_> {
         &mut self,
         stage: &Stage,
         capture: Capture,
-        attached: crate::boot_time::BootTime,
+        last_attach: BootTime,
     ) -> Result<Keys, DemoError> {
         self.screen.doing("the hosts agree on keys");
         let peers = [established(stage, 0).await?, established(stage, 1).await?];
-        let elapsed = boot_time().since(attached);
+        let elapsed = boot_time().since(last_attach);
         let frames = aside(|| capture.stop()).await?;
         let settles = |frame: &&Vec<u8>| Packet::read(frame) == Packet::Control { settles_tls13: true };
-        let spis = |spis: &[crate::id::Spi]| spis.iter().map(|spi| spi.get()).collect::<Vec<_>>();
+        let spis = |spis: &[Spi]| spis.iter().map(|spi| spi.get()).collect::<Vec<_>>();
         let suite =
             |peer: &PeerStatus| peer.suite.map_or_else(|| "no suite".into(), |suite| suite.to_string());
         let keys = Keys {
@@ -191,12 +206,13 @@ impl Play<'_> {
 
     /// Captures a canary on the encrypted network, and then on an unencrypted one.
     async fn watch_the_wire(&mut self, stage: &Stage, ends: &Ends, keys: &Keys) -> Result<(), DemoError> {
-        let open = self.join_containers(stage, &OPEN).await?;
         let canary = format!("canary-{:032x}", rand::random::<u128>()).into_bytes();
         self.screen.doing("capturing the encrypted network");
         let (sent, arrived, frames) = exchange(stage, ends, &canary).await?;
         let spis = keys.outbound.concat();
         let encrypted = WireTrial { sent, arrived, ..WireTrial::judge(&frames, &canary, &spis) };
+        self.tell_heading("An unencrypted network beside it, to check the capture with")?;
+        let open = self.join_containers(stage, &OPEN).await?;
         self.screen.doing("capturing the unencrypted network");
         let (sent, arrived, open_frames) = exchange(stage, &open, &canary).await?;
         let plain = WireTrial { sent, arrived, ..WireTrial::judge(&open_frames, &canary, &spis) };
@@ -288,14 +304,15 @@ async fn exchange(stage: &Stage, ends: &Ends, canary: &[u8]) -> Result<(u64, u64
     let capture = stage.lab().host(1).capture()?;
     let (mut sent, mut arrived) = (0, 0);
     for (from, to) in [(0, 1), (1, 0)] {
-        let Some(&address) = ends.addresses[to].first() else { continue };
-        let (source, target) = (stage.container(from), stage.container(to));
-        let canary = canary.to_vec();
-        let report =
-            aside(move || udp_blast(source.namespace(), target.namespace(), address, &canary, CANARIES));
-        let report = report.await?;
-        sent += report.sent;
-        arrived += report.received;
+        for address in ends.addresses[to].iter().copied() {
+            let (source, target) = (stage.container(from), stage.container(to));
+            let canary = canary.to_vec();
+            let report =
+                aside(move || udp_blast(source.namespace(), target.namespace(), address, &canary, CANARIES));
+            let report = report.await?;
+            sent += report.sent;
+            arrived += report.received;
+        }
     }
     Ok((sent, arrived, aside(|| capture.stop()).await?))
 }
@@ -307,7 +324,8 @@ const SECRET: DemoNetwork = DemoNetwork {
 };
 
 /// What proves that the capture would show a canary.
-const OPEN: DemoNetwork = DemoNetwork { name: "open", flags: "--subnet 10.2.0.0/24", interface: "eth1" };
+const OPEN: DemoNetwork =
+    DemoNetwork { name: "open", flags: "--subnet 10.2.0.0/24 --subnet fd00:2::/64", interface: "eth1" };
 
-/// Sent each way.
-const CANARIES: u64 = 100;
+/// Sent each way, by each family of addresses.
+const CANARIES: u64 = 50;

@@ -34,7 +34,7 @@ impl Finding for Counters {
     fn render(&self, ink: Ink) -> String {
         let mut text = String::new();
         let title = format!("{:<35}{:<27}received", "Counters of the agents", "sent");
-        line!(text, "{}", ink.heading(&title));
+        line!(text, "\n{}", ink.heading(&title));
         for host in &self.hosts {
             for peer in &host.peers {
                 let who = format!("{} to {} on {}", host.name, peer.peer, peer.network);
@@ -102,7 +102,7 @@ mod tests {
         };
         assert_eq!(
             counters.render(Ink::PLAIN),
-            "Counters of the agents             sent                       received\n\
+            "\nCounters of the agents             sent                       received\n\
              \x20 ok     host1 to host2 on secret  1,234,567 frames, 1.50 GB  10 frames, 900 B, established\n\
              \x20 FAILED host2 to host2 on secret  0 frames, 0 B              10 frames, 900 B, established\n\
              \x20        dropped: host1 no_key 3, replay 1; host2 nothing\n"

@@ -3,12 +3,14 @@
 mod counters;
 mod pings;
 mod rates;
+mod removal;
 mod setting;
 mod wire;
 
 pub(super) use counters::{Counters, HostCounters, PeerCounters};
 pub(super) use pings::Pings;
 pub(super) use rates::{RateRow, Rates};
+pub(super) use removal::Removal;
 pub(super) use setting::{Keys, Setting};
 pub(super) use wire::{WireFinding, WireTrial};
 

@@ -14,7 +14,7 @@ impl Finding for Pings {
     fn render(&self, ink: Ink) -> String {
         let mut text = String::new();
         let title = format!("{:<35}{:<27}IPv6", "Ping through the network", "IPv4");
-        line!(text, "{}", ink.heading(&title));
+        line!(text, "\n{}", ink.heading(&title));
         for (direction, reports) in DIRECTIONS.iter().zip(&self.reports) {
             let [four, six] = reports.each_ref().map(told);
             let holds = reports.iter().all(is_answered);
@@ -59,7 +59,7 @@ mod tests {
         let pings = Pings { reports: [[full.clone(), full.clone()], [full, lost]] };
         assert_eq!(
             pings.render(Ink::PLAIN),
-            "Ping through the network           IPv4                       IPv6\n\
+            "\nPing through the network           IPv4                       IPv6\n\
              \x20 ok     c1 to c2                  2 of 2 answered, 0.31 ms   2 of 2 answered, 0.31 ms\n\
              \x20 FAILED c2 to c1                  2 of 2 answered, 0.31 ms   0 of 2 answered\n"
         );

@@ -26,7 +26,7 @@ impl Finding for Rates {
         let mut text = String::new();
         let [there, back] = DIRECTIONS;
         let title = format!("{:<35}{there:<16}{back:<16}MTU", "One TCP stream");
-        line!(text, "{}", ink.heading(&title));
+        line!(text, "\n{}", ink.heading(&title));
         let holds = self.failures().is_empty();
         line!(text, "  {} {:<26}{}", ink.verdict(holds), "overlayd, encrypted", told(&self.overlayd));
         match &self.kernel {
@@ -74,7 +74,7 @@ mod tests {
         let rates = Rates { overlayd: row, kernel: Ok(RateRow { mtu: 1450, ..row }) };
         assert_eq!(
             rates.render(Ink::PLAIN),
-            "One TCP stream                     c1 to c2        c2 to c1        MTU\n\
+            "\nOne TCP stream                     c1 to c2        c2 to c1        MTU\n\
              \x20 ok     overlayd, encrypted       2.00 Gbit/s     500.00 Mbit/s   1408\n\
              \x20        kernel VXLAN, plain       2.00 Gbit/s     500.00 Mbit/s   1450\n"
         );

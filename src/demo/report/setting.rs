@@ -16,8 +16,9 @@ impl Finding for Setting {
     fn render(&self, ink: Ink) -> String {
         let mut text = String::new();
         let who = if self.is_fake_root { "fake root in a user namespace" } else { "root" };
+        let build = if cfg!(debug_assertions) { " (debug build: slow)" } else { "" };
         line!(text, "{}", ink.heading("Two hosts with a container each, on one encrypted network"));
-        line!(text, "  overlayd {}, Linux {}, as {who}", env!("CARGO_PKG_VERSION"), self.kernel);
+        line!(text, "  overlayd {}{build}, Linux {}, as {who}", env!("CARGO_PKG_VERSION"), self.kernel);
         line!(
             text,
             "  c1 in host1 192.0.2.1 ---- veth, MTU {} ---- 192.0.2.2 host2 with c2",
@@ -40,7 +41,7 @@ pub(in crate::demo) struct Keys {
     pub(in crate::demo) outbound: [Vec<u32>; 2],
     /// SPIs on which each host receives.
     pub(in crate::demo) inbound: [Vec<u32>; 2],
-    /// From the last attach until both had keys.
+    /// From the beginning of the last attach until both had keys.
     pub(in crate::demo) elapsed: Duration,
     /// TLS handshakes that were seen on the underlay and settled on 1.3.
     pub(in crate::demo) tls13_handshakes: usize,
@@ -55,7 +56,7 @@ impl Finding for Keys {
         });
         line!(
             text,
-            "  {} keys of {}, agreed on within {} ms of the last attach",
+            "  {} keys of {} at both ends {} ms after the last attach began",
             ink.verdict(self.failures().is_empty()),
             self.suites[0],
             self.elapsed.as_millis(),
@@ -108,7 +109,7 @@ mod tests {
         };
         assert_eq!(
             keys.render(Ink::PLAIN),
-            "  ok     keys of aes-256-gcm, agreed on within 42 ms of the last attach\n         \
+            "  ok     keys of aes-256-gcm at both ends 42 ms after the last attach began\n         \
              SPI 0x0abcdef0 to host2, 0x12345678 to host1; 3 TLS 1.3 handshakes seen on TCP 2377\n"
         );
         assert_eq!(keys.failures(), [""; 0]);

@@ -29,8 +29,6 @@ pub(in crate::demo) struct WireTrial {
     pub(in crate::demo) other: usize,
     /// ESP packets with an SPI that no agent has named, or with a number that was used before.
     pub(in crate::demo) foreign: usize,
-    /// Longest IP packet, in bytes, of those with ESP.
-    pub(in crate::demo) longest: usize,
 }
 
 impl WireTrial {
@@ -42,7 +40,6 @@ impl WireTrial {
             match Packet::read(frame) {
                 Packet::Esp(esp) => {
                     trial.esp += 1;
-                    trial.longest = trial.longest.max(esp.ip_length);
                     let is_new = seen.insert((esp.spi, esp.sequence));
                     trial.foreign += usize::from(!is_new || !spis.contains(&esp.spi));
                 }
@@ -100,23 +97,22 @@ impl WireFinding {
 impl Finding for WireFinding {
     fn render(&self, ink: Ink) -> String {
         let mut text = String::new();
-        let title = format!("{:<35}{:<27}canary found", "A canary, captured between the hosts", "packets");
-        line!(text, "{}", ink.heading(&title));
+        let title = format!("{:<35}sent  arrived  seen by a capture between the hosts", "A canary");
+        line!(text, "\n{}", ink.heading(&title));
         let (encrypted, plain) = (&self.encrypted, &self.plain);
         let rows = [
             ("encrypted", encrypted, format!("{} ESP", encrypted.esp), self.encrypted_failures()),
             ("unencrypted, to compare", plain, format!("{} VXLAN", plain.vxlan), self.plain_failures()),
         ];
         for (name, trial, packets, failures) in rows {
-            let rest = trial.total() - if trial.esp > 0 { trial.esp } else { trial.vxlan };
-            let packets = format!("{packets}, {rest} other");
-            let found = if trial.found == 0 { "never".into() } else { format!("in {} packets", trial.found) };
             line!(
                 text,
-                "  {} {name:<26}{packets:<27}{found}, sent {} times, arrived {}",
+                "  {} {name:<26}{:<6}{:<9}in {} of {} packets ({packets})",
                 ink.verdict(failures.is_empty()),
                 trial.sent,
                 trial.arrived,
+                trial.found,
+                trial.total(),
             );
         }
         for told in self.sample.iter().flatten() {
@@ -169,9 +165,9 @@ mod tests {
         );
         assert_eq!(
             found.render(Ink::PLAIN),
-            "A canary, captured between the hosts packets                   canary found\n\
-             \x20 ok     encrypted                 2 ESP, 0 other             never, sent 2 times, arrived 2\n\
-             \x20 ok     unencrypted, to compare   1 VXLAN, 0 other           in 1 packets, sent 1 times, arrived 1\n\
+            "\nA canary                           sent  arrived  seen by a capture between the hosts\n\
+             \x20 ok     encrypted                 2     2        in 0 of 2 packets (2 ESP)\n\
+             \x20 ok     unencrypted, to compare   1     1        in 1 of 1 packets (1 VXLAN)\n\
              \x20        192.0.2.1:4500 > 192.0.2.2:4500 UDP, ESP SPI 0x01000001 sequence 1, 78 bytes of IP\n\
              \x20        01000001 00000001 7365616c 65640000 00000000 00000000 00000000 00000000 00000000 ...\n"
         );
