@@ -1,12 +1,14 @@
 //! Frames made by hand and captured frames taken apart, by another implementation than ours.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use etherparse::{LinkSlice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use overlayd::id::{IfName, MacAddr};
 use overlayd::io::netlink::Netlink;
 use overlayd::io::netns::NetNs;
 use overlayd::io::packet::PacketSocket;
+use overlayd::lab::eventually;
 
 /// A UDP datagram in a frame of the underlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +136,15 @@ pub(crate) fn send(namespace: &NetNs, interface: &IfName, frames: &[Vec<u8>]) {
         .run_in(|| {
             let socket = PacketSocket::open(link.index).unwrap();
             for frame in frames {
-                socket.send(frame).unwrap();
+                let sent = || match socket.send(frame) {
+                    // Whoever reads the interface is slower than we are.
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => false,
+                    sent => {
+                        sent.unwrap();
+                        true
+                    }
+                };
+                assert!(eventually(Duration::from_secs(10), sent), "nobody takes the frames");
             }
         })
         .unwrap();

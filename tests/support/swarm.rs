@@ -335,6 +335,11 @@ impl Agent {
         self.stats().drops.iter().filter(|drop| drop.reason == reason).map(|drop| drop.packets).sum()
     }
 
+    /// Frames that it has delivered to the containers of its host.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.stats().endpoints.iter().map(|endpoint| endpoint.received.packets).sum()
+    }
+
     /// Waits until it has keys for `links` links and waits for no others.
     pub(crate) fn await_keys(&self, links: usize) {
         let mut peers = None;
