@@ -50,12 +50,17 @@ impl Family {
 impl Swarm {
     /// Hosts with agents that are in no cluster.
     pub(crate) fn unformed(hosts: u8, underlay: Underlay) -> Self {
+        Self::unformed_with(hosts, underlay, &[])
+    }
+
+    /// As [`Self::unformed`], with more flags for the agents.
+    pub(crate) fn unformed_with(hosts: u8, underlay: Underlay, flags: &[&str]) -> Self {
         let lab = Lab::hosts(hosts, underlay).unwrap();
         let dir = tempfile::tempdir_in("/run").unwrap();
         let agents = (1..=usize::from(hosts)).map(|number| Agent::new(dir.path(), number)).collect();
         let swarm = Self { agents, lab, dir };
         for agent in &swarm.agents {
-            agent.spawn(swarm.host(agent), &[]);
+            agent.spawn(swarm.host(agent), flags);
         }
         for agent in &swarm.agents {
             agent.await_ready();
