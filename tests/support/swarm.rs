@@ -85,8 +85,13 @@ impl Swarm {
 
     /// Makes agent 1 a manager.
     pub(crate) fn init(&self, family: Family) -> InitResponse {
-        let address = family.of(self.lab.host(1)).to_string();
-        self.agent(1).ask(&["init", "--advertise-addr", &address])
+        self.init_on(1, family)
+    }
+
+    /// Makes an agent the manager of a cluster.
+    pub(crate) fn init_on(&self, number: usize, family: Family) -> InitResponse {
+        let address = family.of(self.lab.host(number)).to_string();
+        self.agent(number).ask(&["init", "--advertise-addr", &address])
     }
 
     /// Lets an agent join.
