@@ -1,5 +1,6 @@
 //! Why the demo ended without all its proofs.
 
+use std::error::Error;
 use std::io;
 
 use crate::cli::CliError;
@@ -22,14 +23,13 @@ pub enum DemoError {
         log: String,
     },
     /// A command was refused.
-    #[error("{host}: '{command}' failed: {source}\nthe end of the agent's log:\n{log}")]
+    #[error("{host}: '{command}' failed: {}\nthe end of the agent's log:\n{log}", whole(source.as_ref()))]
     Command {
         /// Where it ran.
         host: String,
         /// The whole command.
         command: String,
         /// Why.
-        #[source]
         source: Box<CliError>,
         /// The last lines of the agent's log.
         log: String,
@@ -54,4 +54,35 @@ pub enum DemoError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+/// An error with its causes, less those that it tells itself.
+pub(super) fn whole(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        if !text.contains(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let source = io::Error::other("no such device");
+        assert_eq!(
+            whole(&DemoError::System { doing: "start an agent", source }),
+            "cannot start an agent: no such device"
+        );
+        let untold = CliError::System { doing: "start the runtime", source: io::Error::other("full") };
+        assert_eq!(whole(&untold), "cannot start the runtime: full");
+    }
 }

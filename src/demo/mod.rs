@@ -43,7 +43,7 @@ impl Default for DemoOptions {
 /// # Errors
 /// [`DemoError`]: what the system lacks, what failed, or which of the proofs did not hold.
 pub fn run(options: DemoOptions) -> anyhow::Result<()> {
-    Ok(perform(&options)?)
+    perform(&options).map_err(|error| anyhow::Error::msg(error::whole(&error)))
 }
 
 fn perform(options: &DemoOptions) -> Result<(), DemoError> {
