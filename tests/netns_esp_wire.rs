@@ -10,9 +10,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use overlayd::lab::{Underlay, eventually, write_pcap};
+use overlayd::lab::{Underlay, write_pcap};
 
 use support::frames::{self, Datagram, datagrams};
 use support::swarm::{Agent, Attached, Family, Swarm};
@@ -37,16 +36,15 @@ fn capture_without_the_keys_does_not_show_what_was_sent() {
     let find = |flags: &[&str]| {
         let swarm = Swarm::formed(2, Family::V4, PLAIN_WIRE);
         swarm.create(&[flags, &["--subnet", "10.77.0.0/24", "net"]].concat());
-        let (one, two) = (swarm.attach(1, "net", "c1"), swarm.attach(2, "net", "c2"));
+        let (one, two) = (swarm.attach_quietly(1, "net", "c1"), swarm.attach_quietly(2, "net", "c2"));
         swarm.assert_joined(&one, &two);
         let (wire, inside) = (swarm.capture(1), two.capture());
         let from = SocketAddr::new(one.address(Family::V4), 7);
         let to = SocketAddr::new(two.address(Family::V4), 7);
         let frame = frames::udp((one.mac(), two.mac()), from, to, canary);
+        let before = swarm.agent(2).delivered();
         frames::send(one.container.namespace(), one.ifname(), &[frame]);
-        assert!(
-            eventually(Duration::from_secs(5), || swarm.agent(2).stats().endpoints[0].received.packets > 6)
-        );
+        swarm.agent(2).await_delivered(before, 1);
         assert!(inside.stop().unwrap().iter().any(|frame| frames::contains(frame, canary)));
         wire.stop().unwrap().iter().any(|frame| frames::contains(frame, canary))
     };
@@ -104,8 +102,7 @@ fn send_many(from: &Attached, to: &Attached, receiver: &Agent) -> Vec<Vec<u8>> {
         .collect();
     let before = receiver.delivered();
     frames::send(from.container.namespace(), from.ifname(), &frames);
-    let all_delivered = || receiver.delivered() >= before + FRAMES as u64;
-    assert!(eventually(Duration::from_secs(10), all_delivered), "{:?}", receiver.stats());
+    receiver.await_delivered(before, FRAMES as u64);
     let arrived: Vec<_> = capture.stop().unwrap().into_iter().filter(|frame| is_ours(frame)).collect();
     assert!(arrived == frames, "{} of {} frames arrived as they were", arrived.len(), frames.len());
     frames

@@ -30,9 +30,9 @@ test_program! {
 
 fn nothing_leaves_while_the_peers_agent_is_stopped() {
     let swarm = formed_of_three(Family::V4);
-    let quiet = attach_quietly(&swarm, 3, "c3");
+    let quiet = swarm.attach_quietly(3, "red", "c3");
     swarm.agent(3).signal(Signal::STOP);
-    let sender = attach_quietly(&swarm, 2, "c2");
+    let sender = swarm.attach_quietly(2, "red", "c2");
     assert_nothing_leaves(&swarm, &sender, &quiet, DropReason::NoKey, Duration::from_secs(10));
 
     swarm.agent(3).signal(Signal::CONT);
@@ -41,9 +41,9 @@ fn nothing_leaves_while_the_peers_agent_is_stopped() {
 
 fn nothing_leaves_while_the_peers_agent_is_dead() {
     let swarm = formed_of_three(Family::V6);
-    let quiet = attach_quietly(&swarm, 3, "c3");
+    let quiet = swarm.attach_quietly(3, "red", "c3");
     swarm.agent(3).kill();
-    let sender = attach_quietly(&swarm, 2, "c2");
+    let sender = swarm.attach_quietly(2, "red", "c2");
     assert_nothing_leaves(&swarm, &sender, &quiet, DropReason::NoKey, Duration::from_secs(3));
 
     swarm.start(3);
@@ -61,8 +61,8 @@ fn nothing_leaves_while_the_key_channel_is_blocked() {
     cut(two, three, "02:00:00:00:00:66");
     cut(three, two, "02:00:00:00:00:66");
     swarm.create(&["--encrypted", "--subnet", "10.77.0.0/24", "red"]);
-    let quiet = attach_quietly(&swarm, 3, "c3");
-    let sender = attach_quietly(&swarm, 2, "c2");
+    let quiet = swarm.attach_quietly(3, "red", "c3");
+    let sender = swarm.attach_quietly(2, "red", "c2");
     assert_nothing_leaves(&swarm, &sender, &quiet, DropReason::NoKey, Duration::from_secs(10));
     let peers = swarm.agent(2).peers().peers;
     assert!(peers.iter().all(|peer| peer.state != PeerState::Established), "{peers:?}");
@@ -81,7 +81,7 @@ fn nothing_leaves_after_the_keys_have_expired() {
     let init = swarm.init(Family::V4);
     (2..=3).for_each(|number| drop(swarm.join(number, &init)));
     swarm.create(&["--encrypted", "--subnet", "10.77.0.0/24", "red"]);
-    let (sender, quiet) = (attach_quietly(&swarm, 2, "c2"), attach_quietly(&swarm, 3, "c3"));
+    let (sender, quiet) = (swarm.attach_quietly(2, "red", "c2"), swarm.attach_quietly(3, "red", "c3"));
     swarm.assert_reaches(&sender, &quiet, Duration::from_secs(10));
     // The keys age, and are replaced without a loss.
     let spis = || swarm.agent(2).peers().peers[0].outbound_spis.iter().copied().collect::<BTreeSet<_>>();
@@ -103,7 +103,7 @@ fn nothing_leaves_after_the_keys_have_expired() {
 
 fn nothing_leaves_for_a_peer_that_is_no_member_any_more() {
     let swarm = formed_of_three(Family::V4);
-    let (sender, quiet) = (attach_quietly(&swarm, 2, "c2"), attach_quietly(&swarm, 3, "c3"));
+    let (sender, quiet) = (swarm.attach_quietly(2, "red", "c2"), swarm.attach_quietly(3, "red", "c3"));
     swarm.assert_reaches(&sender, &quiet, Duration::from_secs(10));
     swarm.agent(3).done(&["detach", "red", "--netns", "c3"]);
     let gone = || swarm.agent(2).peers().peers.is_empty();
@@ -116,16 +116,6 @@ fn formed_of_three(family: Family) -> Swarm {
     let swarm = Swarm::formed(3, family, Underlay::default());
     swarm.create(&["--encrypted", "--subnet", "10.77.0.0/24", "red"]);
     swarm
-}
-
-/// Attaches a container that sends nothing by itself: without IPv6 it has no groups to report.
-fn attach_quietly(swarm: &Swarm, number: usize, name: &str) -> Attached {
-    let container = swarm.lab.host(number).container(name).unwrap();
-    container
-        .run_in(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap())
-        .unwrap();
-    let response = swarm.agent(number).ask(&["attach", "red", "--netns", name]);
-    Attached { container, response }
 }
 
 /// Sends for a while, and asserts that the sender's host puts nothing on the underlay but its own

@@ -142,6 +142,16 @@ impl Swarm {
         Attached { container, response }
     }
 
+    /// Attaches a container that sends nothing by itself: without IPv6 it has no groups to report.
+    pub(crate) fn attach_quietly(&self, number: usize, network: &str, name: &str) -> Attached {
+        let container = self.lab.host(number).container(name).unwrap();
+        container
+            .run_in(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap())
+            .unwrap();
+        let response = self.agent(number).ask(&["attach", network, "--netns", name]);
+        Attached { container, response }
+    }
+
     /// An encrypted network `red` with a container on each host, keys in use.
     pub(crate) fn with_containers(self) -> (Self, Vec<Attached>) {
         self.create_encrypted("red");
@@ -348,6 +358,18 @@ impl Agent {
     /// Frames that it has delivered to the containers of its host.
     pub(crate) fn delivered(&self) -> u64 {
         self.stats().endpoints.iter().map(|endpoint| endpoint.received.packets).sum()
+    }
+
+    /// Waits until it has delivered `frames` more than `before`, and delivers no more.
+    pub(crate) fn await_delivered(&self, before: u64, frames: u64) {
+        let mut last = before;
+        let is_done = || {
+            let now = self.delivered();
+            let is_quiet = std::mem::replace(&mut last, now) == now;
+            std::thread::sleep(Duration::from_millis(100));
+            is_quiet && now >= before + frames
+        };
+        assert!(eventually(PATIENCE, is_done), "{:?}", self.stats());
     }
 
     /// Waits until it has keys for `links` links and waits for no others.
