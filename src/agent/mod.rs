@@ -8,12 +8,15 @@ mod backend;
 mod dataplane;
 mod formation;
 mod keys;
+mod log_limit;
 mod manager;
 mod member;
 mod peer;
 mod peers;
 mod placement;
 mod slots;
+#[cfg(test)]
+mod testbed;
 
 use std::sync::Arc;
 
