@@ -181,11 +181,15 @@ impl Inner {
         }
         match member.client.leave(messages::Leave {}).await {
             Ok(messages::Done {}) => Ok(()),
+            // No manager talks to it: it is out already, and only this node does not know.
+            Err(error) if error.kind == ErrorKind::Denied => {
+                tracing::warn!(%error, "leaving a cluster that refuses this node");
+                Ok(())
+            }
             Err(error) => {
                 let mut error = ApiError::from(error);
                 error.message = format!(
-                    "{}; if the cluster is gone for good or has removed this node, stop the agent, delete {} \
-                     and start it again",
+                    "{}; if the cluster is gone for good, stop the agent, delete {} and start it again",
                     error.message,
                     self.store.file().display()
                 );

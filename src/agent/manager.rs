@@ -3,7 +3,7 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub(crate) struct Manager {
     credentials: Arc<Credentials>,
     /// How many sessions each node has: a node that connects again may have two for a moment.
     sessions: Mutex<HashMap<NodeId, u32>>,
+    /// Nodes that have just left by themselves and are still to be told so.
+    leaving: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Manager {
@@ -47,7 +49,8 @@ impl Manager {
         credentials: Arc<Credentials>,
     ) -> Result<Arc<Self>, ManagerStartError> {
         let authority = StoredAuthority::load(&state.ca()?)?;
-        let manager = Self { state, authority, credentials, sessions: Mutex::default() };
+        let (sessions, leaving) = (Mutex::default(), Mutex::default());
+        let manager = Self { state, authority, credentials, sessions, leaving };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))
@@ -66,11 +69,17 @@ impl Manager {
     }
 
     fn renew_trust(&self) {
-        let members = self.state.nodes().into_iter().map(|status| status.node.id).collect();
+        // Held to the end: of two callers, the later one has looked later.
+        let leaving = self.leaving.lock().expect(NO_PANIC);
+        let mut members: BTreeSet<NodeId> =
+            self.state.nodes().into_iter().map(|status| status.node.id).collect();
+        members.extend(leaving.iter());
+        let mut removed = self.state.removed_nodes();
+        removed.retain(|node| !leaving.contains(node));
         match Trust::of(&self.credentials.identity()) {
-            Ok(trust) => self
-                .credentials
-                .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members)),
+            Ok(trust) => {
+                self.credentials.replace_trust(trust.with_removed(removed).with_known(members));
+            }
             Err(error) => tracing::error!(%error, "the cluster's root cannot be used"),
         }
     }
@@ -266,8 +275,17 @@ impl ManagerApi for Arc<Manager> {
         let latest = wall_clock().saturating_add(self.certificate_life());
         let expires = latest.max(caller.certificate_expires).unix_timestamp();
         let expires = u64::try_from(expires).unwrap_or(0);
-        self.on_state(move |state| state.remove_node(caller.node, expires)).await?;
-        Ok(Done {})
+        let node = caller.node;
+        // Its connection is cut with the trust in it; the answer has to get there first.
+        self.leaving.lock().expect(NO_PANIC).insert(node);
+        let removed = self.on_state(move |state| state.remove_node(node, expires)).await;
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(ANSWER_TIME).await;
+            this.leaving.lock().expect(NO_PANIC).remove(&node);
+            this.renew_trust();
+        });
+        removed.map(|()| Done {})
     }
 }
 
@@ -382,5 +400,92 @@ fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
 
 /// RFC 3948's.
 const DEFAULT_DATA_PORT: u16 = 4500;
+/// How long a node that left is listened to, for its answer to arrive.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
 const BATCH: Duration = Duration::from_millis(20);
-const NO_PANIC: &str = "nothing panics while sessions are counted";
+const NO_PANIC: &str = "nothing panics while nodes are counted";
+
+#[cfg(test)]
+mod tests {
+    use super::super::member::membership_signer;
+    use super::*;
+    use crate::control::renewal;
+    use crate::control::state::{NewCluster, Tokens};
+    use crate::control::store::Store;
+    use crate::id::ClusterId;
+
+    #[tokio::test]
+    async fn node_that_leaves_is_refused_only_after_it_was_told() {
+        let (manager, _dir) = manager();
+        let caller = worker(&manager);
+        let left = ManagerApi::leave(&manager, caller.clone(), Leave {}).await;
+        assert_eq!(left, Ok(Done {}));
+        // The next version of the state would cut its connection.
+        manager.renew_trust();
+        assert!(manager.credentials.trust().admit_node(caller.node).is_ok());
+        tokio::time::sleep(ANSWER_TIME * 2).await;
+        assert!(manager.credentials.trust().admit_node(caller.node).is_err());
+        assert!(manager.state.removed_nodes().contains(&caller.node));
+    }
+
+    #[tokio::test]
+    async fn manager_renews_its_own_certificate_without_a_connection() {
+        let (manager, _dir) = manager();
+        let before = manager.credentials.identity();
+        renewal::renew(&manager.credentials, &manager, &|_| Ok(())).await.expect("renewed");
+        let after = manager.credentials.identity();
+        assert_eq!((after.node(), after.role()), (before.node(), Role::Manager));
+        assert_ne!(after.chain(), before.chain());
+        // What was signed before stays in force, and so does what is signed from now on.
+        let signer = membership_signer(&manager.credentials);
+        let membership = crate::cluster::Membership {
+            network: crate::id::NetworkId::from_entropy([1; 16]),
+            vni: crate::id::Vni::new(4096).expect("a VNI"),
+            epoch: crate::id::Epoch::new(1),
+            nodes: [before.node()].into(),
+        };
+        let signed = signer(&membership).expect("signed");
+        let verified = signed.verify(after.root(), after.cluster(), &BTreeSet::new());
+        assert_eq!(verified, Ok(membership));
+    }
+
+    fn manager() -> (Arc<Manager>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::create(dir.path()).expect("a state file");
+        let cluster = ClusterId::from_entropy([7; 16]);
+        let authority = CertificateAuthority::create(cluster, wall_clock()).expect("an authority");
+        let life = Duration::from_secs(7200);
+        let identity = first_identity(&authority, life).expect("an identity");
+        let trust = Trust::of(&identity).expect("a root");
+        let credentials = Credentials::new(identity.clone(), trust, wall_clock).expect("credentials");
+        let new = NewCluster {
+            id: cluster,
+            ca: StoredAuthority::store(&authority),
+            pools: Vec::new(),
+            certificate_life: life,
+            tokens: Tokens { worker: rand::random(), manager: rand::random() },
+        };
+        let state = ClusterState::create(store, new, membership_signer(&credentials)).expect("a state");
+        state.add_node(node(identity.node(), Role::Manager, 1)).expect("added");
+        (Manager::new(state, credentials).expect("a manager"), dir)
+    }
+
+    fn worker(manager: &Manager) -> PeerIdentity {
+        let id = NodeId::from_entropy([9; 16]);
+        manager.state.add_node(node(id, Role::Worker, 2)).expect("added");
+        manager.renew_trust();
+        let address = SocketAddr::from(([192, 0, 2, 2], 40000));
+        PeerIdentity { node: id, role: Role::Worker, address, certificate_expires: wall_clock() }
+    }
+
+    fn node(id: NodeId, role: Role, host: u8) -> Node {
+        Node {
+            id,
+            name: format!("node-{host}").parse().expect("a name"),
+            role,
+            advertise: SocketAddr::from(([192, 0, 2, host], 2377)),
+            data: SocketAddr::from(([192, 0, 2, host], 4500)),
+            underlay_mtu: 1500,
+        }
+    }
+}

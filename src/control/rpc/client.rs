@@ -119,6 +119,13 @@ unary! {
 #[error("no manager can be reached: {}", list(.0))]
 pub struct NoManager(Vec<ConnectError>);
 
+impl NoManager {
+    /// Whether a manager was there and would not talk to this node.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.0.iter().any(|failure| failure.refusal().is_some())
+    }
+}
+
 #[derive(Debug)]
 struct Dialer {
     credentials: Arc<Credentials>,
