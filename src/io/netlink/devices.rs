@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
@@ -21,6 +21,8 @@ pub struct Handover<'a> {
     pub mac: MacAddr,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The longest super-frame that the kernel gives to it, in bytes.
+    pub gso_max_size: u32,
     /// A remark for people who look at it there.
     pub alias: &'a str,
 }
@@ -51,7 +53,8 @@ impl Netlink {
             .name(dress.name.as_str())
             .address(dress.mac.octets().to_vec())
             .mtu(dress.mtu)
-            .alias(dress.alias);
+            .alias(dress.alias)
+            .append_extra_attribute(LinkAttribute::GsoMaxSize(dress.gso_max_size));
         self.set(format_args!("move {} to {} as {}", link.name, to.id(), dress.name), change)
     }
 
