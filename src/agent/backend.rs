@@ -181,11 +181,6 @@ impl Inner {
         }
         match member.client.leave(messages::Leave {}).await {
             Ok(messages::Done {}) => Ok(()),
-            // No manager talks to it: it is out already, and only this node does not know.
-            Err(error) if error.kind == ErrorKind::Denied => {
-                tracing::warn!(%error, "leaving a cluster that refuses this node");
-                Ok(())
-            }
             Err(error) => {
                 let mut error = ApiError::from(error);
                 error.message = format!(

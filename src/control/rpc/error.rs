@@ -65,11 +65,7 @@ impl From<Status> for ManagerError {
     fn from(status: Status) -> Self {
         match serde_json::from_slice(status.details()) {
             Ok(kind) => Self::new(kind, status.message()),
-            Err(_not_ours) => match no_manager(&status) {
-                Some(error) if error.is_refusal() => Self::new(ErrorKind::Denied, error.to_string()),
-                Some(error) => Self::new(ErrorKind::Unavailable, error.to_string()),
-                None => Self::new(kind_of(status.code()), explain(&status)),
-            },
+            Err(_not_ours) => Self::new(kind_of(status.code()), explain(&status)),
         }
     }
 }
@@ -94,14 +90,11 @@ const fn kind_of(code: Code) -> ErrorKind {
     }
 }
 
-/// The cause that names each manager and why it could not be talked to.
-fn no_manager(status: &Status) -> Option<&NoManager> {
-    let causes = std::iter::successors(std::error::Error::source(status), |cause| cause.source());
-    causes.filter_map(|cause| cause.downcast_ref()).next()
-}
-
-/// The cause at the bottom.
+/// The cause at the bottom, which names the manager and the reason.
 fn explain(status: &Status) -> String {
+    if let Some(unreached) = NoManager::in_status(status) {
+        return unreached.to_string();
+    }
     let mut deepest: &dyn std::error::Error = status;
     while let Some(source) = deepest.source() {
         deepest = source;
