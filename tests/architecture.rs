@@ -19,7 +19,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("forward", &["id", "boot_time", "drop_reason", "wire"]),
     ("datapath", &["id", "boot_time", "drop_reason", "wire", "sa", "forward"]),
     ("negotiate", &["id", "boot_time", "cluster", "membership", "sa"]),
-    ("io", &["id", "boot_time", "drop_reason"]),
+    // The header in front of a TAP's frames is a wire format.
+    ("io", &["id", "boot_time", "drop_reason", "wire"]),
     ("worker", &["id", "boot_time", "drop_reason", "wire", "sa", "forward", "datapath", "io"]),
     // The suite is a word of the key exchange, of the configuration and of `overlayd peers`.
     ("config", &["id", "sa"]),

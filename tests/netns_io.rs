@@ -19,6 +19,7 @@ use overlayd::io::packet::PacketSocket;
 use overlayd::io::tap::{Tap, TapError, is_gone};
 use overlayd::io::udp::{RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually, tcp_throughput, udp_blast};
+use overlayd::wire::vnet_hdr::VnetHeader;
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(HOLD) {
@@ -105,9 +106,9 @@ fn container_pings_through_frames_that_we_read_and_write() {
         let ping = scope.spawn(|| ping.run(container.namespace(), "10.1.0.1".parse().unwrap()).unwrap());
         let mut frame = [0; 2048];
         eventually(Duration::from_secs(5), || {
-            while let Some(length) = tap.read_frame(&mut frame).unwrap() {
+            while let Some((_, length)) = tap.read_frame(&mut frame, &mut []).unwrap() {
                 if let Some(answer) = answer(&frame[..length]) {
-                    assert!(tap.write_frame(&answer).unwrap());
+                    assert!(tap.write_frame(&VnetHeader::COMPLETE, &[&answer]).unwrap());
                 }
             }
             ping.is_finished()
@@ -202,10 +203,10 @@ fn tap_errors_name_their_cause() {
 fn tap_of_an_interface_that_is_down_loses_frames_without_an_error() {
     let (_lab, container, tap) = container_with_port();
     Netlink::within(container.namespace(), |netlink| netlink.set_up(&netlink.link(&eth0())?, false)).unwrap();
-    assert!(!tap.write_frame(&arp_request()).unwrap());
+    assert!(!tap.write_frame(&VnetHeader::COMPLETE, &[&arp_request()]).unwrap());
     // What was queued before may still be read; afterwards there is nothing, and no error.
     let mut frame = [0; 2048];
-    while tap.read_frame(&mut frame).unwrap().is_some() {}
+    while tap.read_frame(&mut frame, &mut []).unwrap().is_some() {}
 }
 
 fn segmented_run_crosses_the_wire_as_datagrams_that_must_not_be_fragmented() {
@@ -478,7 +479,7 @@ fn assert_gone(tap: &Tap) {
     let mut frame = [0; 2048];
     let told = eventually(Duration::from_secs(5), || {
         loop {
-            match tap.read_frame(&mut frame) {
+            match tap.read_frame(&mut frame, &mut []) {
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
                 Err(error) => return is_gone(&error),
@@ -486,7 +487,7 @@ fn assert_gone(tap: &Tap) {
         }
     });
     assert!(told, "reading does not tell that the device is gone");
-    assert!(is_gone(&tap.write_frame(&arp_request()).unwrap_err()));
+    assert!(is_gone(&tap.write_frame(&VnetHeader::COMPLETE, &[&arp_request()]).unwrap_err()));
 }
 
 fn assert_all_ping(lab: &Lab) {
@@ -535,10 +536,10 @@ fn transfer(
 
 /// Asks for the container's MAC and sees its kernel answer.
 fn arp_is_answered(tap: &Tap) -> bool {
-    assert!(tap.write_frame(&arp_request()).unwrap());
+    assert!(tap.write_frame(&VnetHeader::COMPLETE, &[&arp_request()]).unwrap());
     let mut frame = [0; 2048];
     eventually(Duration::from_secs(2), || {
-        while let Some(length) = tap.read_frame(&mut frame).unwrap() {
+        while let Some((_, length)) = tap.read_frame(&mut frame, &mut []).unwrap() {
             if length >= 42 && frame[12..14] == [0x08, 0x06] && frame[21] == 2 {
                 return frame[28..32] == [10, 1, 0, 2];
             }

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder
 use overlayd::id::{IfName, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use overlayd::io::clock::boot_time;
 use overlayd::io::container_port::ContainerPort;
-use overlayd::io::udp::{UdpOptions, UdpSocket};
+use overlayd::io::tap::TapOffloads;
+use overlayd::io::udp::{RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use overlayd::worker::{self, Command, FloodLimit, Lane, LaneConfig, LaneEvent};
@@ -47,6 +49,8 @@ fn trials() -> Vec<Trial> {
         without_keys_nothing_is_sent_and_control_hears_of_it
         datagrams_that_the_kernel_refuses_are_counted
         deleted_port_is_reported_and_its_slot_can_be_used_again
+        streams_and_runs_cross_intact_whatever_the_kernel_offers
+        super_frames_are_used_where_the_kernel_offers_them
     }
 }
 
@@ -127,6 +131,46 @@ fn deleted_port_is_reported_and_its_slot_can_be_used_again() {
     bed.assert_ping(0, 1);
 }
 
+fn streams_and_runs_cross_intact_whatever_the_kernel_offers() {
+    const NO_UDP: TapOffloads = TapOffloads { udp: false, ..TapOffloads::ALL };
+    const SUMS: TapOffloads = TapOffloads { checksum: true, ..TapOffloads::NONE };
+    let (all, none) = (TapOffloads::ALL, TapOffloads::NONE);
+    for kind in [Kind::Encrypted { is_ipv6: false }, Kind::Plain] {
+        let pairs = [(all, all), (all, none), (none, all), (none, none), (NO_UDP, NO_UDP), (SUMS, SUMS)];
+        for (left, right) in pairs {
+            let bed = Bed::with_offloads(kind, [left, right]);
+            if matches!(kind, Kind::Encrypted { .. }) {
+                bed.exchange_keys();
+            }
+            bed.assert_ping(0, 1);
+            for (from, to) in [(0, 1), (1, 0)] {
+                bed.assert_stream_is_intact(from, v4(to).addr());
+                bed.assert_stream_is_intact(from, v6(to).addr());
+                bed.assert_run_is_intact(from, v4(from).addr(), v4(to).addr());
+                bed.assert_run_is_intact(from, v6(from).addr(), v6(to).addr());
+            }
+        }
+    }
+}
+
+fn super_frames_are_used_where_the_kernel_offers_them() {
+    let mean = |frames: u64, bytes: u64| bytes / frames.max(1);
+    for (offloads, is_used) in [(TapOffloads::ALL, true), (TapOffloads::NONE, false)] {
+        let bed = Bed::with_offloads(Kind::Encrypted { is_ipv6: false }, [offloads; 2]);
+        bed.exchange_keys();
+        bed.assert_ping(0, 1);
+        bed.assert_stream_is_intact(0, v4(1).addr());
+        let sent = bed.nodes[0].lane.counters().port(PORT);
+        let received = bed.nodes[1].lane.counters().port(PORT);
+        let (sent, received) = (
+            mean(sent.frames_sent, sent.bytes_sent),
+            mean(received.frames_received, received.bytes_received),
+        );
+        let longest = u64::from(MTU) + 14;
+        assert_eq!((sent > longest, received > longest), (is_used, is_used), "{sent} and {received}");
+    }
+}
+
 /// How the only network of a [`Bed`] travels.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -149,13 +193,18 @@ struct Node {
 
 impl Bed {
     fn new(kind: Kind) -> Self {
+        Self::with_offloads(kind, [TapOffloads::ALL; 2])
+    }
+
+    /// What the kernels offer to the two lanes.
+    fn with_offloads(kind: Kind, offloads: [TapOffloads; 2]) -> Self {
         let lab = Lab::two_hosts(Underlay::default()).unwrap();
         let is_ipv6 = matches!(kind, Kind::Encrypted { is_ipv6: true });
         let address = |host: &Host| if is_ipv6 { host.v6() } else { host.v4() };
         let nodes = (0..2)
             .map(|index| {
                 let (host, peer) = (lab.host(index + 1), lab.host(2 - index));
-                node(host, address(host), address(peer), kind, index)
+                node(host, address(host), address(peer), kind, index, offloads[index])
             })
             .collect();
         Self { lab, nodes }
@@ -180,6 +229,42 @@ impl Bed {
         ping.run(self.nodes[from].container.namespace(), v4(to).addr()).unwrap()
     }
 
+    /// One TCP stream, compared byte by byte: kernels do not check what super-frames carry.
+    fn assert_stream_is_intact(&self, from: usize, to_ip: IpAddr) {
+        let [from, to] = [from, 1 - from].map(|index| self.nodes[index].container.namespace());
+        let listener = to.run_in(|| TcpListener::bind((to_ip, 0))).unwrap().unwrap();
+        let address = listener.local_addr().unwrap();
+        let sender = from.run_in(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap().unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+        let bytes = noise(4 << 20);
+        let mut arrived = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| { sender }.write_all(&bytes).unwrap());
+            receiver.read_to_end(&mut arrived).unwrap();
+        });
+        assert!(arrived == bytes, "{} of {} bytes to {to_ip}, or others", arrived.len(), bytes.len());
+    }
+
+    /// A run of UDP datagrams that the container's kernel is to cut.
+    fn assert_run_is_intact(&self, from: usize, from_ip: IpAddr, to_ip: IpAddr) {
+        let [from, to] = [from, 1 - from].map(|index| self.nodes[index].container.namespace());
+        let options = UdpOptions { coalescing: false, ..UdpOptions::default() };
+        let receiver = to.run_in(|| UdpSocket::bind((to_ip, 0).into(), &options)).unwrap().unwrap();
+        let sender = from.run_in(|| UdpSocket::bind((from_ip, 0).into(), &options)).unwrap().unwrap();
+        let bytes = noise(30_300);
+        let outcome = sender.send_run(receiver.local_addr().unwrap(), &bytes, 1_000).unwrap();
+        assert_eq!(outcome.datagrams, 31);
+        let (mut ring, mut arrived) = (RecvRing::new(), Vec::new());
+        eventually(PATIENCE, || {
+            while receiver.recv(&mut ring).unwrap() > 0 {
+                arrived.extend(ring.datagrams().map(|(_, datagram)| datagram.to_vec()));
+            }
+            arrived.len() >= 31
+        });
+        assert!(arrived.iter().eq(bytes.chunks(1_000)), "{} datagrams to {to_ip}", arrived.len());
+    }
+
     /// Both families, waiting for IPv6's duplicate address detection to be over.
     fn assert_ping(&self, from: usize, to: usize) {
         let namespace = self.nodes[from].container.namespace();
@@ -194,7 +279,7 @@ impl Bed {
     }
 }
 
-fn node(host: &Host, own: IpAddr, peer: IpAddr, kind: Kind, index: usize) -> Node {
+fn node(host: &Host, own: IpAddr, peer: IpAddr, kind: Kind, index: usize, offloads: TapOffloads) -> Node {
     let container = host.container(["red", "blue"][index]).unwrap();
     let (lane, tables) = host
         .run_in(|| {
@@ -211,7 +296,9 @@ fn node(host: &Host, own: IpAddr, peer: IpAddr, kind: Kind, index: usize) -> Nod
             (worker::spawn(config).unwrap(), tables)
         })
         .unwrap();
-    let tap = host.run_in(|| port(index).create(container.namespace())).unwrap().unwrap();
+    let mut tap = host.run_in(|| port(index).create(container.namespace())).unwrap().unwrap();
+    assert_eq!(tap.offloads(), TapOffloads::ALL, "this kernel cannot show what the test is about");
+    tap.set_offloads(offloads).unwrap();
     block_on(lane.execute(Command::AddPort { slot: PORT, tap })).unwrap();
     Node { lane, tables, container }
 }
@@ -269,6 +356,18 @@ fn eth0() -> IfName {
     "eth0".parse().unwrap()
 }
 
+/// Bytes that repeat nowhere near.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[1]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -279,4 +378,5 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 const LINK: LinkSlot = LinkSlot::new(0);
 const PORT: PortSlot = PortSlot::new(0);
 const MTU: u16 = 1388;
+const PATIENCE: Duration = Duration::from_secs(5);
 const SPIS: [u32; 2] = [0x1000, 0x2000];

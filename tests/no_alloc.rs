@@ -28,6 +28,22 @@ fn sealing_and_opening_a_packet_allocates_nothing() {
 }
 
 #[test]
+fn cutting_and_merging_a_super_frame_allocates_nothing() {
+    let mut pair = Pair::new(100);
+    let (header, frame) = pair::super_frame(30_000, 1_300);
+    pair.send_as(&header, &frame, 4);
+    assert_eq!(pair.on_the_wire(), 4 * 24);
+    assert_eq!(pair.receive(), 4, "merged again");
+    let allocations = allocations_during(|| {
+        for _ in 0..100 {
+            pair.send_as(&header, &frame, 4);
+            assert_eq!(pair.receive(), 4);
+        }
+    });
+    assert_eq!(allocations, 0);
+}
+
+#[test]
 fn flooding_allocates_nothing() {
     let mut pair = Pair::new(100);
     let frame = pair::broadcast(300);

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use overlayd::boot_time::BootTime;
 use overlayd::datapath::{
-    Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Notice, Outlet, Run,
+    Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
 };
 use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use overlayd::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
+use overlayd::wire::vnet_hdr::{Checksum, Kind, Segmentation, VnetHeader};
 
 /// The only local port of either node.
 pub(crate) const PORT: PortSlot = PortSlot::new(0);
@@ -52,11 +53,15 @@ impl Pair {
 
     /// The sender's container sends `frame` `count` times; the packets are on the wire after.
     pub(crate) fn send(&mut self, frame: &[u8], count: usize) {
+        self.send_as(&VnetHeader::COMPLETE, frame, count);
+    }
+
+    /// The same for a frame of which its kernel says `header`.
+    pub(crate) fn send_as(&mut self, header: &VnetHeader, frame: &[u8], count: usize) {
         let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: NOW };
         for _ in 0..count {
-            let place = self.sender.reserve(&self.sender_tables, PORT, &mut self.wire);
-            place[..frame.len()].copy_from_slice(frame);
-            self.sender.submit(&cx, PORT, frame.len(), &mut self.wire);
+            self.sender.reserve(&self.sender_tables, PORT, &mut self.wire).fill(frame);
+            self.sender.submit(&cx, PORT, header, frame.len(), &mut self.wire);
         }
         self.sender.flush(&mut self.wire);
     }
@@ -66,11 +71,14 @@ impl Pair {
         let cx = Context { tables: &self.receiver_tables, counters: &self.counters, now: NOW };
         let mut inbox = Inbox { delivered: 0 };
         let mut rest = &mut self.wire.bytes[..];
+        let mut batch = Coalescer::new();
         for len in self.wire.datagrams.drain(..) {
             let (datagram, behind) = rest.split_at_mut(len);
-            self.receiver.receive_esp(&cx, SocketAddr::from(([192, 0, 2, 1], 4500)), datagram, &mut inbox);
+            let from = SocketAddr::from(([192, 0, 2, 1], 4500));
+            self.receiver.receive_esp(&cx, from, datagram, &mut batch, &mut inbox);
             rest = behind;
         }
+        batch.flush(&cx, &mut inbox);
         inbox.delivered
     }
 
@@ -99,6 +107,30 @@ pub(crate) fn ip(node: u8, endpoint: u32) -> Ipv4Addr {
 /// A UDP frame of `len` bytes from the sender's container to one of the receiver's.
 pub(crate) fn frame(len: usize) -> Vec<u8> {
     addressed(len, mac(1, 0))
+}
+
+/// A TCP super-frame with `payload` octets from the sender's container to one of the receiver's, as
+/// its kernel gives it, to be cut into segments of `size`.
+pub(crate) fn super_frame(payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(mac(0, 0).octets(), mac(1, 0).octets())
+        .ipv4(ip(0, 0).octets(), ip(1, 0).octets(), 64)
+        .tcp(4000, 4001, 1, 1000)
+        .ack(1)
+        .write(&mut frame, &vec![0x5a; payload])
+        .expect("a frame");
+    // The sum of the pseudo header, which is what a kernel leaves in the field.
+    let len = u16::try_from(20 + payload).expect("a super-frame");
+    let pseudo = [&frame[26..34], &[0, 6], &len.to_be_bytes()].concat();
+    let sum = !overlayd::wire::checksum::plain(&pseudo);
+    frame[50..52].copy_from_slice(&sum.to_be_bytes());
+    let size = size.try_into().expect("not zero");
+    let header = VnetHeader {
+        checksum: Checksum::Partial { start: 34, offset: 16 },
+        segmentation: Some(Segmentation { kind: Kind::Tcp4, has_cwr: false, size }),
+        header_len: 54,
+    };
+    (header, frame)
 }
 
 /// A broadcast frame of `len` bytes from the sender's container.
@@ -157,9 +189,13 @@ impl Outlet for Wire {
         panic!("plaintext of an encrypted network");
     }
 
-    fn deliver(&mut self, _: PortSlot, _: &[u8]) -> bool {
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> bool {
         self.delivered += 1;
         true
+    }
+
+    fn merging(&self, _: PortSlot) -> Merging {
+        Merging::default()
     }
 
     fn notice(&mut self, _: Notice) {}
@@ -178,10 +214,14 @@ impl Outlet for Inbox {
         panic!("transit");
     }
 
-    fn deliver(&mut self, _: PortSlot, frame: &[u8]) -> bool {
-        std::hint::black_box(frame);
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
+        std::hint::black_box(pieces);
         self.delivered += 1;
         true
+    }
+
+    fn merging(&self, _: PortSlot) -> Merging {
+        Merging { tcp: true, udp: false }
     }
 
     fn notice(&mut self, _: Notice) {}

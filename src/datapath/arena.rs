@@ -58,6 +58,11 @@ impl<P: SendToken> SendArena<P> {
         &self.bytes[self.tail..][range]
     }
 
+    /// The same, to be changed.
+    pub(super) fn peek_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        &mut self.bytes[self.tail..][range]
+    }
+
     /// Takes the packet that was made at the tail.
     pub fn commit(&mut self, to: SocketAddr, token: P) {
         let len = token.packet_len();

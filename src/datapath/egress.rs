@@ -1,11 +1,15 @@
 //! From a container outward: judge, answer, deliver next door, or seal for a peer.
 //!
 //! One frame is read into [`Egress::reserve`]'s place and handed in by [`Egress::submit`]; it is
-//! sealed where it lies. [`Egress::flush`] sends what has gathered. Owned and called by one lane.
+//! sealed where it lies, or cut into segments first. What stays on this node is handed on as the
+//! kernel gave it; what leaves has whole checksums. [`Egress::flush`] sends what has gathered. Owned
+//! and called by one lane.
 
 use super::arena::{Encapsulated, SendArena};
 use super::flood::{FloodLimit, TokenBucket};
 use super::reply::{self, EMPTY_REPLY};
+use super::segment::{SuperFrame, partial_of};
+use super::stage::{Place as FramePlace, Stage};
 use super::tunnel::{self, EspTunnel, LinkState, Sent, Tunnel, VxlanTunnel};
 use super::{Context, MAX_FRAME_LEN, Outlet};
 use crate::drop_reason::DropReason;
@@ -13,8 +17,10 @@ use crate::forward::policy::{self, Outward};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, Row, Tables};
 use crate::id::{LinkSlot, PortSlot};
 use crate::sa::{OutboundSa, Sealed};
-use crate::wire::ethernet;
 use crate::wire::frame::Frame;
+use crate::wire::transport::Transport;
+use crate::wire::vnet_hdr::{Checksum, Segmentation, VnetHeader};
+use crate::wire::{checksum, ethernet};
 
 /// A lane's way out: its outbound SAs, its buffers and its rate limits.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub struct Egress {
     esp: SendArena<Sealed>,
     vxlan: SendArena<Encapsulated>,
     links: Vec<LinkState>,
+    stage: Stage,
     flood: Flood,
 }
 
@@ -32,7 +39,8 @@ impl Egress {
             esp: SendArena::new(),
             vxlan: SendArena::new(),
             links: Vec::new(),
-            flood: Flood { limit: flood_limit, buckets: Vec::new(), copy: vec![0; MAX_FRAME_LEN].into() },
+            stage: Stage::new(),
+            flood: Flood { limit: flood_limit, buckets: Vec::new() },
         }
     }
 
@@ -57,34 +65,49 @@ impl Egress {
     }
 
     /// The place to read the port's next frame into.
-    pub fn reserve(&mut self, tables: &Tables, port: PortSlot, outlet: &mut impl Outlet) -> &mut [u8] {
-        match find(tables, port).map(|(_, network)| network.carrier()) {
-            // What an unknown port sends is read all the same, to be counted and dropped.
+    pub fn reserve(&mut self, tables: &Tables, port: PortSlot, outlet: &mut impl Outlet) -> FramePlace<'_> {
+        // What an unknown port sends is read all the same, to be counted and dropped.
+        let network = find(tables, port).map(|(_, network)| network);
+        let head_len = network.map_or(MAX_FRAME_LEN, |network| longest_frame(network) + VLAN_TAG_LEN);
+        let head = match network.map(NetworkTable::carrier) {
             Some(Carrier::Esp(_)) | None => tunnel::next_esp_frame(&mut self.esp, outlet),
             Some(Carrier::Vxlan(_)) => tunnel::next_vxlan_frame(&mut self.vxlan, outlet),
-        }
+        };
+        let head_len = head_len.min(head.len());
+        self.stage.place(&mut head[..head_len])
     }
 
-    /// Takes the frame that was read into the place reserved for `port`, by the same tables.
+    /// Takes the frame that was read into the place reserved for `port`, by the same tables, with
+    /// what its kernel said of it.
     ///
     /// # Panics
     /// When `frame_len` is longer than the place, or nothing was reserved.
-    pub fn submit(&mut self, cx: &Context<'_>, port: PortSlot, frame_len: usize, outlet: &mut impl Outlet) {
+    pub fn submit(
+        &mut self,
+        cx: &Context<'_>,
+        port: PortSlot,
+        header: &VnetHeader,
+        frame_len: usize,
+        outlet: &mut impl Outlet,
+    ) {
         cx.counters.sent_by_port(port, frame_len);
+        let (stage, flood) = (&mut self.stage, &mut self.flood);
         let sent = match find(cx.tables, port) {
             None => Err(DropReason::NoSuchPort),
             Some((row, network)) => match network.carrier() {
                 Carrier::Esp(directory) => {
                     let (arena, links) = (&mut self.esp, &mut self.links);
                     let tunnel = EspTunnel { cx: *cx, arena, links, net: row.net(), vni: network.vni() };
-                    let sender = Sender::new(port, row, network, directory);
-                    sender.and_then(|sender| sender.forward(cx, tunnel, &mut self.flood, frame_len, outlet))
+                    Sender::new(port, row, network, directory).and_then(|sender| {
+                        sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
+                    })
                 }
                 Carrier::Vxlan(carrier) => {
                     let arena = &mut self.vxlan;
                     let tunnel = VxlanTunnel { arena, carrier, vni: network.vni() };
-                    let sender = Sender::new(port, row, network, carrier.directory());
-                    sender.and_then(|sender| sender.forward(cx, tunnel, &mut self.flood, frame_len, outlet))
+                    Sender::new(port, row, network, carrier.directory()).and_then(|sender| {
+                        sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
+                    })
                 }
             },
         };
@@ -116,20 +139,48 @@ impl<'a, R: Remote> Sender<'a, R> {
         directory: &'a Directory<R>,
     ) -> Result<Self, DropReason> {
         let row = row.endpoint(directory).ok_or(DropReason::NoSuchPort)?;
-        Ok(Self { port, row, directory, max_len: ethernet::HEADER_LEN + usize::from(network.mtu()) })
+        Ok(Self { port, row, directory, max_len: longest_frame(network) })
     }
 
-    fn forward(
+    /// Tells super-frames from ordinary ones.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one lane, borrowed one by one")]
+    fn forward_any(
         &self,
         cx: &Context<'_>,
         mut tunnel: impl Tunnel<R>,
+        stage: &mut Stage,
         flood: &mut Flood,
+        header: &VnetHeader,
         frame_len: usize,
         outlet: &mut impl Outlet,
     ) -> Sent {
+        if let Some(cut) = header.segmentation {
+            let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
+            return self.forward_super(cx, &mut tunnel, flood, bytes, header, cut, outlet);
+        }
+        if !stage.is_spared(frame_len) {
+            let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
+            self.judge(bytes)?;
+            return Err(DropReason::FrameTooBig);
+        }
+        self.forward(cx, &mut tunnel, stage, flood, header, frame_len, outlet)
+    }
+
+    /// A frame of ordinary length, which lies in the arena.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one lane, borrowed one by one")]
+    fn forward(
+        &self,
+        cx: &Context<'_>,
+        tunnel: &mut impl Tunnel<R>,
+        stage: &mut Stage,
+        flood: &mut Flood,
+        header: &VnetHeader,
+        frame_len: usize,
+        outlet: &mut impl Outlet,
+    ) -> Sent {
+        let unfinished = unfinished(tunnel.frame_mut(frame_len), header.checksum)?;
         let bytes = tunnel.frame(frame_len);
-        let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedFrame)?;
-        let verdict = policy::outward(self.row, &frame)?;
+        let (frame, verdict) = self.judge(bytes)?;
         if frame_len > self.max_len {
             return Err(DropReason::FrameTooBig);
         }
@@ -138,67 +189,124 @@ impl<'a, R: Remote> Sender<'a, R> {
             Outward::Ask(question) => {
                 let mut reply = EMPTY_REPLY;
                 if let Some(len) = reply::answer(self.directory, frame.source, question, &mut reply)? {
-                    deliver(cx, self.port, &reply[..len], outlet);
+                    deliver(cx, self.port, &VnetHeader::COMPLETE, &[&reply[..len]], outlet);
                 }
                 Ok(())
             }
             Outward::Forward if frame.destination.is_multicast() => {
-                self.flood(cx, &mut tunnel, flood, frame_len, frame.flow_hash(), outlet)
+                self.permit_flood(cx, flood, 1)?;
+                finish(tunnel.frame_mut(frame_len), unfinished)?;
+                let bytes = tunnel.frame(frame_len);
+                self.deliver_to_all(cx, &VnetHeader::COMPLETE, bytes, outlet);
+                let copy = stage.gather(bytes, frame_len);
+                self.send_to_all(cx, tunnel, |tunnel, remote| {
+                    tunnel.send_copy(remote, copy, frame.flow_hash(), outlet)
+                });
+                Ok(())
             }
-            Outward::Forward => {
-                let to = self.directory.by_mac(frame.destination).ok_or(DropReason::UnknownDestination)?;
-                match to.place() {
-                    Place::Local(port) if port == self.port => Err(DropReason::UnknownDestination),
-                    Place::Local(port) => {
-                        deliver(cx, port, bytes, outlet);
-                        Ok(())
-                    }
-                    Place::Remote(remote) => {
-                        let sent = tunnel.send(remote, frame_len, frame.flow_hash(), outlet);
-                        sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
-                    }
+            Outward::Forward => match self.destination(&frame)? {
+                Place::Local(port) => {
+                    deliver(cx, port, &of_unfinished(unfinished), &[bytes], outlet);
+                    Ok(())
                 }
-            }
+                Place::Remote(remote) => {
+                    finish(tunnel.frame_mut(frame_len), unfinished)?;
+                    let sent = tunnel.send(remote, frame_len, frame.flow_hash(), outlet);
+                    sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
+                }
+            },
         }
     }
 
-    /// To every other port of the network here, and once to every node that has one (head-end
-    /// replication).
-    fn flood(
+    /// A super-frame, which is judged by its headers: all of its segments have the same.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one lane, borrowed one by one")]
+    fn forward_super(
         &self,
         cx: &Context<'_>,
         tunnel: &mut impl Tunnel<R>,
         flood: &mut Flood,
-        frame_len: usize,
-        flow_hash: u64,
+        bytes: &[u8],
+        header: &VnetHeader,
+        cut: Segmentation,
         outlet: &mut impl Outlet,
     ) -> Sent {
+        let (frame, verdict) = self.judge(bytes)?;
+        let cut = SuperFrame::parse(bytes, header, cut)?;
+        if cut.longest() > self.max_len {
+            return Err(DropReason::FrameTooBig);
+        }
+        match verdict {
+            // These are no TCP or UDP.
+            Outward::Absorb | Outward::Ask(_) => Err(DropReason::MalformedFrame),
+            Outward::Forward if frame.destination.is_multicast() => {
+                self.permit_flood(cx, flood, cut.segments())?;
+                self.deliver_to_all(cx, cut.header(), bytes, outlet);
+                self.send_to_all(cx, tunnel, |tunnel, remote| {
+                    tunnel.send_segments(remote, &cut, bytes, frame.flow_hash(), outlet)
+                });
+                Ok(())
+            }
+            Outward::Forward => match self.destination(&frame)? {
+                Place::Local(port) => {
+                    deliver(cx, port, cut.header(), &[bytes], outlet);
+                    Ok(())
+                }
+                Place::Remote(remote) => {
+                    let sent = tunnel.send_segments(remote, &cut, bytes, frame.flow_hash(), outlet);
+                    sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
+                }
+            },
+        }
+    }
+
+    fn judge(&self, bytes: &[u8]) -> Result<(Frame, Outward), DropReason> {
+        let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedFrame)?;
+        let verdict = policy::outward(self.row, &frame)?;
+        Ok((frame, verdict))
+    }
+
+    fn destination(&self, frame: &Frame) -> Result<Place<R>, DropReason> {
+        let to = self.directory.by_mac(frame.destination).ok_or(DropReason::UnknownDestination)?;
+        match to.place() {
+            Place::Local(port) if port == self.port => Err(DropReason::UnknownDestination),
+            place @ (Place::Local(_) | Place::Remote(_)) => Ok(place),
+        }
+    }
+
+    fn permit_flood(&self, cx: &Context<'_>, flood: &mut Flood, frames: usize) -> Sent {
         let limit = flood.limit;
-        if !flood.bucket(self.port).take(limit, cx.now) {
-            return Err(DropReason::FloodRateLimited);
-        }
-        let bytes = tunnel.frame(frame_len);
+        let is_permitted = flood.bucket(self.port).take(limit, frames, cx.now);
+        if is_permitted { Ok(()) } else { Err(DropReason::FloodRateLimited) }
+    }
+
+    /// To every other port of the network here.
+    fn deliver_to_all(&self, cx: &Context<'_>, header: &VnetHeader, bytes: &[u8], outlet: &mut impl Outlet) {
         for port in self.directory.local_ports().iter().filter(|port| **port != self.port) {
-            deliver(cx, *port, bytes, outlet);
+            deliver(cx, *port, header, &[bytes], outlet);
         }
-        let copy = &mut flood.copy[..frame_len];
-        copy.copy_from_slice(bytes);
+    }
+
+    /// Once to every node that has a port of the network (head-end replication).
+    fn send_to_all<T: Tunnel<R>>(
+        &self,
+        cx: &Context<'_>,
+        tunnel: &mut T,
+        mut send: impl FnMut(&mut T, R) -> Sent,
+    ) {
         for remote in self.directory.remotes() {
-            if let Err(reason) = tunnel.send_copy(*remote, copy, flow_hash, outlet) {
+            if let Err(reason) = send(tunnel, *remote) {
                 tunnel.note_drop(*remote, reason);
                 cx.counters.drop_at_port(self.port, reason);
             }
         }
-        Ok(())
     }
 }
 
-/// What flooding needs: sealing in place destroys the frame, so it is kept aside for the next peer.
+/// Who may flood how much.
 #[derive(Debug)]
 struct Flood {
     limit: FloodLimit,
     buckets: Vec<TokenBucket>,
-    copy: Box<[u8]>,
 }
 
 impl Flood {
@@ -210,16 +318,57 @@ impl Flood {
     }
 }
 
-/// Hands a frame to a container and counts it there.
-pub(super) fn deliver(cx: &Context<'_>, port: PortSlot, frame: &[u8], outlet: &mut impl Outlet) {
-    if outlet.deliver(port, frame) {
-        cx.counters.received_by_port(port, frame.len());
+/// Looks whether a TCP or UDP checksum is still to be made, which is done only for a frame that
+/// leaves the node. Any other that the kernel left undone is made at once, before the frame is
+/// judged: the bytes it is written to may be those that are judged.
+fn unfinished(frame: &mut [u8], state: Checksum) -> Result<Option<Transport>, DropReason> {
+    let Checksum::Partial { start, offset } = state else { return Ok(None) };
+    let transport = Transport::locate(frame).map_err(|_| DropReason::MalformedFrame)?;
+    let transport = transport.filter(|transport| partial_of(transport) == Some(state));
+    if transport.is_none() {
+        checksum::complete(frame, start.into(), offset.into()).map_err(|_| DropReason::MalformedFrame)?;
+    }
+    Ok(transport)
+}
+
+/// Makes the checksum that was left.
+fn finish(frame: &mut [u8], unfinished: Option<Transport>) -> Sent {
+    let Some(Transport { start, protocol, .. }) = unfinished else { return Ok(()) };
+    checksum::complete(frame, start, protocol.checksum_offset()).map_err(|_| DropReason::MalformedFrame)
+}
+
+/// What another kernel is told of a frame whose checksum was left.
+fn of_unfinished(unfinished: Option<Transport>) -> VnetHeader {
+    let Some(transport) = unfinished else { return VnetHeader::COMPLETE };
+    let checksum = partial_of(&transport).unwrap_or(Checksum::Complete);
+    let header_len = u16::try_from(transport.payload).unwrap_or_default();
+    VnetHeader { checksum, segmentation: None, header_len }
+}
+
+/// Hands a frame in pieces to a container and counts it there.
+pub(super) fn deliver(
+    cx: &Context<'_>,
+    port: PortSlot,
+    header: &VnetHeader,
+    pieces: &[&[u8]],
+    outlet: &mut impl Outlet,
+) {
+    if outlet.deliver(port, header, pieces) {
+        cx.counters.received_by_port(port, pieces.iter().map(|piece| piece.len()).sum());
     } else {
         cx.counters.drop_at_port(port, DropReason::TapFull);
     }
+}
+
+/// Octets of the longest frame on a network's wire.
+fn longest_frame(network: &NetworkTable) -> usize {
+    ethernet::HEADER_LEN + usize::from(network.mtu())
 }
 
 fn find(tables: &Tables, port: PortSlot) -> Option<(PortRow, &NetworkTable)> {
     let row = tables.port(port)?;
     Some((row, tables.network(row.net())?))
 }
+
+/// Policy refuses it by name, so it must not have been cut off.
+const VLAN_TAG_LEN: usize = 4;

@@ -1,7 +1,7 @@
 //! How much broadcast and multicast a container may cause: a token bucket for each port.
 //!
-//! One flooded frame is one token, however many receivers it is replicated to. Owned by
-//! `datapath::egress`.
+//! One flooded frame is one token, however many receivers it is replicated to; a super-frame is as
+//! many as it has segments. Owned by `datapath::egress`.
 
 use crate::boot_time::BootTime;
 
@@ -28,16 +28,17 @@ pub(super) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// Takes a token, if there is one.
-    pub(super) fn take(&mut self, limit: FloodLimit, now: BootTime) -> bool {
+    /// Takes a token for each of `frames`, if there are so many.
+    pub(super) fn take(&mut self, limit: FloodLimit, frames: usize, now: BootTime) -> bool {
         let Some(cost_ns) = NANOS_PER_SECOND.checked_div(u64::from(limit.frames_per_second)) else {
             return false;
         };
         let debt_ns = self.full_at.as_nanos().saturating_sub(now.as_nanos());
-        if debt_ns + cost_ns > cost_ns * u64::from(limit.burst) {
+        let more_ns = cost_ns * frames as u64;
+        if debt_ns + more_ns > cost_ns * u64::from(limit.burst) {
             return false;
         }
-        self.full_at = BootTime::from_nanos(now.as_nanos() + debt_ns + cost_ns);
+        self.full_at = BootTime::from_nanos(now.as_nanos() + debt_ns + more_ns);
         true
     }
 }
@@ -56,7 +57,7 @@ mod tests {
     fn burst_then_the_rate_then_the_burst_again() {
         let mut bucket = TokenBucket::default();
         let start = BootTime::from_nanos(5_000_000_000);
-        let taken = |bucket: &mut TokenBucket, now| (0..10).filter(|_| bucket.take(LIMIT, now)).count();
+        let taken = |bucket: &mut TokenBucket, now| (0..10).filter(|_| bucket.take(LIMIT, 1, now)).count();
         assert_eq!(taken(&mut bucket, start), 3);
         assert_eq!(taken(&mut bucket, start + Duration::from_millis(99)), 0);
         assert_eq!(taken(&mut bucket, start + Duration::from_millis(100)), 1);
@@ -64,8 +65,17 @@ mod tests {
     }
 
     #[test]
+    fn super_frame_costs_its_segments_or_nothing() {
+        let mut bucket = TokenBucket::default();
+        let now = BootTime::from_nanos(5_000_000_000);
+        assert!(!bucket.take(LIMIT, 4, now), "more than the burst");
+        assert!(bucket.take(LIMIT, 3, now));
+        assert!(!bucket.take(LIMIT, 1, now));
+    }
+
+    #[test]
     fn rate_of_zero_floods_nothing() {
         let limit = FloodLimit { frames_per_second: 0, burst: 3 };
-        assert!(!TokenBucket::default().take(limit, BootTime::from_nanos(1)));
+        assert!(!TokenBucket::default().take(limit, 1, BootTime::from_nanos(1)));
     }
 }

@@ -3,13 +3,14 @@
 //! An ESP packet names its SA, the SA its link, the link its network and the peer whose endpoints
 //! may speak. A plain VXLAN packet names its network itself and is believed only if that network
 //! is unencrypted and the sender one of its VTEPs. Nothing that came from the wire goes back to it.
-//! Owned and called by one lane.
+//! Each frame is judged by itself before it may be merged with others. Owned and called by one lane.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use foldhash::fast::FixedState;
 
+use super::coalesce::Coalescer;
 use super::egress::deliver;
 use super::{Context, Notice, NoticeLimit, Outlet};
 use crate::boot_time::BootTime;
@@ -18,6 +19,7 @@ use crate::forward::{Carrier, Directory, Place, Remote, policy};
 use crate::id::{LinkSlot, Spi};
 use crate::sa::{Authenticated, InboundSa};
 use crate::wire::frame::Frame;
+use crate::wire::vnet_hdr::VnetHeader;
 use crate::wire::{esp, udp, vxlan};
 
 /// A lane's way in: its inbound SAs.
@@ -61,12 +63,14 @@ impl Ingress {
         self.sas.get(&spi).map(|inbound| &*inbound.sa)
     }
 
-    /// Takes one datagram that came to the ESP port; its bytes are decrypted in place.
-    pub fn receive_esp(
+    /// Takes one datagram that came to the ESP port; its bytes are decrypted in place, and `batch`
+    /// may keep them until it is flushed.
+    pub fn receive_esp<'p>(
         &mut self,
         cx: &Context<'_>,
         from: SocketAddr,
-        datagram: &mut [u8],
+        datagram: &'p mut [u8],
+        batch: &mut Coalescer<'p>,
         outlet: &mut impl Outlet,
     ) {
         let spi = match esp::classify(datagram) {
@@ -81,7 +85,7 @@ impl Ingress {
         };
         let link = *link;
         let delivered = match sa.open(cx.now, datagram) {
-            Ok(packet) => receive_authenticated(cx, link, &packet, outlet),
+            Ok(packet) => receive_authenticated(cx, link, packet, batch, outlet),
             Err(reason) => {
                 if sa.wants_rekey() {
                     outlet.notice(Notice::RekeyWanted { link, spi });
@@ -98,14 +102,15 @@ impl Ingress {
     }
 
     /// Takes one datagram that came to the plain VXLAN port.
-    pub fn receive_vxlan(
+    pub fn receive_vxlan<'p>(
         &mut self,
         cx: &Context<'_>,
         from: SocketAddr,
-        datagram: &[u8],
+        datagram: &'p mut [u8],
+        batch: &mut Coalescer<'p>,
         outlet: &mut impl Outlet,
     ) {
-        if let Err(reason) = receive_plain(cx, from, datagram, outlet) {
+        if let Err(reason) = receive_plain(cx, from, datagram, batch, outlet) {
             cx.counters.drop_unplaced(reason, 1);
         }
     }
@@ -127,10 +132,11 @@ struct Inbound {
 
 type Delivered = Result<(), DropReason>;
 
-fn receive_authenticated(
+fn receive_authenticated<'p>(
     cx: &Context<'_>,
     link: LinkSlot,
-    packet: &Authenticated<'_>,
+    packet: Authenticated<'p>,
+    batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
 ) -> Delivered {
     let (port, payload) = udp::parse(packet.payload()).map_err(|_| DropReason::MalformedVxlan)?;
@@ -138,47 +144,59 @@ fn receive_authenticated(
         return Err(DropReason::MalformedVxlan);
     }
     let (vni, bytes) = vxlan::parse(payload).map_err(|_| DropReason::MalformedVxlan)?;
-    cx.counters.received_from_link(link, bytes.len());
+    let frame_len = bytes.len();
+    cx.counters.received_from_link(link, frame_len);
     let row = cx.tables.link(link).ok_or(DropReason::NoSuchPort)?;
     let network = cx.tables.network(row.net).ok_or(DropReason::NoSuchPort)?;
     if vni != network.vni() {
         return Err(DropReason::WrongVni);
     }
     match network.carrier() {
-        Carrier::Esp(directory) => receive_frame(cx, directory, link, bytes, outlet),
+        Carrier::Esp(directory) => {
+            let frame = &mut packet.into_payload()[udp::HEADER_LEN + vxlan::HEADER_LEN..][..frame_len];
+            receive_frame(cx, directory, link, frame, batch, outlet)
+        }
         Carrier::Vxlan(_) => Err(DropReason::WrongVni),
     }
 }
 
-fn receive_plain(cx: &Context<'_>, from: SocketAddr, datagram: &[u8], outlet: &mut impl Outlet) -> Delivered {
-    let (vni, bytes) = vxlan::parse(datagram).map_err(|_| DropReason::MalformedVxlan)?;
+fn receive_plain<'p>(
+    cx: &Context<'_>,
+    from: SocketAddr,
+    datagram: &'p mut [u8],
+    batch: &mut Coalescer<'p>,
+    outlet: &mut impl Outlet,
+) -> Delivered {
+    let (vni, _) = vxlan::parse(datagram).map_err(|_| DropReason::MalformedVxlan)?;
     if cx.tables.is_encrypted(vni) {
         return Err(DropReason::PlaintextForEncryptedNetwork);
     }
     let carrier = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
     let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
-    receive_frame(cx, carrier.directory(), vtep, bytes, outlet)
+    receive_frame(cx, carrier.directory(), vtep, &mut datagram[vxlan::HEADER_LEN..], batch, outlet)
 }
 
 /// Hands the frame to whom it is for on this node, if its sender may send it.
-fn receive_frame<R: Remote>(
+fn receive_frame<'p, R: Remote>(
     cx: &Context<'_>,
     directory: &Directory<R>,
     from: R,
-    bytes: &[u8],
+    bytes: &'p mut [u8],
+    batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
 ) -> Delivered {
     let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedVxlan)?;
     policy::inward(directory, from, &frame)?;
     if frame.destination.is_multicast() {
+        batch.flush(cx, outlet);
         for port in directory.local_ports() {
-            deliver(cx, *port, bytes, outlet);
+            deliver(cx, *port, &VnetHeader::COMPLETE, &[bytes], outlet);
         }
         return Ok(());
     }
     match directory.by_mac(frame.destination).map(|row| row.place()) {
         Some(Place::Local(port)) => {
-            deliver(cx, port, bytes, outlet);
+            batch.push(cx, port, bytes, outlet);
             Ok(())
         }
         Some(Place::Remote(_)) | None => Err(DropReason::NotLocal),

@@ -1,40 +1,58 @@
 //! The way of a frame through a lane, without I/O: from a container to the wire and back.
 //!
 //! ```text
-//! TAP -> Egress::reserve/submit: policy -> table -> local TAP | seal in place -> SendArena -> Outlet
-//! ESP -> Ingress::receive_esp:   SPI -> open in place -> VXLAN -> policy -> Outlet::deliver
+//! TAP -> Egress::reserve/submit: policy -> table -> local TAP | cut, seal in place -> SendArena -> Outlet
+//! ESP -> Ingress::receive_esp:   SPI -> open in place -> VXLAN -> policy -> Coalescer -> Outlet::deliver
 //! ```
+//! A container's kernel gives and takes super-frames of up to 64 KiB (`segment`, `coalesce`); policy
+//! is decided once on such a frame's headers, which all of its segments share. Between nodes there
+//! are frames of the network's MTU alone.
+//!
 //! Nothing here allocates, locks or waits per packet. Time is an argument, and what leaves goes
 //! through the caller's [`Outlet`]: the worker's is sockets and TAPs, a test's is a list. Every
 //! frame ends delivered, sent, answered, absorbed, or in a counter of [`LaneCounters`].
 
 mod arena;
+mod coalesce;
 mod counters;
 mod egress;
 mod flood;
 mod ingress;
 mod reply;
+mod segment;
+mod stage;
 mod tunnel;
 
+#[cfg(test)]
+mod flows;
+#[cfg(test)]
+mod merging_tests;
 #[cfg(test)]
 mod pipeline_tests;
 #[cfg(test)]
 mod spoofing_tests;
+#[cfg(test)]
+mod super_frame_tests;
 #[cfg(test)]
 mod testbed;
 
 use std::net::SocketAddr;
 
 pub use arena::{Encapsulated, MAX_FRAME_LEN, MAX_MTU, Run, SendArena, SendToken};
+pub use coalesce::{Coalescer, Merging};
 pub use counters::{LaneCounters, LinkCounters, PortCounters};
 pub use egress::Egress;
 pub use flood::FloodLimit;
 pub use ingress::Ingress;
+pub use segment::SuperFrame;
+pub use stage::Place;
 
 use crate::boot_time::BootTime;
+use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::{LinkSlot, PortSlot, Spi};
 use crate::sa::Sealed;
+use crate::wire::vnet_hdr::VnetHeader;
 
 /// What a batch of frames is judged by: looked up once, the same for all of them.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +71,11 @@ pub trait Outlet {
     fn send_esp(&mut self, run: &Run<'_, Sealed>);
     /// Sends plain VXLAN packets of an unencrypted network.
     fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>);
-    /// Hands a frame to a container; false if it could not be taken.
-    fn deliver(&mut self, port: PortSlot, frame: &[u8]) -> bool;
+    /// Hands a frame, in pieces that follow each other, to a container, with what its kernel has
+    /// to know of it; false if it could not be taken. At most 64 pieces.
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool;
+    /// What the container's kernel takes as super-frames.
+    fn merging(&self, port: PortSlot) -> Merging;
     /// Tells the control plane.
     fn notice(&mut self, notice: Notice);
 }

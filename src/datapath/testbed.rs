@@ -7,13 +7,16 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Notice, Outlet, Run};
+use super::{
+    Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
+};
 use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
 use crate::wire::arp;
+use crate::wire::vnet_hdr::VnetHeader;
 
 pub(super) const PORT: PortSlot = PortSlot::new(0);
 pub(super) const NEIGHBOR_PORT: PortSlot = PortSlot::new(1);
@@ -160,23 +163,49 @@ impl Node {
     }
 
     pub(super) fn submit(&mut self, port: PortSlot, frame: &[u8]) {
-        self.egress.reserve(&self.tables, port, &mut self.out)[..frame.len()].copy_from_slice(frame);
+        self.submit_as(port, &VnetHeader::COMPLETE, frame);
+    }
+
+    /// The container's kernel says `header` of the frame.
+    pub(super) fn submit_as(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8]) {
+        self.egress.reserve(&self.tables, port, &mut self.out).fill(frame);
         let cx = Context { tables: &self.tables, counters: &self.counters, now: self.now };
-        self.egress.submit(&cx, port, frame.len(), &mut self.out);
+        self.egress.submit(&cx, port, header, frame.len(), &mut self.out);
     }
 
     pub(super) fn receive_esp(&mut self, from: SocketAddr, datagram: &[u8]) {
+        self.receive_esp_batch(from, &mut [datagram.to_vec()]);
+    }
+
+    pub(super) fn receive_esp_batch(&mut self, from: SocketAddr, datagrams: &mut [Vec<u8>]) {
         let cx = Context { tables: &self.tables, counters: &self.counters, now: self.now };
-        self.ingress.receive_esp(&cx, from, &mut datagram.to_vec(), &mut self.out);
+        let mut batch = Coalescer::new();
+        for datagram in datagrams {
+            self.ingress.receive_esp(&cx, from, datagram, &mut batch, &mut self.out);
+        }
+        batch.flush(&cx, &mut self.out);
     }
 
     pub(super) fn receive_vxlan(&mut self, from: SocketAddr, datagram: &[u8]) {
+        self.receive_vxlan_batch(from, &mut [datagram.to_vec()]);
+    }
+
+    pub(super) fn receive_vxlan_batch(&mut self, from: SocketAddr, datagrams: &mut [Vec<u8>]) {
         let cx = Context { tables: &self.tables, counters: &self.counters, now: self.now };
-        self.ingress.receive_vxlan(&cx, from, datagram, &mut self.out);
+        let mut batch = Coalescer::new();
+        for datagram in datagrams {
+            self.ingress.receive_vxlan(&cx, from, datagram, &mut batch, &mut self.out);
+        }
+        batch.flush(&cx, &mut self.out);
     }
 
     /// What was delivered to local containers since the last look.
     pub(super) fn delivered(&mut self) -> Vec<(PortSlot, Vec<u8>)> {
+        self.delivered_as().into_iter().map(|(port, _, frame)| (port, frame)).collect()
+    }
+
+    /// The same, with what the container's kernel was told.
+    pub(super) fn delivered_as(&mut self) -> Vec<(PortSlot, VnetHeader, Vec<u8>)> {
         std::mem::take(&mut self.out.delivered)
     }
 
@@ -200,7 +229,8 @@ impl Node {
 pub(super) struct Recorder {
     pub(super) esp: Vec<(SocketAddr, Vec<u8>)>,
     pub(super) vxlan: Vec<(SocketAddr, Vec<u8>)>,
-    pub(super) delivered: Vec<(PortSlot, Vec<u8>)>,
+    pub(super) delivered: Vec<(PortSlot, VnetHeader, Vec<u8>)>,
+    pub(super) merging: Merging,
     pub(super) notices: Vec<Notice>,
     pub(super) is_tap_full: bool,
 }
@@ -214,11 +244,15 @@ impl Outlet for Recorder {
         self.vxlan.extend(run.datagrams().map(|datagram| (run.to(), datagram.to_vec())));
     }
 
-    fn deliver(&mut self, port: PortSlot, frame: &[u8]) -> bool {
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool {
         if !self.is_tap_full {
-            self.delivered.push((port, frame.to_vec()));
+            self.delivered.push((port, *header, pieces.concat()));
         }
         !self.is_tap_full
+    }
+
+    fn merging(&self, _: PortSlot) -> Merging {
+        self.merging
     }
 
     fn notice(&mut self, notice: Notice) {

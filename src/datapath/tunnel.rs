@@ -5,6 +5,7 @@
 //! bytes behind the tail of the arena, where the headers go in front of it.
 
 use super::arena::{Encapsulated, MAX_FRAME_LEN, SendArena};
+use super::segment::SuperFrame;
 use super::{Context, Notice, NoticeLimit, Outlet};
 use crate::drop_reason::DropReason;
 use crate::forward::{PlainCarrier, Remote};
@@ -20,6 +21,9 @@ pub(super) trait Tunnel<R: Remote> {
     /// The frame of `frame_len` bytes at the tail.
     fn frame(&self, frame_len: usize) -> &[u8];
 
+    /// The same, to be changed.
+    fn frame_mut(&mut self, frame_len: usize) -> &mut [u8];
+
     /// Sends the frame of `frame_len` bytes at the tail.
     fn send(&mut self, to: R, frame_len: usize, flow_hash: u64, outlet: &mut impl Outlet) -> Sent;
 
@@ -28,6 +32,22 @@ pub(super) trait Tunnel<R: Remote> {
 
     /// Notes at the receiver, in addition to the sending port, that a packet was not sent.
     fn note_drop(&self, to: R, reason: DropReason);
+
+    /// Cuts `frame` into the arena and sends the segments.
+    fn send_segments(
+        &mut self,
+        to: R,
+        cut: &SuperFrame,
+        frame: &[u8],
+        flow_hash: u64,
+        outlet: &mut impl Outlet,
+    ) -> Sent {
+        for index in 0..cut.segments() {
+            let len = cut.write(frame, index, self.next_frame(outlet));
+            self.send(to, len, flow_hash, outlet)?;
+        }
+        Ok(())
+    }
 
     /// Copies `frame` into the arena and sends it.
     fn send_copy(&mut self, to: R, frame: &[u8], flow_hash: u64, outlet: &mut impl Outlet) -> Sent {
@@ -61,6 +81,10 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
 
     fn frame(&self, frame_len: usize) -> &[u8] {
         self.arena.peek(Self::OFFSET..Self::OFFSET + frame_len)
+    }
+
+    fn frame_mut(&mut self, frame_len: usize) -> &mut [u8] {
+        self.arena.peek_mut(Self::OFFSET..Self::OFFSET + frame_len)
     }
 
     fn send(&mut self, to: LinkSlot, frame_len: usize, flow_hash: u64, outlet: &mut impl Outlet) -> Sent {
@@ -114,6 +138,10 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
 
     fn frame(&self, frame_len: usize) -> &[u8] {
         self.arena.peek(Self::OFFSET..Self::OFFSET + frame_len)
+    }
+
+    fn frame_mut(&mut self, frame_len: usize) -> &mut [u8] {
+        self.arena.peek_mut(Self::OFFSET..Self::OFFSET + frame_len)
     }
 
     fn send(&mut self, to: VtepSlot, frame_len: usize, _: u64, _: &mut impl Outlet) -> Sent {

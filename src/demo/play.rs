@@ -251,7 +251,6 @@ fn peer_counters(peer: &PeerStatus, nodes: [NodeId; 2]) -> PeerCounters {
             PeerState::Negotiating => "negotiating",
             PeerState::Established => "established",
             PeerState::Failed => "failed",
-            PeerState::Unencrypted => "unencrypted",
         }
         .to_owned(),
         sent: peer.sent,

@@ -93,7 +93,13 @@ impl ContainerPort {
         let temporary = tap.name()?;
         let moved = Netlink::within(&here, |netlink| {
             let link = netlink.link(&temporary)?;
-            let dress = Handover { name: &self.name, mac: self.mac, mtu: self.mtu, alias: &self.alias };
+            let dress = Handover {
+                name: &self.name,
+                mac: self.mac,
+                mtu: self.mtu,
+                gso_max_size: Some(GSO_MAX_SIZE),
+                alias: &self.alias,
+            };
             netlink.hand_over(&link, container, &dress)
         });
         match moved {
@@ -137,3 +143,7 @@ fn create_nameless() -> Result<Tap, TapError> {
         }
     }
 }
+
+/// So that a super-frame, cut and sealed, is one run of `UDP_SEGMENT`: at an MTU of 1408 it is 44
+/// packets of 1,472 bytes, and 65,507 is the most.
+const GSO_MAX_SIZE: u32 = 59_000;

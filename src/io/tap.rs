@@ -2,8 +2,9 @@
 //!
 //! One [`Tap`] is one queue of a device. The device is made or found in the network namespace of
 //! the calling thread, and a move of the device to another namespace leaves the queue working.
-//! The kernel does checksums and segmentation: no offload is announced to it, so every frame read
-//! is complete and at most the device's MTU plus its Ethernet header long.
+//! What this program can do for the kernel is announced to it ([`TapOffloads`]): checksums may be
+//! left partial then, and frames be super-frames of up to 64 KiB, as the [`VnetHeader`] of each
+//! says. A kernel that refuses gives whole frames of at most the device's MTU; the calls are the same.
 //!
 //! Not here: addresses, MTU, namespaces ([`super::netlink`], [`super::netns`]). The agent makes the
 //! devices, a lane reads and writes them.
@@ -23,6 +24,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::id::IfName;
+use crate::wire::vnet_hdr::{self, VnetHeader};
 
 /// One queue of a TAP device.
 ///
@@ -30,6 +32,7 @@ use crate::id::IfName;
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
+    offloads: TapOffloads,
 }
 
 impl Tap {
@@ -86,35 +89,67 @@ impl Tap {
         })
     }
 
-    /// Reads one frame that the container sent; `None` when there is none now.
+    /// What the kernel leaves to this program.
+    pub fn offloads(&self) -> TapOffloads {
+        self.offloads
+    }
+
+    /// Has the kernel leave this much and no more to this program; it holds for all queues of the
+    /// device.
     ///
-    /// The kernel cuts a frame that is longer than `frame` without a word, so give it at least the
-    /// MTU plus 18 bytes (Ethernet header and one VLAN tag).
+    /// # Errors
+    /// [`TapError::Ioctl`] when this kernel cannot leave so much, or the device is gone.
+    pub fn set_offloads(&mut self, offloads: TapOffloads) -> Result<(), TapError> {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
+        let status = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, offloads.flags()) };
+        check(status).map_err(|source| TapError::Ioctl { ioctl: "TUNSETOFFLOAD", source })?;
+        self.offloads = offloads;
+        Ok(())
+    }
+
+    /// Reads one frame that the container sent, into `head` and what is longer into `rest`; `None`
+    /// when there is none now.
+    ///
+    /// The kernel cuts a frame that is longer than both without a word, so give it 64 KiB plus 18
+    /// bytes (Ethernet header and one VLAN tag); without offloads the MTU plus 18 will do.
     ///
     /// # Errors
     /// The device is gone if [`is_gone`] says so of the error.
-    pub fn read_frame(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
-        let mut header = [0u8; VNET_HEADER_LEN];
-        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(frame)];
+    pub fn read_frame(&self, head: &mut [u8], rest: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>> {
+        let mut header = [0u8; vnet_hdr::HEADER_LEN];
+        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(head), IoSliceMut::new(rest)];
+        let invalid = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
         match rustix::io::readv(&self.fd, &mut parts) {
-            Ok(length) => length.checked_sub(VNET_HEADER_LEN).map(Some).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, "the TAP gave less than a vnet header")
-            }),
+            Ok(length) => {
+                let frame_len = length.checked_sub(vnet_hdr::HEADER_LEN);
+                let frame_len = frame_len.ok_or_else(|| invalid("the TAP gave less than a vnet header"))?;
+                let header = VnetHeader::parse(&header)
+                    .map_err(|_| invalid("the TAP gave a kind of super-frame that was not asked for"))?;
+                Ok(Some((header, frame_len)))
+            }
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Delivers one whole frame to the container; false when the kernel has no room for it or the
-    /// container has set the interface down, and the frame is lost.
+    /// Delivers one frame, in at most [`MAX_PIECES`] pieces that follow each other, to the
+    /// container; false when the kernel has no room for it or the container has set the interface
+    /// down, and the frame is lost.
     ///
     /// # Errors
     /// The device is gone if [`is_gone`] says so of the error; `InvalidInput` for a frame without
-    /// a whole Ethernet header.
-    pub fn write_frame(&self, frame: &[u8]) -> io::Result<bool> {
-        // All zero: no offload, checksums are complete.
-        let header = [0u8; VNET_HEADER_LEN];
-        match rustix::io::writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(frame)]) {
+    /// a whole Ethernet header, or one that the header contradicts.
+    ///
+    /// # Panics
+    /// When there are more pieces.
+    pub fn write_frame(&self, header: &VnetHeader, pieces: &[&[u8]]) -> io::Result<bool> {
+        let header = header.to_bytes();
+        let mut parts = [IoSlice::new(&[]); 1 + MAX_PIECES];
+        parts[0] = IoSlice::new(&header);
+        for (part, piece) in parts[1..=pieces.len()].iter_mut().zip(pieces) {
+            *part = IoSlice::new(piece);
+        }
+        match rustix::io::writev(&self.fd, &parts[..=pieces.len()]) {
             Ok(_) => Ok(true),
             // tun_get_user gives EIO for an interface that is down.
             Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM | Errno::IO) => Ok(false),
@@ -137,15 +172,17 @@ impl Tap {
         let status = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         check(status).map_err(|source| TapError::attaching(name, source))?;
 
-        let header_len: libc::c_int = 12;
+        let header_len = libc::c_int::try_from(vnet_hdr::HEADER_LEN).expect("it is 12");
         // SAFETY: TUNSETVNETHDRSZ reads one int through the pointer.
         let status = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_len) };
         check(status).map_err(|source| TapError::Ioctl { ioctl: "TUNSETVNETHDRSZ", source })?;
 
-        // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
-        let status = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, NO_OFFLOADS) };
-        check(status).map_err(|source| TapError::Ioctl { ioctl: "TUNSETOFFLOAD", source })?;
-        Ok(Self { fd })
+        let mut tap = Self { fd, offloads: TapOffloads::NONE };
+        // EINVAL for all when one is unknown (set_offload in drivers/net/tun.c): USO came with Linux 6.2.
+        tap.set_offloads(TapOffloads::ALL)
+            .or_else(|_| tap.set_offloads(TapOffloads { udp: false, ..TapOffloads::ALL }))
+            .or_else(|_| tap.set_offloads(TapOffloads::NONE))?;
+        Ok(tap)
     }
 }
 
@@ -155,11 +192,45 @@ impl AsFd for Tap {
     }
 }
 
+/// What a kernel leaves to the reader of a TAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TapOffloads {
+    /// Checksums of TCP and UDP; without it, neither of the others.
+    pub checksum: bool,
+    /// Segmentation of TCP.
+    pub tcp: bool,
+    /// Segmentation of UDP (`UDP_SEGMENT`).
+    pub udp: bool,
+}
+
+impl TapOffloads {
+    /// Everything that this program can do.
+    pub const ALL: Self = Self { checksum: true, tcp: true, udp: true };
+    /// Nothing: every frame is as it would be on a wire.
+    pub const NONE: Self = Self { checksum: false, tcp: false, udp: false };
+
+    fn flags(self) -> libc::c_ulong {
+        let tcp = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+        let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+        [(self.checksum, libc::TUN_F_CSUM), (self.tcp, tcp), (self.udp, udp)]
+            .into_iter()
+            .filter(|(is_wanted, _)| *is_wanted)
+            .fold(0, |flags, (_, more)| flags | libc::c_ulong::from(more))
+    }
+}
+
 /// True for what [`Tap::read_frame`] and [`Tap::write_frame`] give once the device was deleted, or
 /// went with its namespace.
 pub fn is_gone(error: &io::Error) -> bool {
     // __tun_get finds no device behind the queue. (EFAULT is for those who wait inside the read.)
     error.raw_os_error() == Some(libc::EBADFD)
+}
+
+/// True for what [`Tap::read_frame`] gives for a frame that it cannot make out; it is lost, and the
+/// next one may be read.
+pub fn is_unreadable_frame(error: &io::Error) -> bool {
+    // tun_put_user gives EINVAL for a kind of super-frame that it cannot describe.
+    error.kind() == io::ErrorKind::InvalidData || error.raw_os_error() == Some(libc::EINVAL)
 }
 
 /// Why a TAP could not be made, found or changed.
@@ -281,10 +352,8 @@ const DEVICE: &str = "/dev/net/tun";
 
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
 
-/// `struct virtio_net_hdr_v1`.
-const VNET_HEADER_LEN: usize = 12;
-
-const NO_OFFLOADS: libc::c_ulong = 0;
+/// The most pieces of which a frame may consist: as many as segments can be merged.
+pub const MAX_PIECES: usize = 64;
 
 // `struct ifreq` is 40 bytes where pointers have 8, and a copy of 40 is asked for.
 const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());

@@ -1,39 +1,93 @@
-//! The Internet checksum (RFC 1071) and the pseudo header of IPv6 (RFC 8200 §8.1).
+//! The Internet checksum (RFC 1071), the pseudo headers of TCP and UDP, and partial checksums.
 //!
-//! Not a place for offload: frames leave here with a full checksum. Called by `wire::ndp` and
-//! `wire::ipv4`.
+//! A *partial* checksum is what a kernel leaves to a device that can do the rest: the field holds the
+//! folded sum of the pseudo header, not complemented, and the bytes from the transport header on are
+//! still to be added (`Documentation/networking/checksum-offloads.rst`). Called by `wire::ndp` and
+//! by `datapath` for what comes from and goes to a TAP.
 
 use std::net::Ipv6Addr;
+
+use super::Malformed;
 
 /// The checksum of `bytes` under IPv6 as protocol `next_header`; zero over a packet whose own
 /// checksum field is right.
 pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next_header: u8, bytes: &[u8]) -> u16 {
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    let mut sum = add(0, &source.octets());
-    sum = add(sum, &destination.octets());
-    sum = add(sum, &length.to_be_bytes());
-    sum = add(sum, &[0, 0, 0, next_header]);
-    fold(add(sum, bytes))
+    let sum = Sum::ZERO.plus(&source.octets()).plus(&destination.octets()).plus(&length.to_be_bytes());
+    sum.plus(&[0, 0, 0, next_header]).plus(bytes).checksum()
 }
 
 /// The checksum of `bytes` alone, as the IPv4 header has it.
 pub fn plain(bytes: &[u8]) -> u16 {
-    fold(add(0, bytes))
+    Sum::ZERO.plus(bytes).checksum()
 }
 
-/// Adds big-endian 16-bit words; an odd last byte counts as the upper half of a word.
-fn add(sum: u64, bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let sum = words.iter().fold(sum, |sum, word| sum + u64::from(u16::from_be_bytes(*word)));
-    rest.first().map_or(sum, |last| sum + (u64::from(*last) << 8))
+/// Turns the partial checksum at `start + offset` into the whole one, which covers everything from
+/// `start` on.
+///
+/// # Errors
+/// When the field does not lie behind `start` and within `bytes`.
+pub fn complete(bytes: &mut [u8], start: usize, offset: usize) -> Result<(), Malformed> {
+    let covered = bytes.get_mut(start..).ok_or(Malformed)?;
+    let checksum = plain(covered);
+    // A computed zero would say that there is none (RFC 768); for TCP both are the same number.
+    let checksum = if checksum == 0 { 0xffff } else { checksum };
+    let field = covered.get_mut(offset..offset + 2).ok_or(Malformed)?;
+    field.copy_from_slice(&checksum.to_be_bytes());
+    Ok(())
 }
 
-/// Folds the carries in and complements.
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
+/// A sum in the making. All pieces but the last have an even length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of nothing.
+    pub const ZERO: Self = Self(0);
+
+    /// Adds 16-bit words; an odd last byte counts as the upper half of a word.
+    #[inline]
+    #[must_use]
+    pub fn plus(self, bytes: &[u8]) -> Self {
+        // The sum does not depend on the order of bytes (RFC 1071 §2 B), so words are taken as the
+        // machine has them, four octets at a time, in lanes that the compiler makes a vector of.
+        let (blocks, rest) = bytes.as_chunks::<32>();
+        let mut lanes = [0u64; 8];
+        for block in blocks {
+            for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<4>().0) {
+                *lane += u64::from(u32::from_ne_bytes(*word));
+            }
+        }
+        let (words, last) = rest.as_chunks::<2>();
+        let sum = words.iter().map(|word| u64::from(u16::from_ne_bytes(*word))).sum::<u64>();
+        let last = last.first().map_or(0, |last| u64::from(u16::from_ne_bytes([*last, 0])));
+        let lanes = lanes.iter().map(|lane| (lane >> 32) + (lane & 0xffff_ffff)).sum::<u64>();
+        Self(self.0 + lanes + sum + last)
     }
-    !u16::try_from(sum).expect("the carries are folded in")
+
+    /// Adds one word.
+    #[inline]
+    #[must_use]
+    pub fn plus_word(self, word: u16) -> Self {
+        Self(self.0 + u64::from(u16::from_ne_bytes(word.to_be_bytes())))
+    }
+
+    /// The sum with its carries folded in: what a partial checksum is.
+    #[inline]
+    pub fn folded(self) -> u16 {
+        let mut sum = self.0;
+        while sum > 0xffff {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        let sum = u16::try_from(sum).expect("the carries are folded in");
+        u16::from_be_bytes(sum.to_ne_bytes())
+    }
+
+    /// The complement: what a checksum field holds; zero when a sum over a right field was made.
+    #[inline]
+    pub fn checksum(self) -> u16 {
+        !self.folded()
+    }
 }
 
 #[cfg(test)]
@@ -50,7 +104,27 @@ mod tests {
         assert_eq!(plain(&[0x12]), plain(&[0x12, 0x00]));
     }
 
+    #[test]
+    fn field_outside_the_covered_bytes_is_malformed() {
+        for (start, offset) in [(0, 7), (7, 0), (9, 0), (6, 1)] {
+            assert_eq!(complete(&mut [0; 8], start, offset), Err(Malformed), "{start} + {offset}");
+        }
+        assert_eq!(complete(&mut [0; 8], 6, 0), Ok(()));
+    }
+
     proptest::proptest! {
+        #[test]
+        fn sum_is_that_of_the_definition(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let mut expected = 0u32;
+            for pair in bytes.chunks(2) {
+                expected += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default());
+                expected = (expected & 0xffff) + (expected >> 16);
+            }
+            proptest::prop_assert_eq!(u32::from(Sum::ZERO.plus(&bytes).folded()), expected);
+            let (even, odd) = bytes.split_at(bytes.len() / 4 * 2);
+            proptest::prop_assert_eq!(u32::from(Sum::ZERO.plus(even).plus(odd).folded()), expected);
+        }
+
         #[test]
         fn ipv6_checksum_agrees_with_etherparse(
             source: u128, destination: u128, payload in proptest::collection::vec(proptest::num::u8::ANY, 0..64)

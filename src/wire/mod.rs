@@ -13,7 +13,9 @@ pub mod frame;
 pub mod ipv4;
 pub mod ipv6;
 pub mod ndp;
+pub mod transport;
 pub mod udp;
+pub mod vnet_hdr;
 pub mod vxlan;
 
 /// The bytes contradict their own format or are too short for it.

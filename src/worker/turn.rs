@@ -15,15 +15,18 @@ use super::command::Command;
 use super::event::LaneEvent;
 use super::lane::{LaneConfig, Shared};
 use crate::boot_time::BootTime;
-use crate::datapath::{Context, Egress, Encapsulated, Ingress, LaneCounters, Notice, Outlet, Run};
+use crate::datapath::{
+    Coalescer, Context, Egress, Encapsulated, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
+};
 use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::PortSlot;
 use crate::io::clock;
 use crate::io::epoll::{Epoll, ReadyList};
-use crate::io::tap::{self, Tap};
+use crate::io::tap::{self, Tap, TapOffloads};
 use crate::io::udp::{RecvRing, SendOutcome, UdpSocket};
 use crate::sa::Sealed;
+use crate::wire::vnet_hdr::VnetHeader;
 
 /// A lane between two turns.
 #[derive(Debug)]
@@ -92,16 +95,20 @@ impl Turns {
                 COMMAND_TOKEN => {}
                 ESP_TOKEN => {
                     receive(&self.wire.esp, &mut self.received);
+                    let mut batch = Coalescer::new();
                     for (from, datagram) in self.received.datagrams() {
-                        self.ingress.receive_esp(&cx, from, datagram, &mut self.wire);
+                        self.ingress.receive_esp(&cx, from, datagram, &mut batch, &mut self.wire);
                     }
+                    batch.flush(&cx, &mut self.wire);
                 }
                 VXLAN_TOKEN => {
                     let Some(socket) = &self.wire.vxlan else { continue };
                     receive(socket, &mut self.received);
+                    let mut batch = Coalescer::new();
                     for (from, datagram) in self.received.datagrams() {
-                        self.ingress.receive_vxlan(&cx, from, datagram, &mut self.wire);
+                        self.ingress.receive_vxlan(&cx, from, datagram, &mut batch, &mut self.wire);
                     }
+                    batch.flush(&cx, &mut self.wire);
                 }
                 port => {
                     let Some(port) = port_of(port) else { continue };
@@ -207,8 +214,15 @@ impl Outlet for Wire {
         count_lost(&self.shared.counters, sent, run.packets());
     }
 
-    fn deliver(&mut self, port: PortSlot, frame: &[u8]) -> bool {
-        self.tap(port).is_some_and(|tap| tap.write_frame(frame).unwrap_or(false))
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool {
+        self.tap(port).is_some_and(|tap| tap.write_frame(header, pieces).unwrap_or(false))
+    }
+
+    fn merging(&self, port: PortSlot) -> Merging {
+        self.tap(port).map_or_else(Merging::default, |tap| {
+            let TapOffloads { tcp, udp, .. } = tap.offloads();
+            Merging { tcp, udp }
+        })
     }
 
     fn notice(&mut self, notice: Notice) {
@@ -233,11 +247,14 @@ fn read_port(
     port: PortSlot,
 ) -> std::ops::ControlFlow<()> {
     for _ in 0..FRAMES_PER_TURN {
-        let frame = egress.reserve(cx.tables, port, wire);
+        let place = egress.reserve(cx.tables, port, wire);
         let Some(tap) = wire.tap(port) else { break };
-        match tap.read_frame(frame) {
-            Ok(Some(frame_len)) => egress.submit(cx, port, frame_len, wire),
+        match tap.read_frame(place.head, place.rest) {
+            Ok(Some((header, frame_len))) => egress.submit(cx, port, &header, frame_len, wire),
             Ok(None) => break,
+            Err(error) if tap::is_unreadable_frame(&error) => {
+                cx.counters.drop_at_port(port, DropReason::MalformedFrame);
+            }
             Err(error) if tap::is_gone(&error) => return std::ops::ControlFlow::Break(()),
             Err(error) => {
                 tracing::warn!(%error, %port, "a TAP cannot be read and is given up");

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
@@ -21,6 +21,8 @@ pub struct Handover<'a> {
     pub mac: MacAddr,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The longest super-frame that the kernel gives to it, in bytes; the kernel's own limit if absent.
+    pub gso_max_size: Option<u32>,
     /// A remark for people who look at it there.
     pub alias: &'a str,
 }
@@ -52,6 +54,10 @@ impl Netlink {
             .address(dress.mac.octets().to_vec())
             .mtu(dress.mtu)
             .alias(dress.alias);
+        let change = match dress.gso_max_size {
+            Some(size) => change.append_extra_attribute(LinkAttribute::GsoMaxSize(size)),
+            None => change,
+        };
         self.set(format_args!("move {} to {} as {}", link.name, to.id(), dress.name), change)
     }
 

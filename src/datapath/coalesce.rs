@@ -1,0 +1,295 @@
+//! Merges received segments of a flow into one super-frame for the container's kernel, by the rules of
+//! the kernel's own (`tcp_gro_receive`, `udp_gro_receive_segment`, `inet_gro_receive`).
+//!
+//! One flow is open at a time, so frames never overtake each other. Pieces are borrowed from the
+//! buffer of the batch and written with one call; nothing is copied. Every piece's checksum has been
+//! found right before it is merged, because the merged frame says so: a wrong one goes to the
+//! container alone and as it is. A run ends with the batch, with a frame that does not follow, with
+//! a shorter segment, with PSH or FIN, after 64 segments, and at 64 KiB. Used by `datapath::ingress`.
+
+use std::num::NonZeroU16;
+
+use super::egress::deliver;
+use super::segment::{IPV4_ID, IPV4_TOTAL_LEN, IPV6_PAYLOAD_LEN};
+use super::segment::{octets16, partial_of, put, udp_len, word, write_ipv4_checksum};
+use super::{Context, Outlet};
+use crate::id::PortSlot;
+use crate::wire::transport::{ACK, CWR, ECE, FIN, PSH, Protocol, TCP_FLAGS, TCP_HEADER_LEN, Transport};
+use crate::wire::vnet_hdr::{Kind, Segmentation, VnetHeader};
+use crate::wire::{checksum, ethernet, ipv4, ipv6};
+
+/// What a port's kernel takes as super-frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Merging {
+    /// Segments of TCP.
+    pub tcp: bool,
+    /// Datagrams of UDP.
+    pub udp: bool,
+}
+
+/// The frames of one batch on their way to containers; `'p` is the batch.
+#[derive(Debug)]
+#[must_use = "what has gathered is to be flushed"]
+pub struct Coalescer<'p> {
+    run: Option<Run<'p>>,
+    /// The payloads behind the head of the run; the first is the head's place.
+    pieces: [&'p [u8]; MAX_SEGMENTS],
+}
+
+impl<'p> Coalescer<'p> {
+    /// Nothing has gathered.
+    pub fn new() -> Self {
+        Self { run: None, pieces: [&[]; MAX_SEGMENTS] }
+    }
+
+    /// Takes a frame that may go to `port`.
+    pub fn push(&mut self, cx: &Context<'_>, port: PortSlot, frame: &'p mut [u8], outlet: &mut impl Outlet) {
+        let Some(transport) = mergeable(frame) else {
+            return self.pass(cx, port, frame, &VnetHeader::COMPLETE, outlet);
+        };
+        if let Some(run) =
+            self.run.as_mut().filter(|run| run.port == port && run.is_followed_by(frame, &transport))
+        {
+            if !is_checksum_right(frame, &transport) {
+                return self.pass(cx, port, frame, &VnetHeader::COMPLETE, outlet);
+            }
+            let index = run.segments;
+            self.pieces[index] = run.append(frame, &transport);
+            if run.is_closed {
+                self.flush(cx, outlet);
+            }
+            return;
+        }
+        let merging = outlet.merging(port);
+        let is_merged = match transport.protocol {
+            Protocol::Tcp => merging.tcp && may_lead(frame, &transport),
+            Protocol::Udp => merging.udp,
+        };
+        if is_merged && is_checksum_right(frame, &transport) {
+            self.flush(cx, outlet);
+            self.run = Some(Run::new(port, frame, transport));
+        } else {
+            self.pass(cx, port, frame, &VnetHeader::COMPLETE, outlet);
+        }
+    }
+
+    /// Hands over what has gathered.
+    pub fn flush(&mut self, cx: &Context<'_>, outlet: &mut impl Outlet) {
+        let Some(run) = self.run.take() else { return };
+        let (port, segments) = (run.port, run.segments);
+        let (head, header) = run.close();
+        self.pieces[0] = head;
+        deliver(cx, port, &header, &self.pieces[..segments], outlet);
+    }
+
+    /// Hands over one frame behind what has gathered.
+    fn pass(
+        &mut self,
+        cx: &Context<'_>,
+        port: PortSlot,
+        frame: &[u8],
+        header: &VnetHeader,
+        outlet: &mut impl Outlet,
+    ) {
+        self.flush(cx, outlet);
+        deliver(cx, port, header, &[frame], outlet);
+    }
+}
+
+impl Default for Coalescer<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A super-frame in the making.
+#[derive(Debug)]
+struct Run<'p> {
+    port: PortSlot,
+    /// The first segment, as it came until the run is closed.
+    head: &'p mut [u8],
+    transport: Transport,
+    /// Octets of payload in each segment but the last.
+    segment: usize,
+    segments: usize,
+    /// Octets of the frame with everything appended.
+    len: usize,
+    next_sequence: u32,
+    /// How IPv4 identifications go on, once two segments have shown it.
+    id_step: Option<u16>,
+    /// FIN and PSH of the last segment.
+    last_flags: u8,
+    is_closed: bool,
+}
+
+impl<'p> Run<'p> {
+    fn new(port: PortSlot, head: &'p mut [u8], transport: Transport) -> Self {
+        let segment = transport.end - transport.payload;
+        Self {
+            port,
+            transport,
+            segment,
+            segments: 1,
+            len: head.len(),
+            next_sequence: sequence_behind(head, &transport),
+            id_step: None,
+            last_flags: 0,
+            is_closed: false,
+            head,
+        }
+    }
+
+    /// Whether the kernel would merge `frame`, but for its checksum.
+    #[inline]
+    fn is_followed_by(&self, frame: &[u8], other: &Transport) -> bool {
+        let (head, transport) = (&*self.head, &self.transport);
+        let &Transport { protocol, is_ipv6, start, payload, end } = other;
+        let same = |from: usize, to: usize| head[from..to] == frame[from..to];
+        let fits = end - payload <= self.segment
+            && self.segments < MAX_SEGMENTS
+            && self.len + (end - payload) <= MAX_LEN;
+        // Both have the shortest IP header, so `start` follows from the version.
+        fits && protocol == transport.protocol
+            && is_ipv6 == transport.is_ipv6
+            && payload == transport.payload
+            && same(0, ethernet::HEADER_LEN)
+            && if is_ipv6 {
+                // Class and flow label; next header, hop limit, addresses, ports.
+                same(14, 18) && same(20, start + 4)
+            } else {
+                // Class; DF, TTL, protocol; addresses, ports.
+                same(14, 16) && same(20, 24) && same(26, start + 4) && self.id_follows(frame)
+            }
+            && match protocol {
+                Protocol::Tcp => {
+                    let flags = [start + TCP_FLAGS].map(|at| (head[at], frame[at]))[0];
+                    sequence(frame, start) == self.next_sequence
+                        // Acknowledgment and header length; window; urgent pointer and options.
+                        && same(start + 8, start + TCP_FLAGS)
+                        && (flags.0 ^ flags.1) & !(CWR | FIN | PSH) == 0
+                        && flags.1 & CWR == 0
+                        && same(start + 14, start + 16)
+                        && same(start + 18, payload)
+                }
+                Protocol::Udp => true,
+            }
+    }
+
+    /// With DF the identification may stand still (RFC 6864 §4.1), else it counts.
+    fn id_follows(&self, frame: &[u8]) -> bool {
+        let step = word(frame, IPV4_ID).wrapping_sub(word(self.head, IPV4_ID));
+        let counted = u16::from_be_bytes(octets16(self.segments));
+        match self.id_step {
+            Some(0) => step == 0,
+            Some(_) => step == counted,
+            None => step == counted || step == 0 && self.head[IPV4_FLAGS] & DF != 0,
+        }
+    }
+
+    /// Takes a frame that follows; its payload.
+    fn append(&mut self, frame: &'p [u8], transport: &Transport) -> &'p [u8] {
+        let payload = &frame[transport.payload..transport.end];
+        if !transport.is_ipv6 && self.id_step.is_none() {
+            self.id_step = Some(word(frame, IPV4_ID).wrapping_sub(word(self.head, IPV4_ID)));
+        }
+        self.segments += 1;
+        self.len += payload.len();
+        self.is_closed = payload.len() < self.segment || self.segments == MAX_SEGMENTS;
+        if transport.protocol == Protocol::Tcp {
+            self.next_sequence = sequence_behind(frame, transport);
+            self.last_flags = frame[transport.start + TCP_FLAGS] & (FIN | PSH);
+            self.is_closed |= self.last_flags != 0;
+        }
+        payload
+    }
+
+    /// The head with headers that are true of the whole, and what the kernel is told of it.
+    fn close(self) -> (&'p [u8], VnetHeader) {
+        let Self { head, transport, segment, len, .. } = self;
+        let &Transport { protocol, is_ipv6, start, payload, .. } = &transport;
+        let size = u16::try_from(segment).ok().and_then(NonZeroU16::new);
+        let header_len = u16::try_from(payload).ok();
+        let (Some(size), Some(header_len), Some(checksum)) = (size, header_len, partial_of(&transport))
+        else {
+            return (head, VnetHeader::VERIFIED);
+        };
+        if self.segments == 1 {
+            return (head, VnetHeader::VERIFIED);
+        }
+        if is_ipv6 {
+            put(head, IPV6_PAYLOAD_LEN, octets16(len - ethernet::HEADER_LEN - ipv6::HEADER_LEN));
+        } else {
+            put(head, IPV4_TOTAL_LEN, octets16(len - ethernet::HEADER_LEN));
+            write_ipv4_checksum(head);
+        }
+        let kind = match protocol {
+            Protocol::Tcp => {
+                head[start + TCP_FLAGS] |= self.last_flags;
+                if is_ipv6 { Kind::Tcp6 } else { Kind::Tcp4 }
+            }
+            Protocol::Udp => {
+                put(head, start + 4, octets16(len - start));
+                Kind::Udp
+            }
+        };
+        let sum = transport.pseudo_header(head, u16::from_be_bytes(octets16(len - start)));
+        put(head, start + protocol.checksum_offset(), sum.folded().to_be_bytes());
+        let has_cwr = protocol == Protocol::Tcp && head[start + TCP_FLAGS] & CWR != 0;
+        let segmentation = Some(Segmentation { kind, has_cwr, size });
+        (head, VnetHeader { checksum, segmentation, header_len })
+    }
+}
+
+/// The transport of a frame that may be part of a run: data in TCP or UDP behind a plain IP header
+/// that is right, no fragment, nothing behind the packet.
+fn mergeable(frame: &[u8]) -> Option<Transport> {
+    let transport = Transport::locate(frame).ok()??;
+    let &Transport { protocol, is_ipv6, start, payload, end } = &transport;
+    let is_plain = if is_ipv6 {
+        start == ethernet::HEADER_LEN + ipv6::HEADER_LEN
+    } else {
+        start == ethernet::HEADER_LEN + ipv4::HEADER_LEN
+            && frame[IPV4_FLAGS] & !DF == 0
+            && checksum::plain(&frame[ethernet::HEADER_LEN..start]) == 0
+    };
+    let has_checksum = match protocol {
+        Protocol::Tcp => true,
+        Protocol::Udp => udp_len(frame, start) == end - start && word(frame, start + 6) != 0,
+    };
+    (is_plain && has_checksum && payload < end && end == frame.len()).then_some(transport)
+}
+
+/// Whether a TCP segment may be the first of a run.
+fn may_lead(frame: &[u8], transport: &Transport) -> bool {
+    let flags = frame[transport.start + TCP_FLAGS];
+    flags & ACK != 0 && flags & !(ACK | ECE | CWR) == 0
+}
+
+#[inline]
+fn is_checksum_right(frame: &[u8], transport: &Transport) -> bool {
+    let covered = &frame[transport.start..transport.end];
+    let sum = transport.pseudo_header(frame, u16::from_be_bytes(octets16(covered.len())));
+    sum.plus(covered).checksum() == 0
+}
+
+fn sequence(frame: &[u8], start: usize) -> u32 {
+    u32::from_be_bytes([0, 1, 2, 3].map(|at| frame[start + 4 + at]))
+}
+
+fn sequence_behind(frame: &[u8], transport: &Transport) -> u32 {
+    let len = u32::try_from(transport.end - transport.payload).expect("a frame is shorter than 64 KiB");
+    match transport.protocol {
+        Protocol::Tcp => sequence(frame, transport.start).wrapping_add(len),
+        Protocol::Udp => 0,
+    }
+}
+
+const IPV4_FLAGS: usize = ethernet::HEADER_LEN + 6;
+/// Do not fragment, in the upper octet of the flags.
+const DF: u8 = 0x40;
+/// `UDP_MAX_SEGMENTS` of Linux before 6.9: a kernel refuses longer runs of datagrams.
+const MAX_SEGMENTS: usize = 64;
+/// The longest packet of IPv4, with its Ethernet header.
+const MAX_LEN: usize = 0xffff + ethernet::HEADER_LEN;
+
+const _: () = assert!(TCP_HEADER_LEN == 20, "the urgent pointer ends the fixed header");
