@@ -103,11 +103,12 @@ fn unreachable_manager_is_named() {
 fn clock_outside_the_managers_certificate_is_told() {
     let (swarm, init) = formed();
     swarm.agent(1).kill();
-    age_certificate(swarm.agent(1), swarm.agent(1));
+    // One that had expired the manager would renew by itself.
+    shift_certificate(swarm.agent(1), swarm.agent(1), time::Duration::days(300));
     swarm.start(1);
     let manager = init.manager.to_string();
     let refusal = swarm.agent(2).refused(&["join", "--token", &init.worker_token, &manager]);
-    for words in ["certificate expired at", "the clock of this machine says", "set the clock"] {
+    for words in ["certificate is not yet valid", "the clock of this machine says", "set the clock"] {
         assert!(refusal.contains(words), "{refusal}");
     }
     assert_outside(&swarm, 2);
@@ -117,7 +118,7 @@ fn clock_outside_the_own_certificate_is_told() {
     let (swarm, init) = formed();
     swarm.join(2, &init);
     swarm.agents[..2].iter().for_each(Agent::kill);
-    age_certificate(swarm.agent(1), swarm.agent(2));
+    shift_certificate(swarm.agent(1), swarm.agent(2), -time::Duration::days(300));
     swarm.start(1);
     swarm.start(2);
     let said = |number: usize, words: &str| {
@@ -403,8 +404,8 @@ fn assert_untouched(container: &Container) {
     assert_eq!(links.len(), 1, "something was left in the container: {links:?}");
 }
 
-/// Gives a dead agent a certificate that has long expired, signed by the manager's authority.
-fn age_certificate(manager: &Agent, agent: &Agent) {
+/// Gives a dead agent a certificate of another time, signed by the manager's authority.
+fn shift_certificate(manager: &Agent, agent: &Agent, by: time::Duration) {
     let authority = {
         let store = Store::open(&manager.state_dir()).unwrap();
         let state = ClusterState::open(store, Box::new(|_| Err("nothing is to be signed".into()))).unwrap();
@@ -417,10 +418,10 @@ fn age_certificate(manager: &Agent, agent: &Agent) {
     let key = NodeKey::generate().unwrap();
     let (node, role) = (identity.node(), identity.role());
     assert_eq!(role == Role::Manager, agent.number == 1);
-    let (long_ago, life) = (wall_clock() - time::Duration::days(300), time::Duration::days(90));
-    let certificate = authority.issue(&key.request_pem().unwrap(), node, role, long_ago, life).unwrap();
-    let aged = NodeIdentity::new(vec![certificate], &key, authority.root().clone()).unwrap();
-    store.put_identity(&aged).unwrap();
+    let (then, life) = (wall_clock() + by, time::Duration::days(90));
+    let certificate = authority.issue(&key.request_pem().unwrap(), node, role, then, life).unwrap();
+    let shifted = NodeIdentity::new(vec![certificate], &key, authority.root().clone()).unwrap();
+    store.put_identity(&shifted).unwrap();
 }
 
 /// As the manager keeps it.
