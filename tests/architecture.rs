@@ -50,7 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("lab", &["id", "boot_time", "io"]),
-    ("demo", &["id", "drop_reason", "cluster", "io", "config", "api", "lab"]),
+    ("demo", &["id", "boot_time", "drop_reason", "cluster", "io", "config", "api", "cli", "lab"]),
 ];
 
 /// Modules without I/O, clock, randomness, globals and log.

@@ -4,39 +4,55 @@
 //! operator is told: whatever moment the agent dies at, the next start finishes or takes back what
 //! it finds. What the manager still believes is set right when the session begins again.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+use super::container;
 use super::dataplane::DataPlane;
 use super::placement::effective_mtu;
 use crate::api::ApiError;
-use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget, NetnsReference};
-use crate::cluster::{Endpoint, Network, NetworkView};
+use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget};
+use crate::cluster::{Endpoint, NetworkView};
 use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::{Attach, Detach, Done};
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::control::store::{Store, StoreError};
-use crate::id::{EndpointId, IfName, PortSlot};
-use crate::io::container_port::{ContainerPort, PortError};
-use crate::io::netlink::{Netlink, NetlinkError};
-use crate::io::netns::{NetNs, NetNsError};
-use crate::io::tap::{Tap, TapError};
+use crate::id::{EndpointId, NodeId, PortSlot};
+use crate::io::netns::NetNs;
+use crate::io::tap::Tap;
 
 /// The attachments of this node.
 pub(crate) struct Attachments {
     store: Store,
+    node: NodeId,
     dataplane: Arc<DataPlane>,
     /// One change at a time: two requests for one container must not meet half way.
-    changing: Mutex<()>,
+    changing: Mutex<Gate>,
+    /// What is wrong with an endpoint that is being mended, as it was last logged.
+    troubles: std::sync::Mutex<BTreeMap<EndpointId, String>>,
+}
+
+/// Whether anything may be attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// The node is leaving its cluster.
+    Closed,
 }
 
 impl Attachments {
-    /// Over the state file and the lanes.
-    pub(crate) fn new(store: Store, dataplane: Arc<DataPlane>) -> Self {
-        Self { store, dataplane, changing: Mutex::new(()) }
+    /// Over the state file and the lanes of `node`.
+    pub(crate) fn new(store: Store, node: NodeId, dataplane: Arc<DataPlane>) -> Self {
+        Self {
+            store,
+            node,
+            dataplane,
+            changing: Mutex::new(Gate::Open),
+            troubles: std::sync::Mutex::default(),
+        }
     }
 
     /// Every attachment, by id.
@@ -56,10 +72,13 @@ impl Attachments {
         manager: &ManagerClient,
         request: AttachRequest,
     ) -> Result<AttachResponse, ApiError> {
-        let _one = self.changing.lock().await;
+        let one = self.changing.lock().await;
+        if *one == Gate::Closed {
+            return Err(ApiError::conflict("this node is leaving its cluster"));
+        }
         let attachments = self.all().await?;
         let (netns, request) =
-            blocking(move || check_container(&request, &attachments).map(|n| (n, request))).await?;
+            blocking(move || container::check(&request, &attachments).map(|n| (n, request))).await?;
         let attachment = Attachment {
             id: EndpointId::from_entropy(rand::random()),
             network: request.network.clone(),
@@ -86,6 +105,29 @@ impl Attachments {
         }
     }
 
+    /// Refuses attachments from now on, for a node that leaves its cluster; refused while it has some.
+    pub(crate) async fn close(&self) -> Result<(), ApiError> {
+        let mut gate = self.changing.lock().await;
+        let attachments = self.all().await?;
+        if attachments.is_empty() {
+            *gate = Gate::Closed;
+            return Ok(());
+        }
+        let named: Vec<String> =
+            attachments.iter().take(MOST_NAMED).map(|a| format!("{} in {}", a.id, a.network)).collect();
+        Err(ApiError::conflict(format!(
+            "this node has {} endpoints: detach them first ({}{})",
+            attachments.len(),
+            named.join(", "),
+            if attachments.len() > named.len() { ", …" } else { "" }
+        )))
+    }
+
+    /// Allows attachments again.
+    pub(crate) async fn open(&self) {
+        *self.changing.lock().await = Gate::Open;
+    }
+
     /// Takes a container's interface away.
     pub(crate) async fn detach(
         &self,
@@ -100,7 +142,7 @@ impl Attachments {
             (attachment.network == request.network || is_its_id)
                 && match &request.target {
                     DetachTarget::Endpoint(id) => attachment.id == *id,
-                    DetachTarget::Netns(netns) => is_same(&attachment.netns, netns),
+                    DetachTarget::Netns(netns) => container::is_same(&attachment.netns, netns),
                 }
         });
         let Some(attachment) = found else {
@@ -127,46 +169,119 @@ impl Attachments {
                     tracing::info!(endpoint = %attachment.id, network = %attachment.network, "taking back an unfinished attachment");
                     self.take_back(None, attachment).await;
                 }
-                AttachmentState::Ready => self.reopen(attachment).await,
+                AttachmentState::Ready => {
+                    let (id, network) = (attachment.id, attachment.network.clone());
+                    if let Err(error) = self.reopen(attachment).await {
+                        self.trouble(&network, id, &error);
+                    }
+                }
             }
         }
         Ok(())
     }
 
     /// Compares what is there with what should be, and mends it: interfaces that somebody removed
-    /// are made again, endpoints of containers that have ended are removed.
+    /// are made again, endpoints of containers that have ended are removed, and the manager knows the
+    /// same endpoints as this node.
     pub(crate) async fn reconcile(&self, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
-        let _one = self.changing.lock().await;
-        for attachment in self.all().await? {
-            if attachment.state == AttachmentState::Pending {
-                self.take_back(manager, attachment).await;
-                continue;
+        let attachments = self.all().await?;
+        for attachment in &attachments {
+            if self.needs_mending(attachment, manager.is_some()).await {
+                let id = attachment.id;
+                match self.mend(id, manager).await {
+                    Ok(()) => self.forget_trouble(id),
+                    Err(error) => self.trouble(&attachment.network, id, &error),
+                }
             }
-            let netns = attachment.netns.clone();
-            if blocking(move || open_same(&netns)).await.is_err() {
-                tracing::info!(endpoint = %attachment.id, netns = %attachment.netns.path.display(), "the container has ended");
-                self.remove(manager, attachment).await?;
-                continue;
-            }
-            if self.dataplane.port(attachment.id).await.is_none() {
-                self.reopen(attachment.clone()).await;
-            }
-            if let Some(manager) = manager {
-                self.assert_known(manager, &attachment).await;
+        }
+        if let Some(manager) = manager
+            && !self.dead_endpoints(&attachments).await.is_empty()
+        {
+            let _one = self.changing.lock().await;
+            // An attachment that is under way is written down before the manager is asked.
+            for id in self.dead_endpoints(&self.all().await?).await {
+                self.tell_manager(Some(manager), id).await;
             }
         }
         Ok(())
     }
 
-    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup, or
-    /// a session began between the agent's note and its request.
-    async fn assert_known(&self, manager: &ManagerClient, attachment: &Attachment) {
-        let Some(endpoint) = &attachment.endpoint else { return };
+    /// What keeps an endpoint from working, if it was tried to mend it.
+    pub(crate) fn trouble_of(&self, id: EndpointId) -> Option<String> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Whether there is something to do for an attachment, looked at without holding up anybody.
+    async fn needs_mending(&self, attachment: &Attachment, has_manager: bool) -> bool {
+        attachment.state == AttachmentState::Pending
+            || self.dataplane.port(attachment.id).await.is_none()
+            || !self.is_there(attachment).await.unwrap_or(true)
+            || (has_manager && !self.is_known(attachment).await)
+    }
+
+    async fn mend(&self, id: EndpointId, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
+        let _one = self.changing.lock().await;
+        let store = self.store.clone();
+        let Some(attachment) = blocking(move || store.attachment(id)).await? else { return Ok(()) };
+        if attachment.state == AttachmentState::Pending {
+            return self.remove(manager, attachment).await;
+        }
+        if !self.is_there(&attachment).await? {
+            tracing::info!(endpoint = %id, netns = %attachment.netns.path.display(), "the container has ended");
+            return self.remove(manager, attachment).await;
+        }
+        if self.dataplane.port(id).await.is_none() {
+            self.reopen(attachment.clone()).await?;
+        }
+        match manager {
+            Some(manager) if !self.is_known(&attachment).await => {
+                self.assert_known(manager, &attachment).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn is_there(&self, attachment: &Attachment) -> Result<bool, ApiError> {
+        let netns = attachment.netns.clone();
+        blocking(move || container::open(&netns).map(|found| found.is_some())).await
+    }
+
+    /// Whether the view has the attachment's endpoint.
+    async fn is_known(&self, attachment: &Attachment) -> bool {
+        let Some(endpoint) = &attachment.endpoint else { return true };
         let view = self.dataplane.view().await;
         let network = view.networks.get(&endpoint.network);
-        if network.is_some_and(|network| network.endpoints.iter().any(|known| known.id == endpoint.id)) {
-            return;
+        network.is_some_and(|network| network.endpoints.iter().any(|known| known.id == endpoint.id))
+    }
+
+    /// Endpoints that the view places on this node, and that it does not have: of a detachment or of a
+    /// failed attachment that the manager did not hear of.
+    async fn dead_endpoints(&self, attachments: &[Attachment]) -> Vec<EndpointId> {
+        let alive: BTreeSet<EndpointId> = attachments.iter().map(|attachment| attachment.id).collect();
+        let view = self.dataplane.view().await;
+        let endpoints = view.networks.values().flat_map(|network| &network.endpoints);
+        let here = endpoints.filter(|endpoint| endpoint.node == self.node);
+        here.map(|endpoint| endpoint.id).filter(|id| !alive.contains(id)).collect()
+    }
+
+    fn trouble(&self, network: &crate::id::NetworkName, id: EndpointId, error: &ApiError) {
+        let message = error.to_string();
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        // Tried every few seconds: one line for each new reason.
+        if troubles.get(&id) != Some(&message) {
+            tracing::warn!(endpoint = %id, %network, %error, "the endpoint is not as it should be; trying again");
+            troubles.insert(id, message);
         }
+    }
+
+    fn forget_trouble(&self, id: EndpointId) {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup, or
+    /// a session began between the agent's note and its request.
+    async fn assert_known(&self, manager: &ManagerClient, attachment: &Attachment) -> Result<(), ApiError> {
+        let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
         let request = Attach {
             id: endpoint.id,
             network: attachment.network.clone(),
@@ -174,12 +289,9 @@ impl Attachments {
             ips: endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
             mac: Some(endpoint.mac),
         };
-        match manager.attach(request).await {
-            Ok(_) => tracing::info!(endpoint = %endpoint.id, "the manager knows the endpoint again"),
-            Err(error) => {
-                tracing::warn!(endpoint = %endpoint.id, %error, "the manager does not know the endpoint")
-            }
-        }
+        manager.attach(request).await?;
+        tracing::info!(endpoint = %endpoint.id, "the manager knows the endpoint again");
+        Ok(())
     }
 
     /// A lane found the interface of a port gone.
@@ -211,10 +323,10 @@ impl Attachments {
             other.id != attachment.id && other.network == network.name && other.netns == attachment.netns
         });
         if let Some(twin) = twin {
-            return Err(attached_already(&twin));
+            return Err(container::attached_already(&twin));
         }
         let mtu = effective_mtu(&self.in_view(&endpoint).await?);
-        let port = container_port(&attachment.ifname, &endpoint, &network, mtu);
+        let port = container::port(&attachment.ifname, &endpoint, &network, mtu);
         let tap = blocking(move || port.create(&netns)).await?;
         self.add_port(attachment.id, tap).await?;
         attachment.state = AttachmentState::Ready;
@@ -252,33 +364,18 @@ impl Attachments {
     }
 
     /// Opens the interface again, or makes it again if somebody removed it.
-    async fn reopen(&self, attachment: Attachment) {
+    async fn reopen(&self, attachment: Attachment) -> Result<(), ApiError> {
         let (id, network) = (attachment.id, attachment.network.clone());
         let view = self.dataplane.view().await;
-        let opened = blocking(move || {
-            let netns = open_same(&attachment.netns)?;
-            match ContainerPort::reopen(&attachment.ifname, &netns) {
-                Err(PortError::Tap(TapError::NoSuchInterface { .. })) => {}
-                result => return result.map_err(failed),
-            }
-            let endpoint = attachment.endpoint.as_ref();
-            let network = endpoint.and_then(|endpoint| view.networks.get(&endpoint.network));
-            let (Some(endpoint), Some(network)) = (endpoint, network) else {
-                return Err(ApiError::internal("its network is not known yet"));
-            };
-            let mtu = attachment.mtu.unwrap_or_else(|| effective_mtu(network));
-            let port = container_port(&attachment.ifname, endpoint, &network.network, mtu);
-            port.create(&netns).map_err(failed)
+        let tap = blocking(move || {
+            let network =
+                attachment.endpoint.as_ref().and_then(|endpoint| view.networks.get(&endpoint.network));
+            container::reopen(&attachment, network)
         })
-        .await;
-        let result = match opened {
-            Ok(tap) => self.add_port(id, tap).await,
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(()) => tracing::info!(endpoint = %id, %network, "interface is back"),
-            Err(error) => tracing::warn!(endpoint = %id, %network, %error, "interface is not back yet"),
-        }
+        .await?;
+        self.add_port(id, tap).await?;
+        tracing::info!(endpoint = %id, %network, "interface is back");
+        Ok(())
     }
 
     async fn add_port(&self, endpoint: EndpointId, tap: Tap) -> Result<(), ApiError> {
@@ -290,10 +387,11 @@ impl Attachments {
         let id = attachment.id;
         let store = self.store.clone();
         blocking(move || {
-            remove_interface(&attachment)?;
+            container::remove_interface(&attachment)?;
             store.remove_attachment(id).map_err(ApiError::from)
         })
         .await?;
+        self.forget_trouble(id);
         self.tell_manager(manager, id).await;
         Ok(())
     }
@@ -312,7 +410,7 @@ impl Attachments {
         match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(Detach { endpoint: id })).await {
             Ok(Ok(Done {})) => {}
             Ok(Err(error)) => {
-                tracing::info!(endpoint = %id, %error, "the manager will hear of the detachment later")
+                tracing::debug!(endpoint = %id, %error, "the manager will hear of the detachment later")
             }
             Err(_) => tracing::info!(endpoint = %id, "the manager will hear of the detachment later"),
         }
@@ -334,100 +432,9 @@ pub(crate) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'stat
         .map_err(Into::into)
 }
 
-/// The container, if the agent sees the same one as the caller and can attach it.
-fn check_container(request: &AttachRequest, attachments: &[Attachment]) -> Result<NetNs, ApiError> {
-    let netns = NetNs::open(&request.netns.path).map_err(|e| ApiError::not_found(e.to_string()))?;
-    let wanted = &request.netns;
-    if (netns.id().device(), netns.id().inode()) != (wanted.device, wanted.inode) {
-        return Err(ApiError::invalid(format!(
-            "{} is another namespace for the agent than for you (another mount or process namespace): \
-             give the path as the agent sees it",
-            wanted.path.display()
-        )));
-    }
-    let mut here = attachments.iter().filter(|attachment| is_same(&attachment.netns, wanted));
-    if let Some(attached) = here.find(|attached| attached.network == request.network) {
-        return Err(attached_already(attached));
-    }
-    match Netlink::within(&netns, |netlink| netlink.link(&request.ifname)) {
-        Ok(_) => Err(ApiError::conflict(PortError::NameTaken { name: request.ifname.clone() }.to_string())),
-        Err(NetlinkError::NoSuchInterface { .. }) => Ok(netns),
-        Err(error) => Err(failed(error)),
-    }
-}
-
-fn attached_already(attachment: &Attachment) -> ApiError {
-    ApiError::conflict(format!(
-        "{} is attached to network {} already, as {} with endpoint {}: detach it first",
-        attachment.netns.path.display(),
-        attachment.network,
-        attachment.ifname,
-        attachment.id
-    ))
-}
-
-fn container_port(name: &IfName, endpoint: &Endpoint, network: &Network, mtu: u16) -> ContainerPort {
-    let own = |gateway: &std::net::IpAddr| endpoint.addresses.iter().any(|a| a.addr() == *gateway);
-    ContainerPort {
-        name: name.clone(),
-        mac: endpoint.mac,
-        mtu: mtu.into(),
-        addresses: endpoint.addresses.clone(),
-        gateways: network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect(),
-        alias: alias(endpoint.id),
-    }
-}
-
-/// Removes the interface if it is there and is ours: a container may have another of that name.
-fn remove_interface(attachment: &Attachment) -> Result<(), ApiError> {
-    let Ok(netns) = open_same(&attachment.netns) else { return Ok(()) };
-    match Netlink::within(&netns, |netlink| netlink.link(&attachment.ifname)) {
-        Ok(link) if link.alias.as_deref() == Some(&alias(attachment.id)) => {
-            ContainerPort::remove(&attachment.ifname, &netns).map_err(failed)
-        }
-        Ok(_) | Err(NetlinkError::NoSuchInterface { .. }) => Ok(()),
-        Err(error) => Err(failed(error)),
-    }
-}
-
-/// The namespace of an attachment, if its path still leads to the same one.
-fn open_same(wanted: &NetnsRef) -> Result<NetNs, ApiError> {
-    let gone = || ApiError::not_found(format!("{} is not there any more", wanted.path.display()));
-    let netns = NetNs::open(&wanted.path).map_err(|_| gone())?;
-    if (netns.id().device(), netns.id().inode()) == (wanted.dev, wanted.inode) {
-        Ok(netns)
-    } else {
-        Err(gone())
-    }
-}
-
-fn is_same(known: &NetnsRef, wanted: &NetnsReference) -> bool {
-    (known.dev, known.inode) == (wanted.device, wanted.inode)
-}
-
-fn alias(endpoint: EndpointId) -> String {
-    format!("overlayd endpoint {endpoint}")
-}
-
-fn failed(error: impl std::error::Error) -> ApiError {
-    ApiError::internal(error.to_string())
-}
-
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         Self::internal(error.to_string())
-    }
-}
-
-impl From<PortError> for ApiError {
-    fn from(error: PortError) -> Self {
-        match &error {
-            PortError::NameTaken { .. } => Self::conflict(error.to_string()),
-            PortError::Namespace(NetNsError::NotFound { .. }) => Self::not_found(error.to_string()),
-            PortError::Tap(_) | PortError::Namespace(_) | PortError::Netlink(_) => {
-                Self::internal(error.to_string())
-            }
-        }
     }
 }
 
@@ -437,5 +444,7 @@ impl From<crate::worker::LaneGone> for ApiError {
     }
 }
 
+/// How many endpoints an error names.
+const MOST_NAMED: usize = 10;
 const VIEW_TIMEOUT: Duration = Duration::from_secs(10);
 const DETACH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -3,36 +3,35 @@
 //! Every change runs to its end even when the caller hangs up: a request that was begun is never
 //! left half done.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, RwLock, mpsc};
 
+use super::attachments::blocking;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::placement::{LinkKey, effective_mtu};
+use super::placement::effective_mtu;
+use super::report;
 use crate::api::types::{
-    AttachRequest, AttachResponse, ClusterStatus, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
-    DetachResponse, DropCount, EndpointTraffic, InitRequest, InitResponse, InspectNetworkRequest,
-    InspectNetworkResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest,
-    ListNetworksResponse, ListNodesRequest, ListNodesResponse, ManagerStatus, NetworkSummary, NodeState,
-    NodeSummary, PeerStatus, PeerTraffic, PeersRequest, PeersResponse, RemoveNetworkRequest,
-    RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest,
-    TokenResponse, Traffic,
+    AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
+    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
+    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
+    ListNodesResponse, NetworkSummary, NodeState, NodeSummary, PeersRequest, PeersResponse,
+    RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
+    TokenRequest, TokenResponse,
 };
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
-use crate::cluster::{Role, View};
+use crate::cluster::Role;
 use crate::config::AgentConfig;
 use crate::control::rpc::messages;
 use crate::control::rpc::{ErrorKind, ManagerError};
-use crate::control::session::SessionStatus;
 use crate::control::store::Store;
-use crate::drop_reason::DropReason;
-use crate::id::{BootId, LinkSlot};
+use crate::id::BootId;
 use crate::io::clock::boot_time;
 use crate::negotiate::Hello;
-use crate::worker::{LinkCounters, PortCounters};
 
 /// The agent behind its socket.
 pub(super) struct Daemon {
@@ -77,7 +76,7 @@ impl Daemon {
     /// Ends everything; the containers keep their interfaces.
     pub(super) async fn stop(&self) {
         let member = self.inner.member.write().await.take();
-        if let Some(member) = member.and_then(Arc::into_inner) {
+        if let Some(member) = member {
             member.stop().await;
         }
     }
@@ -128,40 +127,90 @@ impl Inner {
         }
     }
 
+    /// As [`Self::begin`], for a member that was made just now: one that cannot run is not kept.
+    async fn begin_new(&self, formed: Formed) -> Result<Arc<Member>, ApiError> {
+        let (node, role) = (formed.identity.node(), formed.identity.role());
+        let error = match self.begin(formed).await {
+            Ok(member) => return Ok(member),
+            Err(error) => error,
+        };
+        let store = self.store.clone();
+        blocking(move || store.leave_cluster()).await?;
+        Err(ApiError::internal(match role {
+            Role::Manager => format!("the cluster was not made: {error:#}"),
+            Role::Worker => format!(
+                "this node did not join: {error:#}; the manager lists it as {node} all the same, and that \
+                 entry can never be used"
+            ),
+        }))
+    }
+
     async fn leave(&self) -> Result<LeaveResponse, ApiError> {
         let _one = self.forming.lock().await;
         let member = self.member().await?;
-        let attachments = member.attachments.all().await?;
-        if !attachments.is_empty() {
-            let names: Vec<String> =
-                attachments.iter().take(10).map(|a| format!("{} in {}", a.id, a.network)).collect();
-            return Err(ApiError::conflict(format!(
-                "this node has {} endpoints: detach them first ({}{})",
-                attachments.len(),
-                names.join(", "),
-                if attachments.len() > names.len() { ", …" } else { "" }
-            )));
+        member.attachments.close().await?;
+        if let Err(error) = self.depart(&member).await {
+            member.attachments.open().await;
+            return Err(error);
         }
-        if member.node.role == Role::Manager {
-            let others =
-                member.client.list_nodes(messages::ListNodes {}).await?.nodes.len().saturating_sub(1);
+        let identity = member.credentials.identity();
+        *self.member.write().await = None;
+        member.stop().await;
+        let_go(member).await;
+        let store = self.store.clone();
+        blocking(move || store.leave_cluster()).await.map_err(|error| {
+            ApiError::internal(format!(
+                "this node is out of its cluster, but could not forget it: {error}; mend that and restart the \
+                 agent before it joins another"
+            ))
+        })?;
+        Ok(LeaveResponse { cluster: identity.cluster(), node: identity.node() })
+    }
+
+    /// Has the cluster forget this node.
+    async fn depart(&self, member: &Member) -> Result<(), ApiError> {
+        if let Some(manager) = &member.manager {
+            let others = manager.other_nodes();
             if others > 0 {
                 return Err(ApiError::conflict(format!(
                     "this node is the cluster's only manager and {others} other nodes are in it: \
                      let them leave first"
                 )));
             }
-        } else {
-            member.client.leave(messages::Leave {}).await?;
+            return Ok(());
         }
-        let identity = member.credentials.identity();
-        *self.member.write().await = None;
-        if let Some(member) = Arc::into_inner(member) {
-            member.stop().await;
+        match member.client.leave(messages::Leave {}).await {
+            Ok(messages::Done {}) => Ok(()),
+            Err(error) => {
+                let mut error = ApiError::from(error);
+                error.message = format!(
+                    "{}; if the cluster is gone for good, stop the agent, delete {} and start it again",
+                    error.message,
+                    self.store.file().display()
+                );
+                Err(error)
+            }
         }
-        let store = self.store.clone();
-        super::attachments::blocking(move || store.leave_cluster()).await?;
-        Ok(LeaveResponse { cluster: identity.cluster(), node: identity.node() })
+    }
+}
+
+/// Waits until nobody uses a member that was stopped, so that its ports can be had again.
+async fn let_go(mut member: Arc<Member>) {
+    let dataplane = Arc::downgrade(&member.dataplane);
+    let alone = async {
+        loop {
+            match Arc::try_unwrap(member) {
+                Ok(last) => break drop(last),
+                Err(shared) => member = shared,
+            }
+            tokio::time::sleep(LET_GO_INTERVAL).await;
+        }
+        while dataplane.strong_count() > 0 {
+            tokio::time::sleep(LET_GO_INTERVAL).await;
+        }
+    };
+    if tokio::time::timeout(LET_GO_TIMEOUT, alone).await.is_err() {
+        tracing::warn!("a call that is still under way keeps the ports of the cluster that was left");
     }
 }
 
@@ -171,7 +220,7 @@ impl Backend for Daemon {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
             let formed = formation::init(&inner.store, request).await?;
-            let member = inner.begin(formed).await.map_err(|e| ApiError::internal(format!("{e:#}")))?;
+            let member = inner.begin_new(formed).await?;
             let manager =
                 member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
             Ok(InitResponse {
@@ -189,7 +238,7 @@ impl Backend for Daemon {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
             let (formed, enrolled) = formation::join(&inner.store, request).await?;
-            let member = inner.begin(formed).await.map_err(|e| ApiError::internal(format!("{e:#}")))?;
+            let member = inner.begin_new(formed).await?;
             tracing::info!(node = %enrolled.node, "joined");
             Ok(JoinResponse { cluster: member.credentials.identity().cluster(), node: member.node.clone() })
         })
@@ -263,7 +312,7 @@ impl Backend for Daemon {
     async fn detach(&self, request: DetachRequest) -> Result<DetachResponse, ApiError> {
         self.change(async move |inner| {
             let member = inner.member().await?;
-            let endpoint = member.attachments.detach(Some(&member.client), &request).await?;
+            let endpoint = member.attachments.detach(member.connected_client(), &request).await?;
             Ok(DetachResponse { endpoint })
         })
         .await
@@ -275,7 +324,7 @@ impl Backend for Daemon {
         let cluster = match inner.member.read().await.clone() {
             Some(member) => {
                 warnings.extend(member.warnings.iter().cloned());
-                Some(cluster_status(&member, &mut warnings).await?)
+                Some(report::cluster(&member, &mut warnings).await?)
             }
             None => None,
         };
@@ -302,135 +351,12 @@ impl Backend for Daemon {
     }
 
     async fn peers(&self, _: PeersRequest) -> Result<PeersResponse, ApiError> {
-        let member = self.member().await?;
-        let now = boot_time();
-        let status = member.keys.status();
-        let peer = |link: LinkOf<'_>| {
-            let status = status.get(&link.key)?;
-            let keys = status.established.as_ref();
-            Some(PeerStatus {
-                node: link.node.id,
-                node_name: link.node.name.clone(),
-                network: link.key.0,
-                network_name: link.network.name.clone(),
-                remote: link.node.data,
-                state: status.state,
-                failure: status.failure.clone(),
-                suite: keys.map(|keys| keys.suite),
-                key_age_seconds: keys.map(|keys| now.since(keys.created).as_secs()),
-                outbound_spis: keys.map(|keys| keys.outbound.clone()).unwrap_or_default(),
-                inbound_spis: keys.map(|keys| keys.inbound.clone()).unwrap_or_default(),
-                sent: link.sent(),
-                received: link.received(),
-                last_drop: link.counters.last_drop,
-            })
-        };
-        let view = member.dataplane.view().await;
-        let links = links(&member, &view).await;
-        Ok(PeersResponse { peers: links.into_iter().filter_map(peer).collect() })
+        Ok(report::peers(&*self.member().await?).await)
     }
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {
-        let member = self.member().await?;
-        let view = member.dataplane.view().await;
-        let mut stats = StatsResponse::default();
-        for lane in member.dataplane.lanes() {
-            let counts = DropReason::ALL.iter().zip(lane.counters().drops());
-            let counts = counts.filter(|(_, packets)| *packets > 0);
-            stats.drops.extend(counts.map(|(&reason, packets)| DropCount {
-                lane: lane.id(),
-                reason,
-                packets,
-            }));
-        }
-        stats.peers = links(&member, &view)
-            .await
-            .into_iter()
-            .map(|link| PeerTraffic {
-                node: link.node.id,
-                node_name: link.node.name.clone(),
-                network_name: link.network.name.clone(),
-                sent: link.sent(),
-                received: link.received(),
-            })
-            .collect();
-        for attachment in member.attachments.all().await? {
-            let Some(slot) = member.dataplane.port(attachment.id).await else { continue };
-            let mut total = PortCounters::default();
-            for lane in member.dataplane.lanes() {
-                total += lane.counters().port(slot);
-            }
-            stats.endpoints.push(EndpointTraffic {
-                endpoint: attachment.id,
-                name: attachment.name,
-                network_name: attachment.network,
-                sent: Traffic { packets: total.frames_sent, bytes: total.bytes_sent },
-                received: Traffic { packets: total.frames_received, bytes: total.bytes_received },
-            });
-        }
-        Ok(stats)
+        report::stats(&*self.member().await?).await
     }
-}
-
-async fn cluster_status(member: &Member, warnings: &mut Vec<String>) -> Result<ClusterStatus, ApiError> {
-    let view = member.dataplane.view().await;
-    let session = member.session.borrow().clone();
-    if let SessionStatus::Disconnected(error) = &session {
-        warnings.push(format!("no session with a manager: {error}; traffic goes on, changes are refused"));
-    }
-    let connected = session == SessionStatus::Connected;
-    let managers = view.managers.iter().map(|node| ManagerStatus { node: node.clone(), connected });
-    let attachments = member.attachments.all().await?;
-    for attachment in &attachments {
-        if member.dataplane.port(attachment.id).await.is_none() {
-            warnings.push(format!(
-                "endpoint {} of network {} has no interface",
-                attachment.id, attachment.network
-            ));
-        }
-    }
-    let expires = member.credentials.identity().expires().unix_timestamp();
-    Ok(ClusterStatus {
-        id: member.credentials.identity().cluster(),
-        node: member.node.clone(),
-        version: view.version,
-        managers: managers.collect(),
-        certificate_expires_unix_seconds: u64::try_from(expires).unwrap_or(0),
-        network_count: u64::try_from(view.networks.len()).unwrap_or(u64::MAX),
-        endpoint_count: u64::try_from(attachments.len()).unwrap_or(u64::MAX),
-    })
-}
-
-/// A link with its names and numbers.
-struct LinkOf<'v> {
-    key: LinkKey,
-    network: &'v crate::cluster::Network,
-    node: &'v crate::cluster::Node,
-    counters: LinkCounters,
-}
-
-impl LinkOf<'_> {
-    fn sent(&self) -> Traffic {
-        Traffic { packets: self.counters.packets_sent, bytes: self.counters.bytes_sent }
-    }
-
-    fn received(&self) -> Traffic {
-        Traffic { packets: self.counters.packets_received, bytes: self.counters.bytes_received }
-    }
-}
-
-async fn links<'v>(member: &Member, view: &'v View) -> Vec<LinkOf<'v>> {
-    let slots: BTreeMap<LinkKey, LinkSlot> = member.dataplane.links().await;
-    let named = slots.into_iter().filter_map(|(key, slot)| {
-        let network = view.networks.get(&key.0)?;
-        let node = network.nodes.iter().find(|node| node.id == key.1)?;
-        let mut counters = LinkCounters::default();
-        for lane in member.dataplane.lanes() {
-            counters += lane.counters().link(slot);
-        }
-        Some(LinkOf { key, network: &network.network, node, counters })
-    });
-    named.collect()
 }
 
 impl From<ManagerError> for ApiError {
@@ -448,3 +374,6 @@ impl From<ManagerError> for ApiError {
 
 /// Lanes of this node.
 const LANES: u8 = 1;
+const LET_GO_INTERVAL: Duration = Duration::from_millis(5);
+/// Longer than any call to a manager waits.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(25);

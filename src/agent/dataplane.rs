@@ -1,7 +1,9 @@
 //! The lanes and what they look up, kept equal to the view of the cluster.
 //!
-//! Changes are made in an order that fails closed: what goes is taken out of the tables before
-//! the lanes forget its keys, and a slot is given out again only after they did.
+//! Changes are made in an order that fails closed: what goes is taken out of the tables, then the
+//! lanes forget its keys, then its slot may be another's, all before the next change and whatever a
+//! peer's task is busy with. Keys that such a task brings afterwards are for a hold that has ended,
+//! and are dropped.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,13 +11,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, watch};
 
-use super::placement::{LinkKey, PeerSpec, Placement};
+use super::placement::{LinkKey, NotCarried, PeerSpec, Placement};
+use super::slots::Hold;
 use crate::cluster::View;
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
-use crate::id::{EndpointId, LinkSlot, NodeId, PortSlot, Version};
+use crate::id::{EndpointId, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version};
 use crate::io::tap::Tap;
-use crate::membership::SignedMembership;
+use crate::membership::{MembershipError, SignedMembership};
 use crate::worker::{Command, Lane, LaneGone};
 
 /// The lanes of this node and their tables.
@@ -64,8 +67,7 @@ impl DataPlane {
         let mut placement = self.placement.lock().await;
         let version = view.version;
         placement.follow(view);
-        self.publish(&mut placement).await?;
-        self.peers.send_replace(placement.peers());
+        self.settle(&mut placement).await?;
         self.followed.send_replace(version);
         Ok(())
     }
@@ -91,35 +93,45 @@ impl DataPlane {
     }
 
     /// Follows a membership that a peer passed on, if it is signed and newer than the one known.
-    pub(crate) async fn adopt(&self, signed: &SignedMembership) -> Result<(), LaneGone> {
+    pub(crate) async fn adopt(&self, signed: &SignedMembership) -> Result<Adopted, LaneGone> {
         let mut placement = self.placement.lock().await;
-        match placement.adopt(signed) {
-            Ok(true) => {
-                self.publish(&mut placement).await?;
-                self.peers.send_replace(placement.peers());
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "refused a membership that a peer passed on"),
+        let adopted = placement.adopt(signed);
+        if adopted == Ok(true) {
+            self.settle(&mut placement).await?;
         }
-        Ok(())
+        Ok(adopted.map(|_| ()))
     }
 
-    /// Makes every lane forget a link's keys.
-    pub(crate) async fn forget_keys(&self, slot: LinkSlot) -> Result<(), LaneGone> {
-        for lane in &self.lanes {
-            lane.execute(Command::DropLink(slot)).await?;
-        }
-        Ok(())
+    /// The newest membership of a network, to be passed on.
+    pub(crate) async fn signed_membership(&self, network: NetworkId) -> Option<SignedMembership> {
+        self.placement.lock().await.signed_membership(network).cloned()
     }
 
-    /// Ends a link: no lane knows a key of it, and its slot is free unless it is wanted again.
-    pub(crate) async fn end_link(&self, key: LinkKey, slot: LinkSlot) -> Result<(), LaneGone> {
-        let mut placement = self.placement.lock().await;
-        for lane in &self.lanes {
-            lane.execute(Command::RemoveLink(slot)).await?;
+    /// The networks of the view that are not carried, and why.
+    pub(crate) async fn refused(&self) -> BTreeMap<NetworkId, NotCarried> {
+        self.placement.lock().await.refused().clone()
+    }
+
+    /// Has lanes carry out commands for a link, in order; false if that hold of it has ended, and then
+    /// none is carried out.
+    pub(crate) async fn command_link(
+        &self,
+        (key, hold): (LinkKey, Hold),
+        commands: impl FnOnce(LinkSlot) -> Vec<(LaneId, Command)>,
+    ) -> Result<bool, LaneGone> {
+        // Held to the end, so that the link cannot end between two commands.
+        let placement = self.placement.lock().await;
+        let Some(slot) = placement.held_link(key, hold) else { return Ok(false) };
+        for (lane, command) in commands(slot) {
+            self.lanes.get(lane.index()).ok_or(LaneGone)?.execute(command).await?;
         }
-        placement.release_link(key);
-        Ok(())
+        Ok(true)
+    }
+
+    /// Makes every lane forget a link's keys, if that hold of it has not ended.
+    pub(crate) async fn forget_keys(&self, link: (LinkKey, Hold)) -> Result<(), LaneGone> {
+        let drop = |slot| self.lanes.iter().map(|lane| (lane.id(), Command::DropLink(slot))).collect();
+        self.command_link(link, drop).await.map(|_had_ended| ())
     }
 
     /// The link in a slot, as lanes report it.
@@ -142,11 +154,72 @@ impl DataPlane {
         self.placement.lock().await.port(endpoint)
     }
 
+    /// Makes lanes and peers follow the placement.
+    async fn settle(&self, placement: &mut Placement) -> Result<(), LaneGone> {
+        self.publish(placement).await?;
+        for (key, slot) in placement.ended_links() {
+            for lane in &self.lanes {
+                lane.execute(Command::RemoveLink(slot)).await?;
+            }
+            placement.release_link(key);
+        }
+        self.peers.send_replace(placement.peers());
+        Ok(())
+    }
+
     async fn publish(&self, placement: &mut Placement) -> Result<(), LaneGone> {
         self.tables.store(Arc::new(placement.tables()));
         for lane in &self.lanes {
             lane.execute(Command::Sync).await?;
         }
         Ok(())
+    }
+}
+
+/// Whether a membership that a peer passed on was believed.
+pub(crate) type Adopted = Result<(), MembershipError>;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testbed::{PaperCluster, network_id, peer};
+    use super::*;
+    use crate::datapath::FloodLimit;
+    use crate::io::udp::{UdpOptions, UdpSocket};
+    use crate::worker::{self, LaneConfig};
+
+    #[tokio::test]
+    async fn keys_that_come_after_their_link_ended_reach_no_lane() {
+        let mut cluster = PaperCluster::new();
+        let dataplane = dataplane(&cluster);
+        let view = cluster.view(vec![cluster.network(1, 1, &[2])], &[]);
+        dataplane.follow(view).await.expect("followed");
+        let key = (network_id(1), peer(2));
+        let hold = dataplane.peers().borrow()[&peer(2)].links[&network_id(1)].hold;
+        let drop = |slot| vec![(dataplane.lanes[0].id(), Command::DropLink(slot))];
+        assert_eq!(dataplane.command_link((key, hold), drop).await, Ok(true));
+
+        dataplane.follow(cluster.view(Vec::new(), &[])).await.expect("followed");
+        assert!(dataplane.links().await.is_empty(), "a link that no task knew of keeps its slot for ever");
+        let refused = |_| -> Vec<_> { panic!("the slot may be another's") };
+        assert_eq!(dataplane.command_link((key, hold), refused).await, Ok(false));
+
+        // Another peer gets the slot; the late task of the first must not touch its keys.
+        let view = cluster.view(vec![cluster.network(1, 2, &[3])], &[]);
+        dataplane.follow(view).await.expect("followed");
+        let next = dataplane.peers().borrow()[&peer(3)].links[&network_id(1)].hold;
+        assert_eq!(next.slot, hold.slot);
+        assert_eq!(dataplane.command_link((key, hold), refused).await, Ok(false));
+    }
+
+    fn dataplane(cluster: &PaperCluster) -> DataPlane {
+        let tables = Arc::new(ArcSwap::default());
+        let config = LaneConfig {
+            id: LaneId::new(0).expect("a lane"),
+            esp: UdpSocket::bind(([127, 0, 0, 1], 0).into(), &UdpOptions::default()).expect("a socket"),
+            vxlan: None,
+            tables: Arc::clone(&tables),
+            flood_limit: FloodLimit { frames_per_second: 1, burst: 1 },
+        };
+        DataPlane::new(&cluster.identity, vec![Arc::new(worker::spawn(config).expect("a lane"))], tables)
     }
 }

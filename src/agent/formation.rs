@@ -92,6 +92,8 @@ pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, 
     };
     let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
     blocking(move || {
+        // What an earlier cluster may have left when it could not be forgotten.
+        store.leave_cluster()?;
         let made = ClusterState::create(store.clone(), new, membership_signer(&credentials))
             .and_then(|state| state.add_node(node))
             .and_then(|()| Ok(store.put_enrolment(&written, &as_written)?));
@@ -138,7 +140,18 @@ pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed,
         ))
     })?;
     let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
-    blocking(move || store.put_enrolment(&written, &as_written)).await?;
+    blocking(move || {
+        // What an earlier cluster may have left when it could not be forgotten.
+        store.leave_cluster()?;
+        store.put_enrolment(&written, &as_written)
+    })
+    .await
+    .map_err(|error| {
+        ApiError::internal(format!(
+            "{error}; the manager lists this machine as {} all the same",
+            enrolled.node
+        ))
+    })?;
     Ok((Formed { identity, settings, sockets }, enrolled))
 }
 

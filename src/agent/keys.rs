@@ -5,15 +5,16 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::dataplane::DataPlane;
 use super::placement::LinkKey;
+use super::slots::Hold;
 use crate::api::types::PeerState;
 use crate::boot_time::BootTime;
 use crate::control::tls::Credentials;
-use crate::id::{LinkSlot, NetworkId, NodeId};
+use crate::id::{NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
 use crate::negotiate::{Env, Established, Hello, Install, LaneKey, SpiPool};
 use crate::sa::{InboundSa, LimitOverrides, OutboundSa, Suite};
@@ -65,37 +66,46 @@ impl Keys {
 
     /// Calls a link with the time, randomness and the SPIs of this node.
     pub(super) fn with_env<T>(&self, call: impl FnOnce(&mut Env<'_, rand::rngs::ThreadRng>) -> T) -> T {
-        let mut spis = self.spis.lock().expect(NO_PANIC);
+        let mut spis = unpoisoned(&self.spis);
         call(&mut Env { now: boot_time(), rng: &mut rand::rng(), spis: &mut spis })
     }
 
-    /// Gives SAs to their lanes, inbound ones first; returns once they are in force.
-    pub(super) async fn install(&self, link: LinkSlot, ipv6: bool, install: Install) -> Result<(), LaneGone> {
+    /// Gives SAs to their lanes, inbound ones first; true once they are in force, false if the link
+    /// has ended.
+    pub(super) async fn install(
+        &self,
+        link: (LinkKey, Hold),
+        ipv6: bool,
+        install: Install,
+    ) -> Result<bool, LaneGone> {
         let (now, limits) = (boot_time(), install.limits);
         if let Some(log) = &self.key_log {
             log.append(install.inbound.iter().chain(&install.outbound), ipv6);
         }
-        for LaneKey { lane, spi, key } in install.inbound {
-            let sa = Box::new(InboundSa::new(spi, key, limits, now));
-            self.execute(lane.index(), Command::InstallInbound { link, sa }).await?;
-        }
-        for LaneKey { lane, spi, key } in install.outbound {
-            let sa = Box::new(OutboundSa::new(spi, key, limits, now));
-            self.execute(lane.index(), Command::InstallOutbound { link, sa }).await?;
-        }
-        Ok(())
+        let commands = |link| {
+            let inbound = install.inbound.into_iter().map(|LaneKey { lane, spi, key }| {
+                let sa = Box::new(InboundSa::new(spi, key, limits, now));
+                (lane, Command::InstallInbound { link, sa })
+            });
+            let outbound = install.outbound.into_iter().map(|LaneKey { lane, spi, key }| {
+                let sa = Box::new(OutboundSa::new(spi, key, limits, now));
+                (lane, Command::InstallOutbound { link, sa })
+            });
+            inbound.chain(outbound).collect()
+        };
+        self.dataplane.command_link(link, commands).await
     }
 
-    /// Ends inbound SAs at a time.
-    pub(super) async fn retire(&self, spis: Vec<crate::id::Spi>, at: BootTime) -> Result<(), LaneGone> {
-        for spi in spis {
-            self.execute(spi.lane().index(), Command::RetireInbound { spi, at }).await?;
-        }
-        Ok(())
-    }
-
-    async fn execute(&self, lane: usize, command: Command) -> Result<(), LaneGone> {
-        self.dataplane.lanes().get(lane).ok_or(LaneGone)?.execute(command).await
+    /// Ends inbound SAs of a link at a time.
+    pub(super) async fn retire(
+        &self,
+        link: (LinkKey, Hold),
+        spis: Vec<Spi>,
+        at: BootTime,
+    ) -> Result<(), LaneGone> {
+        let command = |spi: Spi| (spi.lane(), Command::RetireInbound { spi, at });
+        // The keys of a link that has ended are gone already.
+        self.dataplane.command_link(link, |_| spis.into_iter().map(command).collect()).await.map(|_| ())
     }
 
     /// How far the keys of each link are.
@@ -137,7 +147,7 @@ impl Keys {
     }
 
     fn lock_status(&self) -> MutexGuard<'_, BTreeMap<LinkKey, LinkStatus>> {
-        self.status.lock().expect(NO_PANIC)
+        unpoisoned(&self.status)
     }
 }
 
@@ -159,7 +169,7 @@ impl KeyLog {
     }
 
     fn append<'k>(&self, keys: impl Iterator<Item = &'k LaneKey>, ipv6: bool) {
-        let mut file = self.file.lock().expect(NO_PANIC);
+        let mut file = unpoisoned(&self.file);
         for LaneKey { spi, key, .. } in keys {
             let row = key.esp_sa_row(*spi, ipv6);
             if let Err(error) = writeln!(file, "{}", row.as_str()) {
@@ -169,5 +179,10 @@ impl KeyLog {
     }
 }
 
+/// A set, a map and a file are whole between any two calls: the panic of one peer's task is no
+/// reason to stop the others.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
-const NO_PANIC: &str = "nothing panics while it is held";

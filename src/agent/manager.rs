@@ -16,6 +16,7 @@ use crate::cluster::{Node, Role, View};
 use crate::control::ca::{AuthorityError, CertificateAuthority};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use crate::control::identity::NodeIdentity;
+use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
     Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
     NetworkReply, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest,
@@ -26,7 +27,7 @@ use crate::control::state::{self, ClusterState, StateError};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
-use crate::id::NodeId;
+use crate::id::{NodeId, Version};
 use crate::io::clock::wall_clock;
 use crate::membership::token::{JoinToken, TokenSecret};
 
@@ -46,7 +47,10 @@ impl Manager {
         credentials: Arc<Credentials>,
     ) -> Result<Arc<Self>, ManagerStartError> {
         let authority = StoredAuthority::load(&state.ca()?)?;
-        Ok(Arc::new(Self { state, authority, credentials, sessions: Mutex::default() }))
+        let manager = Self { state, authority, credentials, sessions: Mutex::default() };
+        // Before the first connection is accepted.
+        manager.renew_trust();
+        Ok(Arc::new(manager))
     }
 
     /// Holds every node against the list of members from now on, until the state ends.
@@ -54,22 +58,32 @@ impl Manager {
         let mut versions = self.state.versions();
         loop {
             versions.borrow_and_update();
-            let members = self.state.nodes().into_iter().map(|status| status.node.id).collect();
-            match Trust::of(&self.credentials.identity()) {
-                Ok(trust) => self
-                    .credentials
-                    .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members)),
-                Err(error) => tracing::error!(%error, "the cluster's root cannot be used"),
-            }
+            self.renew_trust();
             if versions.changed().await.is_err() {
                 return;
             }
         }
     }
 
+    fn renew_trust(&self) {
+        let members = self.state.nodes().into_iter().map(|status| status.node.id).collect();
+        match Trust::of(&self.credentials.identity()) {
+            Ok(trust) => {
+                self.credentials
+                    .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members));
+            }
+            Err(error) => tracing::error!(%error, "the cluster's root cannot be used"),
+        }
+    }
+
     /// The join token of a role.
     pub(crate) fn token(&self, role: Role) -> JoinToken {
         JoinToken::new(self.authority.root(), TokenSecret::from_entropy(self.state.token(role)))
+    }
+
+    /// How many nodes are in the cluster beside this one.
+    pub(crate) fn other_nodes(&self) -> usize {
+        self.state.nodes().len().saturating_sub(1)
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
@@ -92,10 +106,9 @@ impl Manager {
             data: SocketAddr::new(usable(data_ip)?, self.data_port()),
             underlay_mtu: machine.underlay_mtu,
         };
-        let life = time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX);
         let certificate = self
             .authority
-            .issue(&request.csr, node.id, role, wall_clock(), life)
+            .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, advertise, data) = (node.id, node.advertise, node.data);
         self.state.add_node(node).map_err(|error| match error.kind() {
@@ -129,9 +142,14 @@ impl Manager {
         nodes.filter(|node| node.role == Role::Manager).map(|node| node.advertise).collect()
     }
 
-    /// Sends `node` its view whenever it changes, until the session ends.
-    async fn tell(self: Arc<Self>, node: NodeId, views: watch::Sender<Arc<View>>) {
-        let mut versions = self.state.versions();
+    /// Sends `node` its view whenever it changes, until the session ends; `versions` has seen the
+    /// version that the session began with.
+    async fn tell(
+        self: Arc<Self>,
+        node: NodeId,
+        mut versions: watch::Receiver<Version>,
+        views: watch::Sender<Arc<View>>,
+    ) {
         loop {
             let changed = tokio::select! {
                 changed = versions.changed() => changed,
@@ -176,6 +194,8 @@ impl ManagerApi for Arc<Manager> {
         request: SessionRequest,
     ) -> Result<watch::Receiver<Arc<View>>, ManagerError> {
         let node = caller.node;
+        // Before the view is made: what changes from here on is told.
+        let versions = self.state.versions();
         let view = self
             .on_state(move |state| {
                 let SessionRequest { node: Node { advertise, data, underlay_mtu, .. }, endpoints } = request;
@@ -186,7 +206,7 @@ impl ManagerApi for Arc<Manager> {
             .await?;
         *self.sessions.lock().expect(NO_PANIC).entry(node).or_default() += 1;
         let (sender, views) = watch::channel(Arc::new(view));
-        tokio::spawn(Arc::clone(self).tell(node, sender));
+        tokio::spawn(Arc::clone(self).tell(node, versions, sender));
         Ok(views)
     }
 
@@ -239,22 +259,40 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn renew(&self, caller: PeerIdentity, request: Renew) -> Result<Renewed, ManagerError> {
-        let life = time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX);
-        let certificate = self
-            .authority
-            .issue(&request.csr, caller.node, caller.role, wall_clock(), life)
-            .map_err(|error| ManagerError::new(ErrorKind::Invalid, error.to_string()))?;
-        Ok(Renewed { chain: vec![certificate] })
+        self.renewed(&request.csr, caller.node, caller.role)
     }
 
     async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
-        let expires = u64::try_from(caller.certificate_expires.unix_timestamp()).unwrap_or(0);
+        // It may hold a later certificate than the one that it came with.
+        let latest = wall_clock().saturating_add(self.certificate_life());
+        let expires = latest.max(caller.certificate_expires).unix_timestamp();
+        let expires = u64::try_from(expires).unwrap_or(0);
         self.on_state(move |state| state.remove_node(caller.node, expires)).await?;
         Ok(Done {})
     }
 }
 
+/// A manager signs for itself: with an expired certificate it could call nobody.
+impl Signer for Arc<Manager> {
+    async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
+        let identity = self.credentials.identity();
+        self.renewed(&csr, identity.node(), identity.role())
+    }
+}
+
 impl Manager {
+    fn renewed(&self, csr: &str, node: NodeId, role: Role) -> Result<Renewed, ManagerError> {
+        let certificate = self
+            .authority
+            .issue(csr, node, role, wall_clock(), self.certificate_life())
+            .map_err(|error| ManagerError::new(ErrorKind::Invalid, error.to_string()))?;
+        Ok(Renewed { chain: vec![certificate] })
+    }
+
+    fn certificate_life(&self) -> time::Duration {
+        time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX)
+    }
+
     async fn on_state<T: Send + 'static>(
         &self,
         work: impl FnOnce(&ClusterState) -> Result<T, StateError> + Send + 'static,
@@ -346,4 +384,93 @@ fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
 /// RFC 3948's.
 const DEFAULT_DATA_PORT: u16 = 4500;
 const BATCH: Duration = Duration::from_millis(20);
-const NO_PANIC: &str = "nothing panics while sessions are counted";
+const NO_PANIC: &str = "nothing panics while nodes are counted";
+
+#[cfg(test)]
+mod tests {
+    use super::super::member::membership_signer;
+    use super::*;
+    use crate::control::renewal;
+    use crate::control::state::{NewCluster, Tokens};
+    use crate::control::store::Store;
+    use crate::id::ClusterId;
+
+    #[tokio::test]
+    async fn node_that_left_is_barred_for_as_long_as_any_certificate_of_it_can_live() {
+        let (manager, _dir) = manager();
+        // It came with an old certificate, and may have had a new one signed a moment ago.
+        let caller = worker(&manager);
+        assert!(manager.credentials.trust().admit_node(caller.node).is_ok());
+        let left = ManagerApi::leave(&manager, caller.clone(), Leave {}).await;
+        assert_eq!(left, Ok(Done {}));
+        manager.renew_trust();
+        assert!(manager.credentials.trust().admit_node(caller.node).is_err());
+        let almost = wall_clock() + manager.certificate_life() - Duration::from_secs(60);
+        manager
+            .state
+            .forget_expired(u64::try_from(almost.unix_timestamp()).expect("after 1970"))
+            .expect("done");
+        assert!(manager.state.removed_nodes().contains(&caller.node));
+    }
+
+    #[tokio::test]
+    async fn manager_renews_its_own_certificate_without_a_connection() {
+        let (manager, _dir) = manager();
+        let before = manager.credentials.identity();
+        renewal::renew(&manager.credentials, &manager, &|_| Ok(())).await.expect("renewed");
+        let after = manager.credentials.identity();
+        assert_eq!((after.node(), after.role()), (before.node(), Role::Manager));
+        assert_ne!(after.chain(), before.chain());
+        // What was signed before stays in force, and so does what is signed from now on.
+        let signer = membership_signer(&manager.credentials);
+        let membership = crate::cluster::Membership {
+            network: crate::id::NetworkId::from_entropy([1; 16]),
+            vni: crate::id::Vni::new(4096).expect("a VNI"),
+            epoch: crate::id::Epoch::new(1),
+            nodes: [before.node()].into(),
+        };
+        let signed = signer(&membership).expect("signed");
+        let verified = signed.verify(after.root(), after.cluster(), &std::collections::BTreeSet::new());
+        assert_eq!(verified, Ok(membership));
+    }
+
+    fn manager() -> (Arc<Manager>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::create(dir.path()).expect("a state file");
+        let cluster = ClusterId::from_entropy([7; 16]);
+        let authority = CertificateAuthority::create(cluster, wall_clock()).expect("an authority");
+        let life = Duration::from_secs(7200);
+        let identity = first_identity(&authority, life).expect("an identity");
+        let trust = Trust::of(&identity).expect("a root");
+        let credentials = Credentials::new(identity.clone(), trust, wall_clock).expect("credentials");
+        let new = NewCluster {
+            id: cluster,
+            ca: StoredAuthority::store(&authority),
+            pools: Vec::new(),
+            certificate_life: life,
+            tokens: Tokens { worker: rand::random(), manager: rand::random() },
+        };
+        let state = ClusterState::create(store, new, membership_signer(&credentials)).expect("a state");
+        state.add_node(node(identity.node(), Role::Manager, 1)).expect("added");
+        (Manager::new(state, credentials).expect("a manager"), dir)
+    }
+
+    fn worker(manager: &Manager) -> PeerIdentity {
+        let id = NodeId::from_entropy([9; 16]);
+        manager.state.add_node(node(id, Role::Worker, 2)).expect("added");
+        manager.renew_trust();
+        let address = SocketAddr::from(([192, 0, 2, 2], 40000));
+        PeerIdentity { node: id, role: Role::Worker, address, certificate_expires: wall_clock() }
+    }
+
+    fn node(id: NodeId, role: Role, host: u8) -> Node {
+        Node {
+            id,
+            name: format!("node-{host}").parse().expect("a name"),
+            role,
+            advertise: SocketAddr::from(([192, 0, 2, host], 2377)),
+            data: SocketAddr::from(([192, 0, 2, host], 4500)),
+            underlay_mtu: 1500,
+        }
+    }
+}

@@ -10,14 +10,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{Mutex, mpsc, watch};
 
 use super::attachments::{Attachments, blocking};
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
 use super::peers;
+use super::tasks::{Tasks, Watched};
 use crate::cluster::{Node, Role, View};
 use crate::config::AgentConfig;
 use crate::control::identity::NodeIdentity;
@@ -28,7 +28,7 @@ use crate::control::session::{self, SessionStatus};
 use crate::control::state::{ClusterState, SignMembership};
 use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
-use crate::control::tls::Credentials;
+use crate::control::tls::{Credentials, verify_identity};
 use crate::control::trust::Trust;
 use crate::control::{enrol, renewal};
 use crate::id::{HostName, LaneId};
@@ -42,7 +42,7 @@ use crate::sa::Suite;
 use crate::wire::vxlan;
 use crate::worker::{self, FloodLimit, Lane, LaneConfig, LaneEvent};
 
-/// A running member of a cluster. Dropping it ends everything of it.
+/// A running member of a cluster. Dropping it ends everything of it, though not at once.
 pub(crate) struct Member {
     pub(super) node: Node,
     pub(super) credentials: Arc<Credentials>,
@@ -54,7 +54,7 @@ pub(crate) struct Member {
     pub(super) manager: Option<Arc<Manager>>,
     /// What the operator should know.
     pub(super) warnings: Vec<String>,
-    tasks: JoinSet<()>,
+    tasks: Mutex<Option<Watched>>,
 }
 
 /// The sockets of a member, bound before anything is promised to anybody.
@@ -122,6 +122,9 @@ impl Member {
         let view = load_view(store).await?;
         let trust = Trust::of(&identity)?.with_removed(view.removed.clone());
         let credentials = Credentials::new(identity, trust, wall_clock)?;
+        if let Some(warning) = certificate_warning(&credentials) {
+            tracing::error!("{warning}");
+        }
 
         let tables = Arc::new(ArcSwap::default());
         let id = LaneId::new(0).expect("zero is a lane");
@@ -131,7 +134,7 @@ impl Member {
             Arc::new(worker::spawn(LaneConfig { id, esp, vxlan, tables: Arc::clone(&tables), flood_limit })?);
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));
         dataplane.follow(Arc::new(view.clone())).await?;
-        let attachments = Arc::new(Attachments::new(store.clone(), Arc::clone(&dataplane)));
+        let attachments = Arc::new(Attachments::new(store.clone(), node.id, Arc::clone(&dataplane)));
         attachments.restore().await?;
 
         let key_log = match &config.esp_key_log {
@@ -149,39 +152,25 @@ impl Member {
             key_log,
         ));
 
-        let client = ManagerClient::new(Arc::clone(&credentials), settings.managers.clone());
+        let client = ManagerClient::new(Arc::clone(&credentials), managers(&view, &settings));
         let (views, following) = watch::channel(Arc::new(view));
         let (status, session) = watch::channel(SessionStatus::Connecting);
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         let manager = start_manager(store, &credentials).await?;
         let doors = open_doors(&mut tasks, manager.as_ref(), &failed);
         let (channels, connected) = mpsc::channel(64);
         let doors = Doors { key_channels: channels, manager: doors };
-        tasks.spawn(listen(tls, Arc::clone(&credentials), doors));
-        tasks.spawn(serve_peers(
-            Arc::clone(&keys),
-            connected,
-            lane,
-            Arc::clone(&attachments),
-            failed.clone(),
-        ));
-        tasks.spawn(follow_views(
-            following,
-            store.clone(),
-            Arc::clone(&dataplane),
-            Arc::clone(&credentials),
-            failed,
-        ));
+        tasks.spawn("the TLS port", listen(tls, Arc::clone(&credentials), doors));
+        let lanes = serve_peers(Arc::clone(&keys), connected, lane, Arc::clone(&attachments), failed.clone());
+        tasks.spawn("the key exchange", lanes);
+        let (followed, trusting) = (Arc::clone(&dataplane), Arc::clone(&credentials));
+        let views_followed = follow_views(following, store.clone(), followed, trusting, failed.clone());
+        tasks.spawn("the cluster's view", views_followed);
         let request = session_request(node.clone(), Arc::clone(&attachments));
-        tasks.spawn(session::keep(client.clone(), request, views, status));
-        tasks.spawn(mend(Arc::clone(&attachments), client.clone(), session.clone()));
-        let (persisting, renewed) = (store.clone(), client.clone());
-        let persist = move |identity: &NodeIdentity| persisting.put_identity(identity).map_err(Into::into);
-        let renewal_credentials = Arc::clone(&credentials);
-        let signer = client.clone();
-        tasks.spawn(async move {
-            renewal::keep(renewal_credentials, signer, persist, move || renewed.reconnect()).await;
-        });
+        tasks.spawn("the session", session::keep(client.clone(), request, views, status));
+        tasks.spawn("the endpoints", mend(Arc::clone(&attachments), client.clone(), session.clone()));
+        keep_certificate(&mut tasks, &credentials, store, manager.as_ref(), &client);
+        let tasks = Mutex::new(Some(tasks.watch(failed)));
         Ok(Self {
             node,
             credentials,
@@ -196,10 +185,26 @@ impl Member {
         })
     }
 
-    /// Ends everything and waits for it.
-    pub(crate) async fn stop(mut self) {
-        self.tasks.shutdown().await;
+    /// Ends every task and waits for it; the lanes go on until the last caller lets go of the member.
+    pub(crate) async fn stop(&self) {
+        if let Some(tasks) = self.tasks.lock().await.take() {
+            tasks.stop().await;
+        }
     }
+
+    /// The client, while a manager is there: without one, calls would only wait.
+    pub(crate) fn connected_client(&self) -> Option<&ManagerClient> {
+        (*self.session.borrow() == SessionStatus::Connected).then_some(&self.client)
+    }
+}
+
+/// What is wrong with this node's certificate or clock, if anything is.
+pub(crate) fn certificate_warning(credentials: &Credentials) -> Option<String> {
+    let refusal = verify_identity(&credentials.identity(), credentials.now()).err()?;
+    Some(format!(
+        "other nodes refuse this one: {refusal}; set the clock right, and if that is not it, let this node \
+         `overlayd leave` and join again"
+    ))
 }
 
 /// The name of this machine, as far as it can be one.
@@ -255,19 +260,47 @@ async fn start_manager(store: &Store, credentials: &Arc<Credentials>) -> Result<
     .await?
 }
 
+/// Where managers are: as the last view has it, and as this node was told when it joined.
+fn managers(view: &View, settings: &NodeSettings) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = view.managers.iter().map(|node| node.advertise).collect();
+    addresses.extend(
+        settings.managers.iter().filter(|known| !view.managers.iter().any(|n| n.advertise == **known)),
+    );
+    addresses
+}
+
+/// Renews this node's certificate in time, by the manager in this process or by any other.
+fn keep_certificate(
+    tasks: &mut Tasks,
+    credentials: &Arc<Credentials>,
+    store: &Store,
+    manager: Option<&Arc<Manager>>,
+    client: &ManagerClient,
+) {
+    let (store, renewed) = (store.clone(), client.clone());
+    let persist = move |identity: &NodeIdentity| store.put_identity(identity).map_err(Into::into);
+    let renewed = move || renewed.reconnect();
+    let (credentials, client) = (Arc::clone(credentials), client.clone());
+    let name = "the renewal of the certificate";
+    match manager.map(Arc::clone) {
+        Some(manager) => tasks.spawn(name, renewal::keep(credentials, manager, persist, renewed)),
+        None => tasks.spawn(name, renewal::keep(credentials, client, persist, renewed)),
+    }
+}
+
 /// Serves the manager's part of the TLS port, if this node is one.
 fn open_doors(
-    tasks: &mut JoinSet<()>,
+    tasks: &mut Tasks,
     manager: Option<&Arc<Manager>>,
     failed: &mpsc::Sender<anyhow::Error>,
 ) -> Option<ManagerDoors> {
     let manager = manager?;
     let (rpc, calls) = mpsc::channel(64);
     let (enrol, machines) = mpsc::channel(64);
-    tasks.spawn(Arc::clone(manager).keep_trust());
-    tasks.spawn(enrol::serve(Arc::new(Arc::clone(manager)), machines));
+    tasks.spawn("the list of members", Arc::clone(manager).keep_trust());
+    tasks.spawn("enrolment", enrol::serve(Arc::new(Arc::clone(manager)), machines));
     let (api, failed) = (Arc::new(Arc::clone(manager)), failed.clone());
-    tasks.spawn(async move {
+    tasks.spawn("the manager API", async move {
         if let Err(error) = rpc::serve(api, calls).await {
             // The agent is ending already when nobody listens.
             let _ = failed.send(anyhow::Error::from(error).context("the manager API failed")).await;
@@ -304,7 +337,7 @@ async fn serve_peers(
     let _ = failed.send(anyhow::anyhow!("a packet lane has ended")).await;
 }
 
-/// Makes the lanes forward by each new view, once it is on the disk.
+/// Makes the lanes forward by each new view, and keeps it for the next start.
 async fn follow_views(
     mut views: watch::Receiver<Arc<View>>,
     store: Store,
@@ -314,20 +347,30 @@ async fn follow_views(
 ) {
     // A manager's trust follows its own list of members.
     let is_manager = credentials.identity().role() == Role::Manager;
+    // The trust was made from the first view.
+    let mut removed = views.borrow().removed.clone();
+    let mut is_saved = true;
     while views.changed().await.is_ok() {
         let view = Arc::clone(&views.borrow_and_update());
+        // First what takes something away from others: a slow disk does not keep a removed node in.
+        if !is_manager && removed != view.removed {
+            removed.clone_from(&view.removed);
+            let trust = credentials.trust().as_ref().clone().with_removed(removed.clone());
+            credentials.replace_trust(trust);
+        }
         let (saving, saved) = (store.clone(), Arc::clone(&view));
-        if let Err(error) = blocking(move || saving.put_view(&saved)).await {
-            tracing::warn!(%error, "the view was not saved: a restart would begin with an older one");
-        }
-        if !is_manager {
-            let removed = credentials.trust().as_ref().clone().with_removed(view.removed.clone());
-            credentials.replace_trust(removed);
-        }
-        if let Err(gone) = dataplane.follow(view).await {
+        let (saved, followed) =
+            tokio::join!(blocking(move || saving.put_view(&saved)), dataplane.follow(view));
+        if let Err(gone) = followed {
             let _ = failed.send(gone.into()).await;
             return;
         }
+        if let Err(error) = &saved
+            && is_saved
+        {
+            tracing::warn!(%error, "the view was not saved: a restart would begin with an older one");
+        }
+        is_saved = saved.is_ok();
     }
 }
 
@@ -354,12 +397,17 @@ fn session_request(
 
 /// Compares actual with desired, always.
 async fn mend(attachments: Arc<Attachments>, client: ManagerClient, session: watch::Receiver<SessionStatus>) {
+    let mut known = None;
     loop {
         tokio::time::sleep(MEND_INTERVAL).await;
         let connected = *session.borrow() == SessionStatus::Connected;
-        if let Err(error) = attachments.reconcile(connected.then_some(&client)).await {
-            tracing::warn!(%error, "attachments could not be compared with what is there");
+        let failure = attachments.reconcile(connected.then_some(&client)).await.err().map(|e| e.to_string());
+        if let Some(error) = &failure
+            && known != failure
+        {
+            tracing::warn!(%error, "endpoints could not be compared with what is there");
         }
+        known = failure;
     }
 }
 

@@ -5,15 +5,21 @@
 
 mod attachments;
 mod backend;
+mod container;
 mod dataplane;
 mod formation;
 mod keys;
+mod log_limit;
 mod manager;
 mod member;
 mod peer;
 mod peers;
 mod placement;
+mod report;
 mod slots;
+mod tasks;
+#[cfg(test)]
+mod testbed;
 
 use std::sync::Arc;
 
@@ -56,7 +62,12 @@ async fn serve(config: AgentConfig) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"), state = %store.file().display(),
         socket = %config.socket.display(), "agent starts"
     );
-    let daemon = Arc::new(Daemon::start(config, store, failed).await?);
+    let started = tokio::select! {
+        daemon = Daemon::start(config, store, failed) => daemon?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let daemon = Arc::new(started);
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
     let api = tokio::spawn(api::serve(listener, Arc::clone(&daemon), async {
         // Stopped or dropped, it is the end.
@@ -73,9 +84,13 @@ async fn serve(config: AgentConfig) -> Result<()> {
     tracing::info!("agent stops");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(stop);
-    daemon.stop().await;
-    // A caller that reads slowly does not keep the agent from ending.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), api).await;
+    // A task or caller that is slow does not keep the agent from ending: the next start finishes or
+    // takes back what was begun.
+    let _ = tokio::time::timeout(STOP_TIMEOUT, async {
+        daemon.stop().await;
+        let _ = api.await;
+    })
+    .await;
     result
 }
 
@@ -94,6 +109,7 @@ fn keep_keys_out_of_core_dumps() {
     }
 }
 
+const STOP_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 /// The group that may use the socket, where it exists.
 const SOCKET_GROUP: &str = "overlayd";
 /// Threads of the control plane; lanes have their own.

@@ -4,14 +4,18 @@
 //! said and when, this task carries it out: it sends, gives SAs to the lanes and reports when they
 //! are in force. When the channel is gone, keys in use stay in use.
 
+mod links;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 
 use super::keys::Keys;
+use super::log_limit::LogLimit;
 use super::placement::{LinkSpec, PeerSpec};
 use crate::api::types::PeerState;
 use crate::boot_time::BootTime;
@@ -20,7 +24,7 @@ use crate::control::session::Backoff;
 use crate::control::tls::peer::ConnectError;
 use crate::id::{NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
-use crate::negotiate::{Action, Env, Hello, Link, LinkConfig, Message, Standing};
+use crate::negotiate::{Hello, Link, LinkConfig, Message, Standing};
 use crate::worker::LaneGone;
 
 /// What happened that concerns one peer.
@@ -42,11 +46,17 @@ pub(crate) struct Peer {
     spec: PeerSpec,
     links: BTreeMap<NetworkId, Linked>,
     channel: Option<KeyChannel>,
+    /// When the channel came up.
+    up_since: BootTime,
+    /// Why the channel is of no use any more, before the links know.
+    broken: Option<String>,
     /// What the peer said of itself on this channel.
     hello: Option<Hello>,
-    /// When to connect again, so that no channel gets old; the initiator's business.
-    renew_at: BootTime,
+    /// The attempt to connect that is under way; never two.
+    connecting: JoinSet<Result<Box<KeyChannel>, ConnectError>>,
     backoff: Backoff,
+    complaints: LogLimit,
+    successes: LogLimit,
 }
 
 /// A network shared with the peer.
@@ -59,7 +69,7 @@ struct Linked {
 enum Turn {
     Spec,
     Event(PeerEvent),
-    Connected(Result<Box<KeyChannel>, ConnectError>),
+    Connected(Result<Result<Box<KeyChannel>, ConnectError>, JoinError>),
     Received(Result<Option<Bytes>, ChannelError>),
     Timeout,
 }
@@ -77,18 +87,21 @@ impl Peer {
             spec: spec.clone(),
             links: BTreeMap::new(),
             channel: None,
+            up_since: BootTime::default(),
+            broken: None,
             hello: None,
-            renew_at: BootTime::NEVER,
-            backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(1)),
+            connecting: JoinSet::new(),
+            backoff: Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE),
+            complaints: LogLimit::default(),
+            successes: LogLimit::default(),
         };
         peer.follow(spec).await?;
-        let (connected, mut connections) = mpsc::channel(1);
-        let mut connecting = false;
         loop {
-            if peer.is_initiator() && !connecting && (peer.channel.is_none() || boot_time() >= peer.renew_at)
-            {
-                connecting = true;
-                peer.connect(connected.clone());
+            if let Some(why) = peer.broken.take() {
+                peer.channel_down(&why).await?;
+            }
+            if peer.wants_to_connect() {
+                peer.connect();
             }
             let timeout = peer.timeout();
             let received = async {
@@ -103,7 +116,7 @@ impl Peer {
                     Err(_) => return Ok(()),
                 },
                 Some(event) = events.recv() => Turn::Event(event),
-                Some(result) = connections.recv() => Turn::Connected(result),
+                Some(result) = peer.connecting.join_next() => Turn::Connected(result),
                 received = received => Turn::Received(received),
                 () = tokio::time::sleep(timeout) => Turn::Timeout,
             };
@@ -116,14 +129,17 @@ impl Peer {
                     }
                 }
                 Turn::Event(event) => peer.happened(event).await?,
-                Turn::Connected(result) => {
-                    connecting = false;
-                    peer.connected(result).await?;
-                }
+                Turn::Connected(Ok(result)) => peer.connected(result).await?,
+                Turn::Connected(Err(error)) => tracing::error!(%error, "an attempt to connect died"),
                 Turn::Received(Ok(Some(frame))) => peer.received(&frame).await?,
                 Turn::Received(Ok(None)) => peer.channel_down("the peer closed it").await?,
                 Turn::Received(Err(error)) => peer.channel_down(&error.to_string()).await?,
-                Turn::Timeout => peer.each(Link::handle_timeout).await?,
+                Turn::Timeout => {
+                    if peer.channel.is_some() && boot_time().since(peer.up_since) >= CHANNEL_END {
+                        peer.channel_down("it is too old, and no newer one could be had").await?;
+                    }
+                    peer.each(Link::handle_timeout).await?;
+                }
             }
         }
     }
@@ -136,15 +152,18 @@ impl Peer {
         self.keys.node > self.id()
     }
 
-    /// Connects in the background, after a pause that grows with every failure.
-    fn connect(&mut self, done: mpsc::Sender<Result<Box<KeyChannel>, ConnectError>>) {
+    fn wants_to_connect(&self) -> bool {
+        let is_due = self.channel.is_none() || boot_time() >= self.up_since + CHANNEL_LIFE;
+        self.is_initiator() && is_due && self.connecting.is_empty()
+    }
+
+    /// Connects in the background, after a pause that grows until a channel has lasted.
+    fn connect(&mut self) {
         let pause = self.backoff.next();
         let (credentials, node) = (Arc::clone(&self.keys.credentials), self.spec.node.clone());
-        tokio::spawn(async move {
+        self.connecting.spawn(async move {
             tokio::time::sleep(pause).await;
-            let result = KeyChannel::connect(&credentials, node.advertise, node.id).await;
-            // Nobody is interested any more once the peer's task has ended.
-            let _ = done.send(result.map(Box::new)).await;
+            KeyChannel::connect(&credentials, node.advertise, node.id).await.map(Box::new)
         });
     }
 
@@ -153,13 +172,18 @@ impl Peer {
             Ok(channel) => self.channel_up(*channel).await,
             Err(error) => {
                 let failure = error.to_string();
+                let mut is_news = false;
                 for network in self.links.keys() {
                     self.keys.set_status((*network, self.id()), |status| {
-                        if status.failure.as_ref() != Some(&failure) {
-                            tracing::warn!(peer = %self.spec.node.name, %error, "no key channel");
-                        }
+                        is_news |= status.failure.as_ref() != Some(&failure);
                         status.failure = Some(failure.clone());
+                        if status.established.is_none() {
+                            status.state = PeerState::Failed;
+                        }
                     });
+                }
+                if is_news {
+                    tracing::warn!(peer = %self.spec.node.name, %error, "no key channel");
                 }
                 Ok(())
             }
@@ -175,7 +199,10 @@ impl Peer {
             PeerEvent::TrafficWaiting(network) => {
                 self.call(network, |link, env| link.handle_traffic_waiting(env)).await
             }
-            PeerEvent::UnknownSpi(spi) => self.send(&Message::SpiUnknown(spi.get()).encode()).await,
+            PeerEvent::UnknownSpi(spi) => {
+                self.send(&Message::SpiUnknown(spi.get()).encode()).await;
+                Ok(())
+            }
         }
     }
 
@@ -185,19 +212,36 @@ impl Peer {
         }
         tracing::debug!(peer = %self.spec.node.name, address = %channel.peer().address, "key channel is up");
         self.channel = Some(channel);
-        self.renew_at = boot_time() + CHANNEL_LIFE;
-        self.backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        self.up_since = boot_time();
+        for network in self.links.keys() {
+            self.keys.set_status((*network, self.id()), |status| status.failure = None);
+            self.note(*network);
+        }
         let hello = Message::Hello(self.keys.hello).encode();
-        self.send(&hello).await
+        self.send(&hello).await;
+        Ok(())
     }
 
     async fn channel_down(&mut self, why: &str) -> Result<(), LaneGone> {
         if self.channel.take().is_some() {
             tracing::debug!(peer = %self.spec.node.name, why, "key channel is down");
+            // One that accepts and closes at once is not knocked at ever faster.
+            if boot_time().since(self.up_since) >= STEADY {
+                self.backoff = Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE);
+            }
         }
+        self.broken = None;
         self.hello = None;
-        self.renew_at = BootTime::NEVER;
         self.each(Link::handle_channel_down).await
+    }
+
+    /// Says once a second at most what the peer does wrong.
+    fn complain(&mut self, what: &str, reason: &dyn std::fmt::Display) {
+        if self.complaints.permits(boot_time()) {
+            tracing::warn!(peer = %self.spec.node.name, %reason, "{what}");
+        } else {
+            tracing::debug!(peer = %self.spec.node.name, %reason, "{what}");
+        }
     }
 
     async fn received(&mut self, frame: &Bytes) -> Result<(), LaneGone> {
@@ -212,18 +256,20 @@ impl Peer {
                 })
                 .await
             }
-            Ok(Message::Membership(signed)) => self.keys.dataplane.adopt(&signed).await,
+            Ok(Message::Membership(signed)) => {
+                if let Err(error) = self.keys.dataplane.adopt(&signed).await? {
+                    self.complain("refused a membership that the peer passed on", &error);
+                }
+                Ok(())
+            }
             Ok(Message::Link(frame)) => {
                 let network = frame.network();
                 if !self.links.contains_key(&network) {
-                    tracing::warn!(
-                        peer = %self.spec.node.name, %network,
-                        "refused a key exchange for a network that is not shared with the peer"
-                    );
-                    return match frame.refuse_unknown_network() {
-                        Some(refusal) => self.send(&refusal).await,
-                        None => Ok(()),
-                    };
+                    self.complain("refused a key exchange for a network that is not shared", &network);
+                    if let Some(refusal) = frame.refuse_unknown_network() {
+                        self.send(&refusal).await;
+                    }
+                    return Ok(());
                 }
                 let Some(channel) = &self.channel else { return Ok(()) };
                 let Some(linked) = self.links.get_mut(&network) else { return Ok(()) };
@@ -240,8 +286,15 @@ impl Peer {
         if spec.node.advertise != self.spec.node.advertise && self.is_initiator() {
             self.channel_down("the peer has another address now").await?;
         }
-        let gone: Vec<NetworkId> =
-            self.links.keys().filter(|network| !spec.links.contains_key(network)).copied().collect();
+        let lives = |network: &NetworkId, linked: &Linked| {
+            spec.links.get(network).is_some_and(|link| link.hold == linked.spec.hold)
+        };
+        let gone: Vec<NetworkId> = self
+            .links
+            .iter()
+            .filter(|(network, linked)| !lives(network, linked))
+            .map(|(network, _)| *network)
+            .collect();
         for network in gone {
             self.end(network).await?;
         }
@@ -256,6 +309,9 @@ impl Peer {
                 self.call(network, move |link, env| link.handle_membership(env, standing)).await?;
                 continue;
             }
+            // A task before this one may have died and left keys.
+            self.keys.dataplane.forget_keys(((network, self.id()), link.hold)).await?;
+            self.keys.forget_status((network, self.id()));
             let config = LinkConfig {
                 local: self.keys.node,
                 peer: self.id(),
@@ -266,7 +322,7 @@ impl Peer {
                 limits: self.keys.limits,
             };
             self.links.insert(network, Linked { spec: link, link: Link::new(config, standing) });
-            self.keys.set_status((network, self.id()), |_| {});
+            self.note(network);
             if let Some(hello) = self.hello {
                 self.call(network, move |link, env| link.handle_channel_up(env, hello)).await?;
             }
@@ -280,123 +336,43 @@ impl Peer {
             self.end(network).await?;
         }
         if let Some(channel) = self.channel.take() {
-            channel.close().await;
+            // A peer that reads nothing is not waited for.
+            let _closed_or_not = tokio::time::timeout(SEND_TIMEOUT, channel.close()).await;
         }
         Ok(())
     }
 
-    /// Ends a link: no lane knows a key of it when this returns, and its slot is free.
-    async fn end(&mut self, network: NetworkId) -> Result<(), LaneGone> {
-        self.call(network, |link, env| link.handle_closed(env)).await?;
-        if let Some(linked) = self.links.remove(&network) {
-            self.keys.forget_status((network, self.id()));
-            self.keys.dataplane.end_link((network, self.id()), linked.spec.slot).await?;
-        }
-        Ok(())
-    }
-
-    async fn each(
-        &mut self,
-        mut call: impl FnMut(&mut Link, &mut Env<'_, rand::rngs::ThreadRng>),
-    ) -> Result<(), LaneGone> {
-        let networks: Vec<NetworkId> = self.links.keys().copied().collect();
-        for network in networks {
-            self.call(network, &mut call).await?;
-        }
-        Ok(())
-    }
-
-    async fn call(
-        &mut self,
-        network: NetworkId,
-        call: impl FnOnce(&mut Link, &mut Env<'_, rand::rngs::ThreadRng>),
-    ) -> Result<(), LaneGone> {
-        let Some(linked) = self.links.get_mut(&network) else { return Ok(()) };
-        self.keys.with_env(|env| call(&mut linked.link, env));
-        self.act(network).await
-    }
-
-    /// Carries out what a link wants done, in order.
-    async fn act(&mut self, network: NetworkId) -> Result<(), LaneGone> {
-        while let Some(linked) = self.links.get_mut(&network) {
-            let Some(action) = linked.link.poll_action() else { break };
-            let slot = linked.spec.slot;
-            match action {
-                Action::Send(frame) => self.send(&frame).await?,
-                Action::Install(install) => {
-                    let exchange = install.exchange;
-                    self.keys.install(slot, self.spec.node.data.is_ipv6(), install).await?;
-                    self.keys.with_env(|env| linked.link.handle_installed(env, exchange));
-                }
-                Action::RetireInbound { spis, at } => self.keys.retire(spis, at).await?,
-                Action::DropLink => self.keys.dataplane.forget_keys(slot).await?,
-                Action::Established(established) => {
-                    tracing::info!(
-                        peer = %self.spec.node.name, network = %linked.spec.name,
-                        suite = established.suite.name(), generation = established.generation,
-                        "keys are in use"
-                    );
-                }
-                Action::Refused { by_peer, reason } => {
-                    tracing::warn!(
-                        peer = %self.spec.node.name, network = %linked.spec.name, by_peer, %reason,
-                        "key exchange refused"
-                    );
-                    let failure = Some(reason.to_string());
-                    self.keys.set_status((network, self.id()), |status| status.failure = failure);
-                }
-                Action::MembershipStale { epoch } => {
-                    tracing::debug!(network = %linked.spec.name, %epoch, "the peer knows a newer membership");
-                }
-                Action::PassMembership => {
-                    let view = self.keys.dataplane.view().await;
-                    if let Some(known) = view.networks.get(&network) {
-                        let message = Message::Membership(Box::new(known.membership.clone()));
-                        self.send(&message.encode()).await?;
-                    }
-                }
-            }
-        }
-        self.note(network);
-        Ok(())
-    }
-
-    /// What `overlayd peers` shows.
-    fn note(&self, network: NetworkId) {
-        let Some(linked) = self.links.get(&network) else { return };
-        let established = linked.link.established().cloned();
-        self.keys.set_status((network, self.id()), |status| {
-            status.state = match (&established, &self.channel, &status.failure) {
-                (Some(_), ..) => PeerState::Established,
-                (None, Some(_), None) => PeerState::Negotiating,
-                (None, None, None) => PeerState::Connecting,
-                (None, _, Some(_)) => PeerState::Failed,
-            };
-            if established.is_some() {
-                status.failure = None;
-            }
-            status.established = established;
-        });
-    }
-
-    async fn send(&mut self, frame: &[u8]) -> Result<(), LaneGone> {
-        let Some(channel) = &mut self.channel else { return Ok(()) };
-        // A channel that broke says so to the next receive as well, which takes it down.
-        if let Err(error) = channel.send(frame).await {
-            tracing::debug!(peer = %self.spec.node.name, %error, "a message was not sent");
-        }
-        Ok(())
+    async fn send(&mut self, frame: &[u8]) {
+        let Some(channel) = &mut self.channel else { return };
+        let broken = match tokio::time::timeout(SEND_TIMEOUT, channel.send(frame)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the peer does not read what it is sent".to_owned(),
+        };
+        self.broken = Some(broken);
     }
 
     /// How long until a link wants to be called, or the channel to be renewed.
     fn timeout(&self) -> Duration {
         let links = self.links.values().filter_map(|linked| linked.link.poll_timeout());
-        let next = links.chain([self.renew_at]).min().unwrap_or(BootTime::NEVER);
+        let renewal = (self.is_initiator() && self.connecting.is_empty())
+            .then_some(self.up_since + CHANNEL_LIFE)
+            .filter(|_| self.channel.is_some());
+        let next = links.chain(renewal).min().unwrap_or(BootTime::NEVER);
         next.since(boot_time()).min(LONGEST_SLEEP)
     }
 }
 
-/// Keys are bound to a TLS connection; none lives as long as an hour.
+/// When to connect anew: keys are bound to a TLS connection, and none lives as long as an hour.
 const CHANNEL_LIFE: Duration = Duration::from_secs(50 * 60);
+/// When a channel is closed that could not be renewed.
+const CHANNEL_END: Duration = Duration::from_secs(60 * 60);
+/// A channel that lasted as long was a good one.
+const STEADY: Duration = Duration::from_secs(10);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+/// A peer that was restarted is found again within two seconds.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A peer that reads nothing holds up no more than its own task, and that not for long.
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Timers are on the boot-time clock, sleeps are not: a suspended host looks again soon.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);

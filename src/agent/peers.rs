@@ -1,17 +1,21 @@
 //! The tasks of all peers: begun and ended as the view says, told what happens.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 
 use super::keys::Keys;
+use super::log_limit::LogLimit;
 use super::peer::{Peer, PeerEvent};
 use super::placement::PeerSpec;
 use crate::control::key_channel::KeyChannel;
 use crate::id::NodeId;
+use crate::io::clock::boot_time;
 use crate::worker::{LaneEvent, LaneGone};
 
 /// Keeps a task for every peer that keys are needed with; ends when a lane has.
@@ -19,36 +23,38 @@ pub(crate) async fn keep(
     keys: Arc<Keys>,
     mut channels: mpsc::Receiver<KeyChannel>,
     mut events: mpsc::Receiver<LaneEvent>,
-) -> LaneGone {
+) -> Result<Infallible, LaneGone> {
     let mut wanted = keys.dataplane.peers();
-    let mut peers = Peers { keys, tasks: JoinSet::new(), running: HashMap::new() };
+    let mut peers = Peers {
+        keys,
+        tasks: JoinSet::new(),
+        running: HashMap::new(),
+        died: BTreeSet::new(),
+        strangers: LogLimit::default(),
+    };
     loop {
         let specs = wanted.borrow_and_update().clone();
         peers.follow(&specs);
         tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return LaneGone },
-            Some(channel) = channels.recv() => peers.connected(channel).await,
+            changed = wanted.changed() => if changed.is_err() { return Err(LaneGone) },
+            Some(channel) = channels.recv() => peers.connected(channel),
             Some(event) = events.recv() => peers.happened(event, &specs).await,
-            Some(ended) = peers.tasks.join_next() => match ended {
-                // Begun again by the next turn if it is wanted meanwhile.
-                Ok((node, Ok(()))) => { peers.running.remove(&node); }
-                Ok((_, Err(gone))) => return gone,
-                Err(error) => {
-                    tracing::error!(%error, "the task of a peer died");
-                    peers.running.retain(|_, task| !task.events.is_closed());
-                }
-            },
+            Some(ended) = peers.tasks.join_next_with_id() => peers.ended(ended)?,
         }
     }
 }
 
 struct Peers {
     keys: Arc<Keys>,
-    tasks: JoinSet<(NodeId, Result<(), LaneGone>)>,
+    tasks: JoinSet<Result<(), LaneGone>>,
     running: HashMap<NodeId, Running>,
+    /// Peers whose task died, and has not been begun again.
+    died: BTreeSet<NodeId>,
+    strangers: LogLimit,
 }
 
 struct Running {
+    task: task::Id,
     spec: watch::Sender<Option<PeerSpec>>,
     events: mpsc::Sender<PeerEvent>,
 }
@@ -69,21 +75,50 @@ impl Peers {
             if !self.running.contains_key(node) {
                 let (sender, receiver) = watch::channel(Some(spec.clone()));
                 let (events, happened) = mpsc::channel(EVENTS);
-                self.running.insert(*node, Running { spec: sender, events });
-                let (node, keys) = (*node, Arc::clone(&self.keys));
-                self.tasks.spawn(async move { (node, Peer::run(keys, receiver, happened).await) });
+                let keys = Arc::clone(&self.keys);
+                let pause = if self.died.remove(node) { RESTART_PAUSE } else { Duration::ZERO };
+                let task = self.tasks.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    Peer::run(keys, receiver, happened).await
+                });
+                self.running.insert(*node, Running { task: task.id(), spec: sender, events });
             }
         }
     }
 
-    async fn connected(&self, channel: KeyChannel) {
-        let node = channel.peer().node;
-        match self.running.get(&node) {
-            Some(running) => {
-                // The task may have ended this moment; the peer will connect again.
-                let _ = running.events.send(PeerEvent::Channel(Box::new(channel))).await;
+    /// A task has ended; it is begun again by the next turn if its peer is wanted.
+    fn ended(&mut self, ended: Result<(task::Id, Result<(), LaneGone>), JoinError>) -> Result<(), LaneGone> {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let node = self.running.iter().find(|(_, running)| running.task == id).map(|(node, _)| *node);
+        if let Some(node) = node {
+            self.running.remove(&node);
+        }
+        match ended {
+            Ok((_, result)) => result,
+            Err(error) => {
+                tracing::error!(peer = ?node, %error, "the task of a peer died and is begun again");
+                self.died.extend(node);
+                Ok(())
             }
-            None => tracing::info!(%node, "a node with which no encrypted network is shared (yet) connected"),
+        }
+    }
+
+    fn connected(&mut self, channel: KeyChannel) {
+        let node = channel.peer().node;
+        let why = match self.running.get(&node) {
+            None => "no encrypted network is shared with it (yet)",
+            Some(_) if self.keys.node > node => "it is for this node to connect to that one",
+            // Full: its task is busy, and the peer will connect again.
+            Some(running) => match running.events.try_send(PeerEvent::Channel(Box::new(channel))) {
+                Ok(()) => return,
+                Err(_) => "its task is busy or ending",
+            },
+        };
+        if self.strangers.permits(boot_time()) {
+            tracing::info!(%node, why, "a key channel is not wanted");
         }
     }
 
@@ -118,3 +153,5 @@ fn peer_at(specs: &BTreeMap<NodeId, PeerSpec>, address: IpAddr) -> Option<NodeId
 
 /// Events that may wait for one peer's task.
 const EVENTS: usize = 64;
+/// A task that dies again and again does so slowly.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);

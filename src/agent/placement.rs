@@ -3,16 +3,16 @@
 //! It decides and does no I/O; [`super::dataplane`] publishes what it builds. A network whose part
 //! of the view did not change is carried over as it is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::slots::Slots;
+use super::slots::{Hold, Slots};
 use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
 use crate::datapath::MAX_MTU;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
-use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, VtepSlot};
+use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot};
 use crate::membership::{KnownMemberships, MembershipError, News, SignedMembership};
 use crate::wire::vxlan;
 
@@ -22,8 +22,8 @@ pub(crate) type LinkKey = (NetworkId, NodeId);
 /// A network that a peer shares with this node, as its key exchange needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LinkSpec {
-    /// The slot of the link in tables and lanes.
-    pub(crate) slot: LinkSlot,
+    /// The link's slot in tables and lanes, for as long as the link lives: another hold is another link.
+    pub(crate) hold: Hold,
     /// The network's name, for the log.
     pub(crate) name: NetworkName,
     /// Who may hold its keys.
@@ -49,6 +49,31 @@ pub(crate) struct Placement {
     ports: Slots<EndpointId>,
     links: Slots<LinkKey>,
     built: HashMap<NetworkId, (NetworkView, Arc<NetworkTable>)>,
+    /// How each network that was ever seen is carried: encryption is fixed for the life of an id.
+    is_encrypted: HashMap<NetworkId, bool>,
+    refused: BTreeMap<NetworkId, NotCarried>,
+}
+
+/// Why a network of the view is not carried.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotCarried {
+    /// Its membership is not to be believed, and no older one is known.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// The signed membership is of another network or VNI.
+    #[error("its signed membership is of network {network} with VNI {vni}")]
+    OtherNetwork {
+        /// The network that was signed.
+        network: NetworkId,
+        /// Its VNI.
+        vni: Vni,
+    },
+    /// It was encrypted and is to be plain, or the other way round.
+    #[error("it is said to be {} now, and was not", if *encrypted { "encrypted" } else { "unencrypted" })]
+    Encryption {
+        /// What it is said to be.
+        encrypted: bool,
+    },
 }
 
 impl Placement {
@@ -62,6 +87,8 @@ impl Placement {
             ports: Slots::default(),
             links: Slots::default(),
             built: HashMap::new(),
+            is_encrypted: HashMap::new(),
+            refused: BTreeMap::new(),
         }
     }
 
@@ -70,19 +97,57 @@ impl Placement {
         &self.view
     }
 
-    /// Takes a new view. A network whose membership is not signed as it should be is not carried.
+    /// The networks of the view that are not carried, and why.
+    pub(crate) fn refused(&self) -> &BTreeMap<NetworkId, NotCarried> {
+        &self.refused
+    }
+
+    /// Takes a new view. A network whose membership is not signed as it should be, or that
+    /// contradicts what is known of it, is not carried.
     pub(crate) fn follow(&mut self, view: Arc<View>) {
-        for network in view.networks.values() {
-            let believed = self.memberships.accept(&network.membership, &view.removed);
-            if let Err(error) = believed {
-                tracing::error!(network = %network.network.name, %error, "the network is not carried");
-            }
-        }
         for network in self.view.networks.keys().filter(|network| !view.networks.contains_key(network)) {
             self.memberships.forget(*network);
         }
+        let mut refused = BTreeMap::new();
+        for (id, network) in &view.networks {
+            if let Err(error) = self.examine(*id, network, &view.removed) {
+                if self.refused.get(id) != Some(&error) {
+                    tracing::error!(network = %network.network.name, %error, "the network is not carried");
+                }
+                refused.insert(*id, error);
+            }
+        }
+        if view.removed != self.view.removed {
+            self.built.clear();
+        }
+        self.refused = refused;
         self.view = view;
         self.settle();
+    }
+
+    fn examine(
+        &mut self,
+        id: NetworkId,
+        view: &NetworkView,
+        removed: &BTreeSet<NodeId>,
+    ) -> Result<(), NotCarried> {
+        let encrypted = view.network.encrypted;
+        if *self.is_encrypted.entry(id).or_insert(encrypted) != encrypted {
+            return Err(NotCarried::Encryption { encrypted });
+        }
+        let believed = self.memberships.accept(&view.membership, removed);
+        let Some(membership) = self.memberships.get(id) else {
+            let (network, _) = believed?;
+            let vni = self.memberships.get(network).map_or(view.network.vni, |signed| signed.vni);
+            return Err(NotCarried::OtherNetwork { network, vni });
+        };
+        if membership.vni != view.network.vni {
+            return Err(NotCarried::OtherNetwork { network: id, vni: membership.vni });
+        }
+        if let Err(error) = believed {
+            tracing::warn!(network = %view.network.name, %error, "an older membership stays in force");
+        }
+        Ok(())
     }
 
     /// Takes a membership that a peer passed on; false if it is of no network of this node or not
@@ -103,7 +168,13 @@ impl Placement {
 
     /// Whether this node may carry a network: by the newest membership it is a member.
     fn is_member(&self, network: NetworkId) -> bool {
-        self.memberships.get(network).is_some_and(|membership| membership.nodes.contains(&self.node))
+        !self.refused.contains_key(&network)
+            && self.memberships.get(network).is_some_and(|membership| membership.nodes.contains(&self.node))
+    }
+
+    /// The newest membership of a network, as a manager signed it.
+    pub(crate) fn signed_membership(&self, network: NetworkId) -> Option<&SignedMembership> {
+        self.memberships.signed(network)
     }
 
     fn settle(&mut self) {
@@ -147,11 +218,21 @@ impl Placement {
         self.ports.iter().find(|(_, slot)| *slot == port.get()).map(|(id, _)| *id)
     }
 
-    /// Takes a link's slot back, once no lane knows it; refused while the view wants the link.
+    /// The links that hold a slot and are not wanted any more.
+    pub(crate) fn ended_links(&self) -> Vec<(LinkKey, LinkSlot)> {
+        let wanted: BTreeSet<LinkKey> = self.wanted_links().map(|(key, ..)| key).collect();
+        let ended = self.links.iter().filter(|(key, _)| !wanted.contains(key));
+        ended.map(|(key, slot)| (*key, LinkSlot::new(slot))).collect()
+    }
+
+    /// Takes an ended link's slot back, once no lane knows it.
     pub(crate) fn release_link(&mut self, key: LinkKey) {
-        if !self.wanted_links().any(|(wanted, ..)| wanted == key) {
-            self.links.release(&key);
-        }
+        self.links.release(&key);
+    }
+
+    /// The slot of a link, if this hold of it has not ended.
+    pub(crate) fn held_link(&self, key: LinkKey, hold: Hold) -> Option<LinkSlot> {
+        self.links.held(&key).filter(|held| *held == hold).map(|held| LinkSlot::new(held.slot))
     }
 
     /// The link in a slot.
@@ -168,13 +249,9 @@ impl Placement {
     pub(crate) fn peers(&self) -> BTreeMap<NodeId, PeerSpec> {
         let mut peers = BTreeMap::new();
         for ((network, peer), node, view) in self.wanted_links() {
-            let Some(slot) = self.links.get(&(network, peer)) else { continue };
+            let Some(hold) = self.links.held(&(network, peer)) else { continue };
             let Some(membership) = self.memberships.get(network) else { continue };
-            let spec = LinkSpec {
-                slot: LinkSlot::new(slot),
-                name: view.network.name.clone(),
-                membership: membership.clone(),
-            };
+            let spec = LinkSpec { hold, name: view.network.name.clone(), membership: membership.clone() };
             peers
                 .entry(peer)
                 .or_insert_with(|| PeerSpec { node: node.clone(), links: BTreeMap::new() })
@@ -211,7 +288,9 @@ impl Placement {
     fn network_table(&self, view: &NetworkView) -> NetworkTable {
         let (network, mtu) = (&view.network, effective_mtu(view));
         if network.encrypted {
-            let place = |node| self.links.get(&(network.id, node)).map(LinkSlot::new);
+            let members: BTreeSet<NodeId> = self.other_members(view).map(|node| node.id).collect();
+            let link = |node| self.links.get(&(network.id, node)).map(LinkSlot::new);
+            let place = |node| members.contains(&node).then(|| link(node)).flatten();
             return NetworkTable::encrypted(network.vni, mtu, self.endpoints(view, place));
         }
         let remotes: Vec<&Node> = self.other_members(view).collect();
@@ -249,13 +328,15 @@ impl Placement {
         })
     }
 
-    fn other_members<'v>(&self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
+    fn other_members<'v>(&'v self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
         let id = view.network.id;
         let members = self.memberships.get(id).filter(|_| self.is_member(id)).map(|m| m.nodes.clone());
-        let this = self.node;
-        view.nodes
-            .iter()
-            .filter(move |node| node.id != this && members.as_ref().is_some_and(|m| m.contains(&node.id)))
+        let (this, removed) = (self.node, &self.view.removed);
+        view.nodes.iter().filter(move |node| {
+            node.id != this
+                && !removed.contains(&node.id)
+                && members.as_ref().is_some_and(|members| members.contains(&node.id))
+        })
     }
 }
 
@@ -278,3 +359,169 @@ pub(crate) fn effective_mtu(view: &NetworkView) -> u16 {
 
 /// Ethernet's: what a network without a member that says more is cut to.
 const DEFAULT_UNDERLAY_MTU: u32 = 1500;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testbed::{PaperCluster, THIS, endpoint_id, mac, network_id, peer, vni};
+    use super::*;
+    use crate::forward::Carrier;
+
+    #[test]
+    fn link_that_is_not_wanted_is_out_of_the_tables_while_its_slot_is_still_held() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 1, &[2, 3])]);
+        let key = (network_id(1), peer(2));
+        let slot = placement.links()[&key];
+        assert!(placement.tables().link(slot).is_some());
+        let view = cluster.view(vec![cluster.network(1, 2, &[3])], &[]);
+        placement.follow(view);
+        assert!(placement.tables().link(slot).is_none());
+        assert_eq!(placement.ended_links(), [(key, slot)]);
+        assert_eq!(placement.peers().keys().copied().collect::<Vec<_>>(), [peer(3)]);
+        assert_eq!(placement.link(slot), Some(key), "the slot is not free before the lanes know");
+    }
+
+    #[test]
+    fn link_that_ended_and_began_again_is_another_hold() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 1, &[2])]);
+        let key = (network_id(1), peer(2));
+        let first = placement.peers()[&peer(2)].links[&network_id(1)].hold;
+        assert!(placement.held_link(key, first).is_some());
+        placement.follow(cluster.view(Vec::new(), &[]));
+        placement.release_link(key);
+        assert!(placement.held_link(key, first).is_none());
+        let view = cluster.view(vec![cluster.network(1, 3, &[2])], &[]);
+        placement.follow(view);
+        let second = placement.peers()[&peer(2)].links[&network_id(1)].hold;
+        assert_eq!(second.slot, first.slot);
+        assert!(placement.held_link(key, first).is_none(), "late keys are for the first hold");
+        assert!(placement.held_link(key, second).is_some());
+    }
+
+    #[test]
+    fn network_is_carried_only_by_a_membership_that_a_manager_signed() {
+        let mut cluster = PaperCluster::new();
+        let other = PaperCluster::new();
+        let mut foreign = cluster.network(1, 1, &[2]);
+        foreign.membership = other.sign(&cluster.membership(1, 1, &[2]));
+        let mut swapped = cluster.network(2, 1, &[2]);
+        swapped.membership = cluster.sign(&cluster.membership(3, 1, &[2]));
+        let mut renumbered = cluster.network(4, 1, &[2]);
+        renumbered.network.vni = vni(9);
+        let mut placement = Placement::new(&cluster.identity);
+        placement.follow(cluster.view(vec![foreign, swapped, renumbered], &[]));
+        assert!(matches!(placement.refused()[&network_id(1)], NotCarried::Membership(_)));
+        assert!(matches!(placement.refused()[&network_id(2)], NotCarried::OtherNetwork { .. }));
+        assert!(matches!(placement.refused()[&network_id(4)], NotCarried::OtherNetwork { .. }));
+        assert!(placement.peers().is_empty() && placement.links().is_empty());
+        assert!(placement.tables().network(NetSlot::new(0)).is_none());
+    }
+
+    #[test]
+    fn network_that_was_encrypted_is_never_carried_in_the_clear() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 1, &[2])]);
+        let mut plain = cluster.network(1, 2, &[2]);
+        plain.network.encrypted = false;
+        for view in [vec![plain.clone()], vec![], vec![plain]] {
+            placement.follow(cluster.view(view, &[]));
+            assert!(placement.tables().plain_network(vni(1)).is_none());
+            assert!(placement.peers().is_empty());
+        }
+        assert_eq!(placement.refused()[&network_id(1)], NotCarried::Encryption { encrypted: false });
+    }
+
+    #[test]
+    fn removed_node_has_no_link_even_where_a_membership_still_names_it() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 1, &[2, 3])]);
+        let slot = placement.links()[&(network_id(1), peer(2))];
+        let view = cluster.view(vec![cluster.network(1, 1, &[2, 3])], &[2]);
+        placement.follow(view);
+        let tables = placement.tables();
+        assert!(tables.link(slot).is_none());
+        assert_eq!(placement.peers().keys().copied().collect::<Vec<_>>(), [peer(3)]);
+        let Carrier::Esp(directory) = tables.network(NetSlot::new(0)).expect("carried").carrier() else {
+            panic!("an encrypted network");
+        };
+        assert!(directory.by_mac(mac(2)).is_none(), "its endpoints lead to a slot that may be another's");
+        assert!(directory.by_mac(mac(3)).is_some());
+    }
+
+    #[test]
+    fn membership_from_a_peer_counts_if_it_is_newer_and_is_what_is_passed_on() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 5, &[2, 3])]);
+        let older = cluster.sign(&cluster.membership(1, 4, &[2]));
+        assert_eq!(placement.adopt(&older), Ok(false));
+        let newer = cluster.sign(&cluster.membership(1, 6, &[3]));
+        assert_eq!(placement.adopt(&newer), Ok(true));
+        assert_eq!(placement.ended_links().len(), 1);
+        assert_eq!(placement.signed_membership(network_id(1)), Some(&newer));
+        let elsewhere = cluster.sign(&cluster.membership(9, 1, &[2]));
+        assert_eq!(placement.adopt(&elsewhere), Ok(false));
+        assert_eq!(placement.signed_membership(network_id(9)), None);
+        let forged = PaperCluster::new().sign(&cluster.membership(1, 7, &[2, 3, 4]));
+        assert!(placement.adopt(&forged).is_err());
+        assert_eq!(placement.signed_membership(network_id(1)), Some(&newer));
+    }
+
+    #[test]
+    fn node_that_is_no_member_any_more_carries_nothing_of_the_network() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 5, &[2])]);
+        let port = placement.hold_port(endpoint_id(1, THIS));
+        assert!(placement.tables().port(port).is_some());
+        let mut without = cluster.membership(1, 6, &[2, 3]);
+        without.nodes.remove(&cluster.this());
+        assert_eq!(placement.adopt(&cluster.sign(&without)), Ok(true));
+        let tables = placement.tables();
+        assert!(tables.port(port).is_none() && tables.network(NetSlot::new(0)).is_none());
+        assert!(placement.peers().is_empty());
+    }
+
+    #[test]
+    fn interface_here_of_an_endpoint_that_is_placed_elsewhere_is_no_port() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 1, &[2])]);
+        let port = placement.hold_port(endpoint_id(1, THIS));
+        assert!(placement.tables().port(port).is_some());
+        let mut moved = cluster.network(1, 1, &[2]);
+        let this = cluster.this();
+        for endpoint in moved.endpoints.iter_mut().filter(|endpoint| endpoint.node == this) {
+            endpoint.node = peer(2);
+        }
+        placement.follow(cluster.view(vec![moved], &[]));
+        assert!(placement.tables().port(port).is_none());
+    }
+
+    #[test]
+    fn network_that_did_not_change_is_carried_over() {
+        let mut cluster = PaperCluster::new();
+        let (one, two) = (cluster.network(1, 1, &[2]), cluster.network(2, 1, &[2]));
+        let mut placement = Placement::new(&cluster.identity);
+        placement.follow(cluster.view(vec![one.clone(), two], &[]));
+        let before = placement.tables();
+        let two = cluster.network(2, 2, &[2, 3]);
+        placement.follow(cluster.view(vec![one, two], &[]));
+        let after = placement.tables();
+        let same = |slot| {
+            let both = before.shared_network(slot).zip(after.shared_network(slot)).expect("carried");
+            Arc::ptr_eq(both.0, both.1)
+        };
+        let first = placement.networks.get(&network_id(1)).map(NetSlot::new).expect("held");
+        let second = placement.networks.get(&network_id(2)).map(NetSlot::new).expect("held");
+        assert!(same(first) && !same(second));
+    }
+
+    fn followed(
+        cluster: &mut PaperCluster,
+        networks: impl FnOnce(&PaperCluster) -> Vec<NetworkView>,
+    ) -> Placement {
+        let networks = networks(cluster);
+        let mut placement = Placement::new(&cluster.identity);
+        placement.follow(cluster.view(networks, &[]));
+        placement
+    }
+}

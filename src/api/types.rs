@@ -405,12 +405,12 @@ pub enum NodeState {
     Unknown,
 }
 
-/// Lists the peers.
+/// Lists the peers that keys are needed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeersRequest {}
 
-/// The peers, one row for each network shared with them.
+/// The peers, one row for each encrypted network shared with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeersResponse {
     /// The rows.
@@ -440,7 +440,8 @@ pub struct PeerStatus {
     pub key_age_seconds: Option<u64>,
     /// SPIs of the SAs that this node sends on, one for each lane.
     pub outbound_spis: Vec<Spi>,
-    /// SPIs of the SAs that this node receives on, older generations that still linger included.
+    /// SPIs of the newest SAs that this node receives on; those before them linger for some seconds, and
+    /// are not listed.
     pub inbound_spis: Vec<Spi>,
     /// What was sent to it.
     pub sent: Traffic,
@@ -463,8 +464,6 @@ pub enum PeerState {
     Established,
     /// The last attempt failed and will be repeated.
     Failed,
-    /// The network is unencrypted: there are no keys.
-    Unencrypted,
 }
 
 /// Asks for the counters.

@@ -99,7 +99,7 @@ pub enum ClientCommand {
     /// Look at the nodes of the cluster
     #[command(subcommand)]
     Node(NodeCommand),
-    /// List the peers: keys, traffic and the last drop, for each network shared with them
+    /// List the peers: keys, traffic and the last drop, for each encrypted network shared with them
     Peers,
     /// Show what was carried and what was dropped, and why
     Stats,

@@ -160,7 +160,6 @@ fn state_name(state: PeerState) -> &'static str {
         PeerState::Negotiating => "negotiating",
         PeerState::Established => "established",
         PeerState::Failed => "failed",
-        PeerState::Unencrypted => "unencrypted",
     }
 }
 

@@ -97,7 +97,7 @@ impl ContainerPort {
                 name: &self.name,
                 mac: self.mac,
                 mtu: self.mtu,
-                gso_max_size: GSO_MAX_SIZE,
+                gso_max_size: Some(GSO_MAX_SIZE),
                 alias: &self.alias,
             };
             netlink.hand_over(&link, container, &dress)

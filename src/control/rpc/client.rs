@@ -1,5 +1,6 @@
 //! The agent's side: calls whichever manager answers, and connects anew whenever it must.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,8 +8,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
-use tonic::Streaming;
+use rustls::AlertDescription;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
 
 use super::error::ManagerError;
 use super::generated::manager_client;
@@ -19,7 +21,7 @@ use super::messages::{
 };
 use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::tls::{Credentials, Protocol};
-use crate::control::trust::Expected;
+use crate::control::trust::{Expected, Refusal};
 
 /// Calls the managers. Clones share the connection.
 ///
@@ -71,6 +73,24 @@ impl ManagerClient {
         Ok(self.client().session(request).await?.into_inner())
     }
 
+    /// Removes this node from the cluster.
+    ///
+    /// The manager cuts the connections of a node that it has removed, so its answer may be lost;
+    /// the next connection tells.
+    ///
+    /// # Errors
+    /// No manager can be reached, or it refuses.
+    pub async fn leave(&self, request: Leave) -> Result<Done, ManagerError> {
+        let Err(lost) = self.client().leave(request).await else { return Ok(Done {}) };
+        match self.client().leave(request).await {
+            Ok(_) => Ok(Done {}),
+            Err(status) if NoManager::in_status(&status).is_some_and(NoManager::has_removed_us) => {
+                Ok(Done {})
+            }
+            Err(_) => Err(lost.into()),
+        }
+    }
+
     fn client(&self) -> manager_client::ManagerClient<Channel> {
         let channel = Channel::clone(&self.shared.channel.load());
         manager_client::ManagerClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES)
@@ -110,14 +130,31 @@ unary! {
     list_nodes(ListNodes) -> Nodes;
     /// Signs a new certificate for this node.
     renew(Renew) -> Renewed;
-    /// Removes this node from the cluster.
-    leave(Leave) -> Done;
 }
 
 /// None of the managers could be connected to.
 #[derive(Debug, thiserror::Error)]
 #[error("no manager can be reached: {}", list(.0))]
 pub struct NoManager(Vec<ConnectError>);
+
+impl NoManager {
+    /// The failure to connect behind a status, if it is one.
+    pub(super) fn in_status(status: &Status) -> Option<&Self> {
+        let mut error: &dyn Error = status;
+        loop {
+            error = error.source()?;
+            if let Some(unreached) = error.downcast_ref() {
+                return Some(unreached);
+            }
+        }
+    }
+
+    /// Whether a manager said that this node was removed.
+    fn has_removed_us(&self) -> bool {
+        let revoked = Refusal::ByPeer(AlertDescription::CertificateRevoked);
+        self.0.iter().any(|error| error.refusal() == Some(&revoked))
+    }
+}
 
 #[derive(Debug)]
 struct Dialer {

@@ -92,12 +92,12 @@ const fn kind_of(code: Code) -> ErrorKind {
 
 /// The cause at the bottom, which names the manager and the reason.
 fn explain(status: &Status) -> String {
+    if let Some(unreached) = NoManager::in_status(status) {
+        return unreached.to_string();
+    }
     let mut deepest: &dyn std::error::Error = status;
     while let Some(source) = deepest.source() {
         deepest = source;
-        if deepest.is::<NoManager>() {
-            return deepest.to_string();
-        }
     }
     match status.code() {
         Code::Cancelled | Code::DeadlineExceeded => "the manager did not answer in time".to_owned(),

@@ -21,8 +21,8 @@ pub struct Handover<'a> {
     pub mac: MacAddr,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// The longest super-frame that the kernel gives to it, in bytes.
-    pub gso_max_size: u32,
+    /// The longest super-frame that the kernel gives to it, in bytes; the kernel's own limit if absent.
+    pub gso_max_size: Option<u32>,
     /// A remark for people who look at it there.
     pub alias: &'a str,
 }
@@ -53,8 +53,11 @@ impl Netlink {
             .name(dress.name.as_str())
             .address(dress.mac.octets().to_vec())
             .mtu(dress.mtu)
-            .alias(dress.alias)
-            .append_extra_attribute(LinkAttribute::GsoMaxSize(dress.gso_max_size));
+            .alias(dress.alias);
+        let change = match dress.gso_max_size {
+            Some(size) => change.append_extra_attribute(LinkAttribute::GsoMaxSize(size)),
+            None => change,
+        };
         self.set(format_args!("move {} to {} as {}", link.name, to.id(), dress.name), change)
     }
 

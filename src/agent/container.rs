@@ -1,0 +1,189 @@
+//! A container as its attachment knows it: its network namespace, and the interface in it that is
+//! ours, told by its alias. The container's owner may have renamed it, removed it, or made another of
+//! its name. Everything here blocks on the kernel.
+
+use crate::api::ApiError;
+use crate::api::types::{AttachRequest, NetnsReference};
+use crate::cluster::{Endpoint, Network, NetworkView};
+use crate::control::store::local::{Attachment, NetnsRef};
+use crate::id::{EndpointId, IfName};
+use crate::io::container_port::{ContainerPort, PortError};
+use crate::io::netlink::{Link, Netlink, NetlinkError};
+use crate::io::netns::{NetNs, NetNsError};
+use crate::io::tap::Tap;
+
+use super::placement::effective_mtu;
+
+/// The container, if the agent sees the same one as the caller and can attach it.
+pub(super) fn check(request: &AttachRequest, attachments: &[Attachment]) -> Result<NetNs, ApiError> {
+    let netns = NetNs::open(&request.netns.path).map_err(|e| ApiError::not_found(e.to_string()))?;
+    let wanted = &request.netns;
+    if (netns.id().device(), netns.id().inode()) != (wanted.device, wanted.inode) {
+        return Err(ApiError::invalid(format!(
+            "{} is another namespace for the agent than for you (another mount or process namespace): \
+             give the path as the agent sees it",
+            wanted.path.display()
+        )));
+    }
+    let mut here = attachments.iter().filter(|attachment| is_same(&attachment.netns, wanted));
+    if let Some(attached) = here.find(|attached| attached.network == request.network) {
+        return Err(attached_already(attached));
+    }
+    match Netlink::within(&netns, |netlink| netlink.link(&request.ifname)) {
+        Ok(_) => Err(ApiError::conflict(PortError::NameTaken { name: request.ifname.clone() }.to_string())),
+        Err(NetlinkError::NoSuchInterface { .. }) => Ok(netns),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+pub(super) fn attached_already(attachment: &Attachment) -> ApiError {
+    ApiError::conflict(format!(
+        "{} is attached to network {} already, as {} with endpoint {}: detach it first",
+        attachment.netns.path.display(),
+        attachment.network,
+        attachment.ifname,
+        attachment.id
+    ))
+}
+
+/// The namespace of an attachment; `None` if it has ended, which is when its path leads nowhere or to
+/// another one. Not to be able to look is no proof that it has.
+pub(super) fn open(wanted: &NetnsRef) -> Result<Option<NetNs>, ApiError> {
+    match NetNs::open(&wanted.path) {
+        Ok(netns) => {
+            Ok(Some(netns).filter(|n| (n.id().device(), n.id().inode()) == (wanted.dev, wanted.inode)))
+        }
+        Err(NetNsError::NotFound { .. } | NetNsError::NotANamespace { .. }) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Opens the interface of an attachment again, or makes it again if somebody removed it.
+pub(super) fn reopen(attachment: &Attachment, view: Option<&NetworkView>) -> Result<Tap, ApiError> {
+    let Some(netns) = open(&attachment.netns)? else {
+        return Err(ApiError::not_found(format!(
+            "{} is not there any more",
+            attachment.netns.path.display()
+        )));
+    };
+    if let Some(link) = Netlink::within(&netns, |netlink| ours(netlink, attachment.id)).map_err(failed)? {
+        let name: IfName = link.name.parse().map_err(failed)?;
+        return Ok(ContainerPort::reopen(&name, &netns)?);
+    }
+    let (Some(endpoint), Some(view)) = (attachment.endpoint.as_ref(), view) else {
+        return Err(ApiError::internal("somebody removed it, and its network is not known yet"));
+    };
+    let mtu = attachment.mtu.unwrap_or_else(|| effective_mtu(view));
+    Ok(port(&attachment.ifname, endpoint, &view.network, mtu).create(&netns)?)
+}
+
+/// What the interface of an endpoint is to be.
+pub(super) fn port(name: &IfName, endpoint: &Endpoint, network: &Network, mtu: u16) -> ContainerPort {
+    let own = |gateway: &std::net::IpAddr| endpoint.addresses.iter().any(|a| a.addr() == *gateway);
+    ContainerPort {
+        name: name.clone(),
+        mac: endpoint.mac,
+        mtu: mtu.into(),
+        addresses: endpoint.addresses.clone(),
+        gateways: network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect(),
+        alias: alias(endpoint.id),
+    }
+}
+
+/// Removes the interface if it is there, whatever it is called now.
+pub(super) fn remove_interface(attachment: &Attachment) -> Result<(), ApiError> {
+    let Some(netns) = open(&attachment.netns)? else { return Ok(()) };
+    let removed = Netlink::within(&netns, |netlink| match ours(netlink, attachment.id)? {
+        Some(link) => netlink.delete(&link),
+        None => Ok(()),
+    });
+    removed.map_err(failed)
+}
+
+pub(super) fn is_same(known: &NetnsRef, wanted: &NetnsReference) -> bool {
+    (known.dev, known.inode) == (wanted.device, wanted.inode)
+}
+
+fn ours(netlink: &Netlink, endpoint: EndpointId) -> Result<Option<Link>, NetlinkError> {
+    let alias = alias(endpoint);
+    Ok(netlink.links()?.into_iter().find(|link| link.alias.as_deref() == Some(&alias)))
+}
+
+fn alias(endpoint: EndpointId) -> String {
+    format!("overlayd endpoint {endpoint}")
+}
+
+fn failed(error: impl std::error::Error) -> ApiError {
+    ApiError::internal(error.to_string())
+}
+
+impl From<PortError> for ApiError {
+    fn from(error: PortError) -> Self {
+        match &error {
+            PortError::NameTaken { .. } => Self::conflict(error.to_string()),
+            PortError::Namespace(NetNsError::NotFound { .. }) => Self::not_found(error.to_string()),
+            PortError::Tap(_) | PortError::Namespace(_) | PortError::Netlink(_) => {
+                Self::internal(error.to_string())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{EndpointId, IfName};
+    use std::path::Path;
+
+    #[test]
+    fn container_has_ended_when_its_path_leads_nowhere_or_elsewhere() {
+        let here = NetNs::current().expect("/proc");
+        let reference = |path: &str, inode| NetnsRef { path: path.into(), dev: here.id().device(), inode };
+        let same = here.id().inode();
+        assert!(open(&reference("/proc/self/ns/net", same)).expect("looked").is_some());
+        assert!(open(&reference("/proc/self/ns/net", same + 1)).expect("looked").is_none());
+        assert!(open(&reference("/run/netns/there-is-none", same)).expect("looked").is_none());
+        assert!(open(&reference("/proc/self/status", same)).expect("looked").is_none());
+    }
+
+    #[test]
+    fn container_that_cannot_be_looked_at_has_not_ended() {
+        // A path below a file gives ENOTDIR, as EMFILE and EACCES an error that says nothing of the container.
+        let reference = NetnsRef { path: "/proc/self/status/net".into(), dev: 0, inode: 0 };
+        assert!(open(&reference).is_err());
+    }
+
+    #[test]
+    fn attaching_the_wrong_namespace_or_the_same_twice_is_refused() {
+        let here = NetNs::current().expect("/proc");
+        let (device, inode) = (here.id().device(), here.id().inode());
+        let request = |device, inode| AttachRequest {
+            network: "blue".parse().expect("a name"),
+            netns: NetnsReference { path: Path::new("/proc/self/ns/net").into(), device, inode },
+            ifname: "nothing0".parse::<IfName>().expect("a name"),
+            name: None,
+            addresses: Vec::new(),
+            mac: None,
+        };
+        assert!(check(&request(device, inode), &[]).is_ok());
+        let elsewhere = check(&request(device, inode + 1), &[]).expect_err("another namespace");
+        assert!(elsewhere.message.contains("another namespace for the agent"), "{elsewhere}");
+        let attachment = Attachment {
+            id: EndpointId::from_entropy([1; 16]),
+            network: "blue".parse().expect("a name"),
+            netns: NetnsRef { path: "/run/netns/web".into(), dev: device, inode },
+            ifname: "eth0".parse().expect("a name"),
+            name: None,
+            ips: Vec::new(),
+            mac: None,
+            state: crate::control::store::local::AttachmentState::Ready,
+            endpoint: None,
+            mtu: None,
+        };
+        let twice = check(&request(device, inode), &[attachment]).expect_err("attached already");
+        assert!(twice.message.contains("detach it first"), "{twice}");
+        let mut taken = request(device, inode);
+        taken.ifname = "lo".parse().expect("a name");
+        assert!(check(&taken, &[]).expect_err("lo is there").message.contains("--ifname"));
+    }
+}

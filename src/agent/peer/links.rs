@@ -1,0 +1,106 @@
+//! What the links of a peer want done, carried out in order: frames sent, keys given to lanes and taken
+//! from them, news told.
+
+use super::Peer;
+use crate::api::types::PeerState;
+use crate::id::NetworkId;
+use crate::io::clock::boot_time;
+use crate::negotiate::{Action, Env, Established, Link, Message};
+use crate::worker::LaneGone;
+
+impl Peer {
+    /// Ends a link. Where the view has ended it, no lane knows a key of it any more.
+    pub(super) async fn end(&mut self, network: NetworkId) -> Result<(), LaneGone> {
+        self.call(network, |link, env| link.handle_closed(env)).await?;
+        self.links.remove(&network);
+        self.keys.forget_status((network, self.id()));
+        Ok(())
+    }
+
+    pub(super) async fn each(
+        &mut self,
+        mut call: impl FnMut(&mut Link, &mut Env<'_, rand::rngs::ThreadRng>),
+    ) -> Result<(), LaneGone> {
+        let networks: Vec<NetworkId> = self.links.keys().copied().collect();
+        for network in networks {
+            self.call(network, &mut call).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn call(
+        &mut self,
+        network: NetworkId,
+        call: impl FnOnce(&mut Link, &mut Env<'_, rand::rngs::ThreadRng>),
+    ) -> Result<(), LaneGone> {
+        let Some(linked) = self.links.get_mut(&network) else { return Ok(()) };
+        self.keys.with_env(|env| call(&mut linked.link, env));
+        self.act(network).await
+    }
+
+    /// Carries out what a link wants done, in order.
+    pub(super) async fn act(&mut self, network: NetworkId) -> Result<(), LaneGone> {
+        while let Some(linked) = self.links.get_mut(&network) {
+            let Some(action) = linked.link.poll_action() else { break };
+            let held = ((network, self.spec.node.id), linked.spec.hold);
+            match action {
+                Action::Send(frame) => self.send(&frame).await,
+                Action::Install(install) => {
+                    let exchange = install.exchange;
+                    // Where the link has ended meanwhile, nobody is told that keys are there.
+                    if self.keys.install(held, self.spec.node.data.is_ipv6(), install).await? {
+                        self.keys.with_env(|env| linked.link.handle_installed(env, exchange));
+                    }
+                }
+                Action::RetireInbound { spis, at } => self.keys.retire(held, spis, at).await?,
+                Action::DropLink => self.keys.dataplane.forget_keys(held).await?,
+                Action::Established(Established { suite, generation, .. }) => {
+                    let (peer, network) = (&self.spec.node.name, &linked.spec.name);
+                    let suite = suite.name();
+                    if self.successes.permits(boot_time()) {
+                        tracing::info!(%peer, %network, suite, generation, "keys are in use");
+                    } else {
+                        tracing::debug!(%peer, %network, suite, generation, "keys are in use");
+                    }
+                }
+                Action::Refused { by_peer, reason } => {
+                    let (what, network) = (if by_peer { BY_PEER } else { BY_US }, linked.spec.name.clone());
+                    self.complain(what, &format_args!("{network}: {reason}"));
+                    let failure = Some(reason.to_string());
+                    self.keys.set_status(held.0, |status| status.failure = failure);
+                }
+                Action::MembershipStale { epoch } => {
+                    tracing::debug!(network = %linked.spec.name, %epoch, "the peer knows a newer membership");
+                }
+                Action::PassMembership => {
+                    if let Some(signed) = self.keys.dataplane.signed_membership(network).await {
+                        self.send(&Message::Membership(Box::new(signed)).encode()).await;
+                    }
+                }
+            }
+        }
+        self.note(network);
+        Ok(())
+    }
+
+    /// What `overlayd peers` shows.
+    pub(super) fn note(&self, network: NetworkId) {
+        let Some(linked) = self.links.get(&network) else { return };
+        let established = linked.link.established().cloned();
+        self.keys.set_status((network, self.id()), |status| {
+            status.state = match (&established, &self.channel, &status.failure) {
+                (Some(_), ..) => PeerState::Established,
+                (None, Some(_), None) => PeerState::Negotiating,
+                (None, None, None) => PeerState::Connecting,
+                (None, _, Some(_)) => PeerState::Failed,
+            };
+            if established.is_some() {
+                status.failure = None;
+            }
+            status.established = established;
+        });
+    }
+}
+
+const BY_PEER: &str = "the peer refused a key exchange";
+const BY_US: &str = "refused a key exchange";

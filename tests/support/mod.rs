@@ -1,0 +1,89 @@
+//! What the tests of whole agents share: the program around the tests, hosts with agents on them,
+//! and frames made by hand.
+//!
+//! Each test runs in a process of its own, which enters namespaces of its own: tests run side by
+//! side, and nothing that one leaves behind can reach another.
+
+#![expect(dead_code, reason = "each test program uses a part of it")]
+
+pub(crate) mod frames;
+pub(crate) mod swarm;
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use overlayd::lab::{Lab, eventually};
+
+/// Makes `main` of the tests that it names.
+macro_rules! test_program {
+    ($($test:ident)*) => {
+        fn main() -> std::process::ExitCode {
+            $crate::support::run(&[$((stringify!($test), $test)),*])
+        }
+    };
+}
+pub(crate) use test_program;
+
+/// A test: its name and what it does.
+type Test = (&'static str, fn());
+
+/// Runs the tests that the command line asks for, each in its own process.
+pub(crate) fn run(tests: &'static [Test]) -> ExitCode {
+    let mut given = std::env::args().skip(1);
+    if given.next().as_deref() == Some(ALONE) {
+        return run_alone(tests, &given.next().unwrap_or_default());
+    }
+    let mut arguments = Arguments::from_args();
+    // They wait more than they compute.
+    arguments.test_threads.get_or_insert(PROCESSES);
+    let trials = tests.iter().map(|(name, _)| Trial::test(*name, move || start(name))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn run_alone(tests: &[Test], name: &str) -> ExitCode {
+    if let Err(error) = Lab::enter() {
+        let _ = writeln!(io::stderr(), "the laboratory cannot be built here: {error}");
+        return ExitCode::FAILURE;
+    }
+    let (_, test) = tests.iter().find(|(known, _)| *known == name).expect("a test of this program");
+    test();
+    ExitCode::SUCCESS
+}
+
+fn start(name: &str) -> Result<(), Failed> {
+    let mut output = tempfile::tempfile()?;
+    let (out, err): (File, File) = (output.try_clone()?, output.try_clone()?);
+    let mut test = Command::new(std::env::current_exe()?)
+        .args([ALONE, name])
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .spawn()?;
+    let mut ended = None;
+    let in_time = eventually(PATIENCE, || {
+        ended = test.try_wait().transpose();
+        ended.is_some()
+    });
+    if !in_time {
+        test.kill()?;
+        test.wait()?;
+    }
+    if let Some(status) = ended
+        && status?.success()
+    {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    output.rewind()?;
+    output.read_to_end(&mut said)?;
+    let said = String::from_utf8_lossy(&said);
+    Err(if in_time { said.into() } else { format!("not done after {PATIENCE:?}:\n{said}").into() })
+}
+
+const ALONE: &str = "--alone";
+const PROCESSES: usize = 4;
+/// Tests take seconds; this is for machines under heavy load.
+const PATIENCE: Duration = Duration::from_secs(180);
