@@ -86,10 +86,12 @@ fn plaintext_for_an_encrypted_network_reaches_nobody() {
 fn replayed_packets_reach_nobody() {
     let (swarm, containers) = joined_quietly();
     let capture = swarm.capture(1);
-    let before = swarm.agent(1).delivered();
+    let before = swarm.agent(1).authentic();
     let frames = vec![between(&containers[1], &containers[0], Family::V4); 50];
     frames::send(containers[1].container.namespace(), containers[1].ifname(), &frames);
-    swarm.agent(1).await_delivered(before, 50);
+    // They may reach the container as fewer, longer frames.
+    let came = || swarm.agent(1).authentic() >= before + 50;
+    assert!(eventually(Duration::from_secs(5), came), "{:?}", swarm.agent(1).stats());
     let packets = esp_from(&capture.stop().unwrap(), swarm.lab.host(2));
     assert_eq!(packets.len(), 50);
 

@@ -360,6 +360,11 @@ impl Agent {
         self.stats().endpoints.iter().map(|endpoint| endpoint.received.packets).sum()
     }
 
+    /// Authentic packets that it has received from its peers.
+    pub(crate) fn authentic(&self) -> u64 {
+        self.stats().peers.iter().map(|peer| peer.received.packets).sum()
+    }
+
     /// Waits until it has delivered `frames` more than `before`, and delivers no more.
     pub(crate) fn await_delivered(&self, before: u64, frames: u64) {
         let mut last = before;
