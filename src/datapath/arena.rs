@@ -45,6 +45,11 @@ impl<P: SendToken> SendArena<P> {
         self.tail + PACKET_ROOM <= self.bytes.len() && self.runs.len() < MAX_RUNS
     }
 
+    /// Whether `bytes` of packets can be made without sending what is here.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.tail + bytes + PACKET_ROOM <= self.bytes.len() && self.runs.len() < MAX_RUNS
+    }
+
     /// The place of the next packet: room for the longest frame with headers and trailer.
     ///
     /// # Panics
@@ -190,9 +195,9 @@ const MAX_PACKETS_PER_RUN: usize = 64;
 const MAX_RUN_BYTES: usize = 65_507;
 /// Room for one packet in the making.
 const PACKET_ROOM: usize = esp::HEADROOM + MAX_FRAME_LEN + esp::MAX_TRAILER_LEN;
-/// Some 160 packets of 1,500 bytes: about what one turn of a lane reads, and no more than a part
-/// of a core's cache.
-const CAPACITY: usize = 1 << 18;
+/// Some 80 packets of 1,500 bytes, or a whole super-frame behind as much again: little enough that
+/// it stays in a core's cache while it is written, sealed and copied by the kernel.
+const CAPACITY: usize = 1 << 17;
 const MAX_RUNS: usize = 256;
 
 #[cfg(test)]

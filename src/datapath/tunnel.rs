@@ -30,6 +30,9 @@ pub(super) trait Tunnel<R: Remote> {
     /// Makes room for one more frame and gives its place, having sent what is in the way.
     fn next_frame(&mut self, outlet: &mut impl Outlet) -> &mut [u8];
 
+    /// Sends what would be in the way of so many bytes of packets, so that they become one run.
+    fn make_room(&mut self, bytes: usize, outlet: &mut impl Outlet);
+
     /// Notes at the receiver, in addition to the sending port, that a packet was not sent.
     fn note_drop(&self, to: R, reason: DropReason);
 
@@ -42,6 +45,7 @@ pub(super) trait Tunnel<R: Remote> {
         flow_hash: u64,
         outlet: &mut impl Outlet,
     ) -> Sent {
+        self.make_room(cut.segments() * (cut.longest() + Self::OFFSET + esp::MAX_TRAILER_LEN), outlet);
         for index in 0..cut.segments() {
             let len = cut.write(frame, index, self.next_frame(outlet));
             self.send(to, len, flow_hash, outlet)?;
@@ -121,6 +125,12 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
         next_esp_frame(self.arena, outlet)
     }
 
+    fn make_room(&mut self, bytes: usize, outlet: &mut impl Outlet) {
+        if !self.arena.has_room_for(bytes) {
+            flush_esp(self.arena, outlet);
+        }
+    }
+
     fn note_drop(&self, to: LinkSlot, reason: DropReason) {
         self.cx.counters.note_drop_at_link(to, reason);
     }
@@ -153,6 +163,12 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
 
     fn next_frame(&mut self, outlet: &mut impl Outlet) -> &mut [u8] {
         next_vxlan_frame(self.arena, outlet)
+    }
+
+    fn make_room(&mut self, bytes: usize, outlet: &mut impl Outlet) {
+        if !self.arena.has_room_for(bytes) {
+            flush_vxlan(self.arena, outlet);
+        }
     }
 
     fn note_drop(&self, _: VtepSlot, _: DropReason) {}

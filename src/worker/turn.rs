@@ -246,14 +246,20 @@ fn read_port(
     wire: &mut Wire,
     port: PortSlot,
 ) -> std::ops::ControlFlow<()> {
-    for _ in 0..FRAMES_PER_TURN {
+    let (mut frames, mut bytes) = (0, 0);
+    while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
         let place = egress.reserve(cx.tables, port, wire);
         let Some(tap) = wire.tap(port) else { break };
         match tap.read_frame(place.head, place.rest) {
-            Ok(Some((header, frame_len))) => egress.submit(cx, port, &header, frame_len, wire),
+            Ok(Some((header, frame_len))) => {
+                egress.submit(cx, port, &header, frame_len, wire);
+                frames += 1;
+                bytes += frame_len;
+            }
             Ok(None) => break,
             Err(error) if tap::is_unreadable_frame(&error) => {
                 cx.counters.drop_at_port(port, DropReason::MalformedFrame);
+                frames += 1;
             }
             Err(error) if tap::is_gone(&error) => return std::ops::ControlFlow::Break(()),
             Err(error) => {
@@ -289,4 +295,7 @@ const VXLAN_TOKEN: u64 = 2;
 const FIRST_PORT_TOKEN: u64 = 16;
 /// Enough to fill a run of `UDP_SEGMENT`, few enough that other TAPs do not wait long.
 const FRAMES_PER_TURN: usize = 64;
+/// The same for super-frames: four of the longest. What a container has queued for a peer may be
+/// more than the peer's socket buffer holds, and its acknowledgments wait meanwhile.
+const BYTES_PER_TURN: usize = 1 << 18;
 const READY_CAPACITY: usize = 256;
