@@ -11,10 +11,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use overlayd::lab::{Underlay, write_pcap};
+use overlayd::lab::{Underlay, eventually, write_pcap};
 
 use support::frames::{self, Datagram, datagrams};
-use support::swarm::{Agent, Attached, Family, Swarm};
+use support::swarm::{Agent, Attached, Family, PATIENCE, Swarm};
 use support::test_program;
 
 test_program! {
@@ -44,7 +44,7 @@ fn capture_without_the_keys_does_not_show_what_was_sent() {
         let frame = frames::udp((one.mac(), two.mac()), from, to, canary);
         let before = swarm.agent(2).delivered();
         frames::send(one.container.namespace(), one.ifname(), &[frame]);
-        swarm.agent(2).await_delivered(before, 1);
+        assert!(eventually(PATIENCE, || swarm.agent(2).delivered() > before));
         assert!(inside.stop().unwrap().iter().any(|frame| frames::contains(frame, canary)));
         wire.stop().unwrap().iter().any(|frame| frames::contains(frame, canary))
     };
@@ -100,9 +100,9 @@ fn send_many(from: &Attached, to: &Attached, receiver: &Agent) -> Vec<Vec<u8>> {
             frames::udp((from.mac(), to.mac()), from_ip, to_ip, &payload)
         })
         .collect();
-    let before = receiver.delivered();
+    let before = receiver.received();
     frames::send(from.container.namespace(), from.ifname(), &frames);
-    receiver.await_delivered(before, FRAMES as u64);
+    receiver.await_received(before, FRAMES as u64);
     let arrived: Vec<_> = capture.stop().unwrap().into_iter().filter(|frame| is_ours(frame)).collect();
     assert!(arrived == frames, "{} of {} frames arrived as they were", arrived.len(), frames.len());
     frames

@@ -360,19 +360,20 @@ impl Agent {
         self.stats().endpoints.iter().map(|endpoint| endpoint.received.packets).sum()
     }
 
-    /// Authentic packets that it has received from its peers.
-    pub(crate) fn authentic(&self) -> u64 {
+    /// Packets that came from the peers of encrypted networks. Unlike those that were delivered,
+    /// they are counted one by one: packets of a flow may reach a container in one piece.
+    pub(crate) fn received(&self) -> u64 {
         self.stats().peers.iter().map(|peer| peer.received.packets).sum()
     }
 
-    /// Waits until it has delivered `frames` more than `before`, and delivers no more.
-    pub(crate) fn await_delivered(&self, before: u64, frames: u64) {
+    /// Waits until it has received `packets` more than `before`, and receives no more.
+    pub(crate) fn await_received(&self, before: u64, packets: u64) {
         let mut last = before;
         let is_done = || {
-            let now = self.delivered();
+            let now = self.received();
             let is_quiet = std::mem::replace(&mut last, now) == now;
             std::thread::sleep(Duration::from_millis(100));
-            is_quiet && now >= before + frames
+            is_quiet && now >= before + packets
         };
         assert!(eventually(PATIENCE, is_done), "{:?}", self.stats());
     }
