@@ -129,7 +129,7 @@ impl<'a, R: Remote> Sender<'a, R> {
     ) -> Sent {
         let bytes = tunnel.frame(frame_len);
         let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedFrame)?;
-        let verdict = policy::outward(self.row, &frame)?;
+        let verdict = policy::outward(self.directory, self.row, &frame)?;
         if frame_len > self.max_len {
             return Err(DropReason::FrameTooBig);
         }
