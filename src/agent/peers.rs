@@ -27,7 +27,7 @@ pub(crate) async fn keep(
         peers.follow(&specs);
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return LaneGone },
-            Some(channel) = channels.recv() => peers.connected(channel).await,
+            Some(channel) = channels.recv() => peers.connected(channel),
             Some(event) = events.recv() => peers.happened(event, &specs).await,
             Some(ended) = peers.tasks.join_next() => match ended {
                 // Begun again by the next turn if it is wanted meanwhile.
@@ -76,12 +76,13 @@ impl Peers {
         }
     }
 
-    async fn connected(&self, channel: KeyChannel) {
+    fn connected(&self, channel: KeyChannel) {
         let node = channel.peer().node;
         match self.running.get(&node) {
             Some(running) => {
-                // The task may have ended this moment; the peer will connect again.
-                let _ = running.events.send(PeerEvent::Channel(Box::new(channel))).await;
+                // The task may have ended this moment, or be busy with all the channels that the peer
+                // opened before, which must not hold up other peers. It will connect again.
+                let _ = running.events.try_send(PeerEvent::Channel(Box::new(channel)));
             }
             None => tracing::info!(%node, "a node with which no encrypted network is shared (yet) connected"),
         }
