@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use zeroize::Zeroizing;
@@ -21,6 +22,8 @@ use crate::id::NodeId;
 #[derive(Debug)]
 pub struct KeyChannel {
     frames: Frames<PeerStream>,
+    /// The peer took too long to take a message; nothing more is sent or believed.
+    stalled: bool,
 }
 
 impl KeyChannel {
@@ -37,7 +40,7 @@ impl KeyChannel {
             PeerStream::connect(credentials, Protocol::Key, address, Expected::Node(expected)).await?;
         let mut frames = Frames::new(stream);
         match frames.receive().await {
-            Ok(Some(greeting)) if greeting.is_empty() => Ok(Self { frames }),
+            Ok(Some(greeting)) if greeting.is_empty() => Ok(Self::of(frames)),
             Ok(_) => Err(ConnectError::Broken { address, source: io::ErrorKind::InvalidData.into() }),
             Err(source) => Err(ConnectError::Broken { address, source }),
         }
@@ -47,7 +50,11 @@ impl KeyChannel {
     pub(super) async fn accept(stream: PeerStream) -> io::Result<Self> {
         let mut frames = Frames::new(stream);
         frames.send(&[]).await?;
-        Ok(Self { frames })
+        Ok(Self::of(frames))
+    }
+
+    const fn of(frames: Frames<PeerStream>) -> Self {
+        Self { frames, stalled: false }
     }
 
     /// Who is at the other end.
@@ -58,16 +65,26 @@ impl KeyChannel {
     /// Sends one message. A cancelled call has taken the message: the next one sends the rest of it.
     ///
     /// # Errors
-    /// The message is over 64 KiB, the channel broke, or the peer is no longer trusted.
+    /// The message is over 64 KiB, the channel broke, the peer is no longer trusted, or it reads too
+    /// slowly: then the channel is over, or a peer that reads nothing could hold up its task for ever.
     pub async fn send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
-        Ok(self.frames.send(message).await?)
+        if !self.stalled
+            && let Ok(sent) = tokio::time::timeout(SEND_TIMEOUT, self.frames.send(message)).await
+        {
+            return Ok(sent?);
+        }
+        self.stalled = true;
+        Err(ChannelError::Stalled)
     }
 
     /// The next message; `None` when the peer has closed the channel.
     ///
     /// # Errors
-    /// The channel broke, or the peer is no longer trusted.
+    /// The channel broke, stalled when something was sent, or the peer is no longer trusted.
     pub async fn receive(&mut self) -> Result<Option<Bytes>, ChannelError> {
+        if self.stalled {
+            return Err(ChannelError::Stalled);
+        }
         Ok(self.frames.receive().await?)
     }
 
@@ -78,8 +95,12 @@ impl KeyChannel {
 
     /// Tells the peer that nothing more comes.
     pub async fn close(mut self) {
-        if let Err(error) = self.frames.close().await {
-            tracing::debug!(peer = %self.peer().node, %error, "key channel did not close cleanly");
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.frames.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(peer = %self.peer().node, %error, "key channel did not close cleanly");
+            }
+            Err(_elapsed) => tracing::debug!(peer = %self.peer().node, "key channel did not close in time"),
         }
     }
 }
@@ -90,6 +111,9 @@ pub enum ChannelError {
     /// The peer is no longer trusted, or no longer trusts us.
     #[error("the key channel is refused: {0}")]
     Refused(Refusal),
+    /// The peer does not read what it is sent.
+    #[error("the peer did not take a message within {} s", SEND_TIMEOUT.as_secs())]
+    Stalled,
     /// The connection broke.
     #[error("the key channel broke: {0}")]
     Broken(io::Error),
@@ -104,4 +128,6 @@ impl From<io::Error> for ChannelError {
     }
 }
 
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const EXPORTER_LABEL: &[u8] = b"EXPERIMENTAL overlayd sa v1";

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((tcp, from)) if sources.begin(from.ip()) => {
+                Ok((tcp, from)) if sources.begin(source_of(from.ip())) => {
                     tune(&tcp);
                     let (credentials, doors) = (Arc::clone(&credentials), Arc::clone(&doors));
                     handshakes.spawn(async move {
@@ -75,7 +75,7 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
             },
             Some(ended) = handshakes.join_next() => match ended {
                 Ok((from, result)) => {
-                    sources.end(from.ip());
+                    sources.end(source_of(from.ip()));
                     if let Err(rejected) = result {
                         log.note(from, &rejected);
                     }
@@ -234,6 +234,14 @@ impl Sources {
     }
 }
 
+/// An IPv6 host commonly has a /64 to itself, so that is one source.
+pub(super) fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+    }
+}
+
 /// Refusals on their way to the log.
 #[derive(Debug, Default)]
 struct RefusalLog {
@@ -270,6 +278,24 @@ const ALERT_NO_APPLICATION_PROTOCOL: u8 = 120;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn source_is_an_ipv4_address_or_an_ipv6_half() {
+        let of = |text: &str| source_of(text.parse().expect("an address")).to_string();
+        assert_eq!(of("192.0.2.1"), "192.0.2.1");
+        assert_eq!(of("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+
+    #[test]
+    fn one_host_of_ipv6_cannot_take_all_handshakes_by_changing_its_address() {
+        let mut sources = Sources::default();
+        let begun = (0..1000u128).filter(|host| {
+            let address = Ipv6Addr::from_bits(0x2001_0db8 << 96 | host);
+            sources.begin(source_of(address.into()))
+        });
+        assert_eq!(begun.count(), MAX_HANDSHAKES_OF_SOURCE);
+    }
 
     #[test]
     fn one_source_cannot_take_all_handshakes() {

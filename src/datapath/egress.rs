@@ -261,7 +261,7 @@ impl<'a, R: Remote> Sender<'a, R> {
 
     fn judge(&self, bytes: &[u8]) -> Result<(Frame, Outward), DropReason> {
         let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedFrame)?;
-        let verdict = policy::outward(self.row, &frame)?;
+        let verdict = policy::outward(self.directory, self.row, &frame)?;
         Ok((frame, verdict))
     }
 

@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::testbed::*;
+use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason::{self, *};
 use crate::id::{MacAddr, Vni};
 use crate::sa::{KeyMaterial, Limits, OutboundSa, Suite};
@@ -64,6 +65,34 @@ fn gateway_forwards_others_packets_but_under_its_own_mac_and_identity() {
     b.send(GATEWAY_PORT, &arp(Request, GATEWAY.mac(), B.v4(), A.v4()));
     b.send(GATEWAY_PORT, &icmp6(GATEWAY.mac(), GATEWAY.v6(), ALL_NODES, &[134, 0, 0, 0, 0, 0, 0, 0]));
     assert_eq!(b.drops(), [(SourceMacSpoofed, 1), (NeighborSpoofed, 1), (RogueRouterMessage, 1)]);
+}
+
+#[test]
+fn gateway_cannot_speak_for_other_endpoints_of_its_network_nor_from_what_no_router_forwards() {
+    let (gateway, to) = (GATEWAY.mac(), A.mac());
+    for frame in [
+        udp4_as(gateway, to, B.v4(), A.v4(), b""),
+        udp4_as(gateway, to, THIRD.v4(), A.v4(), b""),
+        udp4_as(gateway, to, [0; 4], A.v4(), b""),
+        udp4_as(gateway, to, [127, 0, 0, 1], A.v4(), b""),
+        udp4_as(gateway, to, [224, 0, 0, 1], A.v4(), b""),
+        udp4_as(gateway, to, [255; 4], A.v4(), b""),
+        udp6_as(gateway, to, A_NEIGHBOR.v6(), A.v6()),
+        udp6_as(gateway, to, B.mac().link_local(), A.v6()),
+        udp6_as(gateway, to, "fe80::1".parse().unwrap(), A.v6()),
+        udp6_as(gateway, to, Ipv6Addr::LOCALHOST, A.v6()),
+        udp6_as(gateway, to, Ipv6Addr::UNSPECIFIED, A.v6()),
+        udp6_as(gateway, to, ALL_NODES, A.v6()),
+    ] {
+        let (mut a, mut b) = keyed_nodes();
+        b.send(GATEWAY_PORT, &frame);
+        assert_eq!(b.drops(), [(SourceIpSpoofed, 1)], "{frame:02x?}");
+        assert!(b.out.esp.is_empty() && b.delivered().is_empty());
+        let packet = sealed(0x2000, b.now, &frame);
+        a.receive_esp(b.esp_address, &packet);
+        assert_eq!(a.drops(), [(PeerIpSpoofed, 1)], "{frame:02x?}");
+        assert!(a.delivered().is_empty());
+    }
 }
 
 #[test]
@@ -261,17 +290,23 @@ fn assert_outward(frame: &[u8], expected: DropReason) {
 /// The node A, with the right key and no scruples, sends `frame`; nobody may get it.
 fn assert_inward(frame: &[u8], expected: DropReason) {
     let (a, mut b) = keyed_nodes();
-    let key = KeyMaterial::new(Suite::Aes256Gcm, &[0x10; KeyMaterial::LEN]);
-    let spi = crate::id::Spi::new(0x1000).unwrap();
-    let mut sa = OutboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), a.now);
+    b.receive_esp(a.esp_address, &sealed(0x1000, a.now, frame));
+    assert_eq!(b.drops(), [(expected, 1)], "{frame:02x?}");
+    assert!(b.out.esp.is_empty() && b.out.vxlan.is_empty() && b.delivered().is_empty());
+}
+
+/// The first packet of the SA with this SPI, by who does not ask whether `frame` may be sent.
+fn sealed(spi: u32, now: BootTime, frame: &[u8]) -> Vec<u8> {
+    let key = KeyMaterial::new(Suite::Aes256Gcm, &[spi.to_le_bytes()[1]; KeyMaterial::LEN]);
+    let spi = crate::id::Spi::new(spi).unwrap();
+    let mut sa = OutboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), now);
     let mut packet = vec![0; esp::HEADROOM + frame.len() + esp::MAX_TRAILER_LEN];
     udp::write_header(&mut packet[16..], 50000, 4789, 8 + frame.len());
     vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap());
     packet[esp::HEADROOM..][..frame.len()].copy_from_slice(frame);
-    let len = sa.seal(a.now, &mut packet, 16 + frame.len()).unwrap().len();
-    b.receive_esp(a.esp_address, &packet[..len]);
-    assert_eq!(b.drops(), [(expected, 1)], "{frame:02x?}");
-    assert!(b.out.esp.is_empty() && b.out.vxlan.is_empty() && b.delivered().is_empty());
+    let len = sa.seal(now, &mut packet, 16 + frame.len()).unwrap().len();
+    packet.truncate(len);
+    packet
 }
 
 fn advertisement(from: Ipv6Addr, target: Ipv6Addr, link: MacAddr) -> Vec<u8> {

@@ -92,7 +92,7 @@ pub struct EndpointSpec<R> {
     pub addresses: Vec<IpAddr>,
     /// Where it is.
     pub place: Place<R>,
-    /// Whether it holds the network's gateway address, hence may forward others' packets.
+    /// Whether it holds the network's gateway address, hence may forward packets from outside.
     pub is_gateway: bool,
 }
 
@@ -126,7 +126,7 @@ impl<R: Remote> Row<R> {
         self.place
     }
 
-    /// Whether it may forward others' packets.
+    /// Whether it may forward packets from outside the network.
     pub fn is_gateway(&self) -> bool {
         self.is_gateway
     }

@@ -3,10 +3,12 @@
 //! Outward, a container speaks with its own MAC and IP addresses only, and never as a router.
 //! Inward, the same is demanded of the peer that the claimed endpoint is placed on; in addition
 //! router messages never cross the wire, and ARP and solicitations only where the other end may be
-//! no agent ([`Remote::MAY_ASK`]), because every agent answers them itself. A gateway forwards others' packets, but speaks ARP and neighbour discovery for itself
-//! alone. Pure: the row comes from the tables, the frame from `wire`. Called by `datapath`.
+//! no agent ([`Remote::MAY_ASK`]), because every agent answers them itself. A gateway forwards
+//! packets from outside the network, but not in the name of the network's other endpoints, and it
+//! speaks ARP and neighbour discovery for itself alone. Pure: rows come from the tables, the frame
+//! from `wire`. Called by `datapath`.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::directory::{Directory, Place, Remote, Row};
 use crate::drop_reason::DropReason;
@@ -40,23 +42,29 @@ pub enum Question {
     },
 }
 
-/// Judges a frame that the endpoint `row` of this node sent.
+/// Judges a frame that the endpoint `row` of this node sent; `directory` is its network's.
 ///
 /// # Errors
 /// When the endpoint may not send it, by name.
-pub fn outward<R: Remote>(row: &Row<R>, frame: &Frame) -> Result<Outward, DropReason> {
+pub fn outward<R: Remote>(
+    directory: &Directory<R>,
+    row: &Row<R>,
+    frame: &Frame,
+) -> Result<Outward, DropReason> {
     if frame.source != row.mac() {
         return Err(DropReason::SourceMacSpoofed);
     }
     match frame.content {
         Content::Unsupported => Err(DropReason::UnsupportedEthertype),
-        Content::Ipv4(packet) if row.is_gateway() || row.has(packet.source.into()) => Ok(Outward::Forward),
-        Content::Ipv6 { source, listener_report, .. }
-            if row.is_gateway() || row.has(source.into()) || listener_report && source.is_unspecified() =>
-        {
+        Content::Ipv4(packet) => {
+            permit(may_send_from(directory, row, packet.source.into()), DropReason::SourceIpSpoofed)?;
             Ok(Outward::Forward)
         }
-        Content::Ipv4(_) | Content::Ipv6 { .. } => Err(DropReason::SourceIpSpoofed),
+        Content::Ipv6 { source, listener_report, .. } => {
+            let is_report = listener_report && source.is_unspecified();
+            permit(is_report || may_send_from(directory, row, source.into()), DropReason::SourceIpSpoofed)?;
+            Ok(Outward::Forward)
+        }
         Content::Arp(packet) => outward_arp(row, packet),
         Content::Discovery { source, message } => outward_discovery(row, source, message),
     }
@@ -79,12 +87,12 @@ pub fn inward<R: Remote>(directory: &Directory<R>, from: R, frame: &Frame) -> Re
             permit(is_own_arp(row, packet), DropReason::PeerNeighborSpoofed)
         }
         Content::Ipv4(packet) => {
-            permit(row.is_gateway() || row.has(packet.source.into()), DropReason::PeerIpSpoofed)
+            permit(may_send_from(directory, row, packet.source.into()), DropReason::PeerIpSpoofed)
         }
-        Content::Ipv6 { source, listener_report, .. } => permit(
-            row.is_gateway() || row.has(source.into()) || listener_report && source.is_unspecified(),
-            DropReason::PeerIpSpoofed,
-        ),
+        Content::Ipv6 { source, listener_report, .. } => {
+            let is_report = listener_report && source.is_unspecified();
+            permit(is_report || may_send_from(directory, row, source.into()), DropReason::PeerIpSpoofed)
+        }
         Content::Discovery { source, message } => match message {
             Message::NeighborAdvertisement { target, target_link } => permit(
                 row.has(source.into()) && row.has(target.into()) && is_own_link(row, target_link),
@@ -134,6 +142,25 @@ fn outward_discovery<R: Remote>(
         Message::RouterSolicitation => Err(DropReason::UnknownNeighbor),
         Message::RouterAdvertisement | Message::Redirect => Err(DropReason::RogueRouterMessage),
         Message::Invalid => Err(DropReason::NeighborSpoofed),
+    }
+}
+
+/// Whether an endpoint may send a packet from `source`: one of its own addresses or, if it is a
+/// gateway, an address outside the network.
+fn may_send_from<R: Remote>(directory: &Directory<R>, row: &Row<R>, source: IpAddr) -> bool {
+    row.has(source) || row.is_gateway() && is_forwardable(source) && directory.by_ip(source).is_none()
+}
+
+/// Whether a router may forward a packet from `source` (RFC 1812 §5.3.7, RFC 4291
+/// §2.5).
+const fn is_forwardable(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(ip) => {
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast())
+        }
     }
 }
 

@@ -7,3 +7,4 @@ mod enrolment;
 mod manager_api;
 mod protocols;
 mod server;
+mod stalled;

@@ -163,12 +163,13 @@ impl AsyncRead for PeerStream {
 
 impl AsyncWrite for PeerStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_cut()?;
+        self.poll_trust(cx)?;
         let written = ready!(Pin::new(&mut self.tls).poll_write(cx, from))?;
         Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_trust(cx)?;
         Pin::new(&mut self.tls).poll_flush(cx)
     }
 
