@@ -46,8 +46,8 @@ fn killed_agent_brings_everything_back() {
         assert_eq!(self::link(own).index, link.index, "the interface went with its agent");
         assert!(!own.pings(other.address(Family::V4), 1));
 
-        swarm.start(number);
         let started = boot_time();
+        swarm.agent(number).spawn(swarm.lab.host(number), &[]);
         await_ping(&swarm, own, other, started);
         await_ping(&swarm, other, own, started);
         let after = self::link(own);
@@ -61,9 +61,10 @@ fn all_agents_killed_come_back_without_their_manager() {
     let (swarm, containers) = Swarm::formed(3, Family::V4, Underlay::default()).with_containers();
     swarm.assert_joined(&containers[1], &containers[2]);
     swarm.agents.iter().for_each(Agent::kill);
-    swarm.start(2);
-    swarm.start(3);
     let started = boot_time();
+    for number in [2, 3] {
+        swarm.agent(number).spawn(swarm.lab.host(number), &[]);
+    }
     await_ping(&swarm, &containers[1], &containers[2], started);
     await_ping(&swarm, &containers[2], &containers[1], started);
     swarm.start(1);
@@ -267,7 +268,7 @@ fn assert_survives_kills(number: usize, command: &[&str]) {
     assert!(eventually(Duration::from_secs(10), pings), "{}", swarm.drops());
 }
 
-/// Waits for a ping, and asserts that it was soon after the agents were ready.
+/// Waits for a ping, and asserts that it was soon after a start.
 fn await_ping(swarm: &Swarm, from: &Attached, to: &Attached, started: BootTime) {
     let ping = Ping { count: 1, timeout: Duration::from_millis(100), ..Ping::default() };
     let reached = || from.ping(to.address(Family::V4), &ping);
