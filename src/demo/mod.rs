@@ -2,7 +2,7 @@
 //!
 //! Two hosts with an agent and a container each are built as namespaces, joined to a cluster by the
 //! commands that an operator would type, and measured: everything that is printed was measured in
-//! that run. [`play`] is the sequence, [`stage`] what it is played on, [`report`] how it is told.
+//! that run. `play` is the sequence, `stage` what it is played on, `report` how it is told.
 //!
 //! Nothing is made outside private namespaces, not even a file, so nothing can be left behind.
 
