@@ -57,7 +57,9 @@ fn demo_proves_what_it_says_and_leaves_nothing() {
     let plain = between(&text, "  ok     unencrypted, to compare   200   200      in ", " VXLAN)");
     assert!(plain.starts_with("200 of "), "{text}");
     assert!(text.contains(&format!("ESP SPI {spi} sequence ")), "{text}");
-    assert!(text.contains(&format!("\n         {} 0000", spi.trim_start_matches("0x"))), "{text}");
+    let sequence: u32 = between(&text, &format!("ESP SPI {spi} sequence "), ",").parse().unwrap();
+    let bytes = format!("\n         {} {sequence:08x} ", spi.trim_start_matches("0x"));
+    assert!(text.contains(&bytes), "{text}");
     assert_eq!(text.matches(", established\n").count(), 2, "{text}");
     place.assert_nothing_left();
 }
