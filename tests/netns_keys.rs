@@ -14,7 +14,7 @@ use overlayd::lab::{Ping, Underlay, eventually, tcp_throughput};
 use rustix::process::Signal;
 
 use support::frames::{self, datagrams};
-use support::swarm::{Attached, Family, Swarm};
+use support::swarm::{Attached, Family, Swarm, V4_SUBNET};
 use support::test_program;
 
 test_program! {
@@ -68,8 +68,11 @@ fn keys_are_renewed_under_load_without_a_loss() {
 }
 
 fn packets_beyond_the_hard_limit_never_leave() {
-    let (swarm, containers) = pair_with("[limits]\nsoft_packets = 100\nhard_packets = 200");
-    let [one, two] = containers.as_slice() else { unreachable!("two containers") };
+    let swarm = agents_with("[limits]\nsoft_packets = 100\nhard_packets = 200");
+    swarm.create(&["--encrypted", "--subnet", V4_SUBNET, "red"]);
+    // Every frame is counted, so the containers may send none by themselves.
+    let [one, two] = &[1, 2].map(|number| swarm.attach_quietly(number, "red", &format!("c{number}")));
+    swarm.await_keys(1);
     swarm.assert_joined(one, two);
     let wire = swarm.capture(2);
     swarm.agent(1).signal(Signal::STOP);
@@ -149,13 +152,18 @@ fn restarted_peer_gets_new_keys_and_old_packets_of_it_are_worthless() {
 
 /// Two hosts whose agents have a configuration, with an encrypted network and a container on each.
 fn pair_with(config: &str) -> (Swarm, Vec<Attached>) {
+    agents_with(config).with_containers()
+}
+
+/// Two hosts in one cluster whose agents have a configuration.
+fn agents_with(config: &str) -> Swarm {
     let file = tempfile::NamedTempFile::new_in("/run").unwrap();
     std::fs::write(&file, config).unwrap();
     let underlay = Underlay { segment_offload: false, ..Underlay::default() };
     let swarm = Swarm::unformed_with(2, underlay, &["--config", file.path().to_str().unwrap()]);
     let init = swarm.init(Family::V4);
     swarm.join(2, &init);
-    swarm.with_containers()
+    swarm
 }
 
 /// Sends frames to the other container, as it would answer to.
