@@ -28,6 +28,8 @@ pub struct AgentConfig {
     pub limits: LimitOverrides,
     /// What one container may flood.
     pub flood: FloodLimit,
+    /// How long a lane that has just had something to do looks again before it sleeps.
+    pub busy_poll: Duration,
     /// The file that every key is appended to, for Wireshark; only ever set by flag.
     pub esp_key_log: Option<PathBuf>,
 }
@@ -60,6 +62,7 @@ impl AgentConfig {
             suites: keys.suites.0,
             limits: keys.limits.0,
             flood: keys.flood,
+            busy_poll: keys.busy_poll.0,
             esp_key_log: None,
         })
     }
@@ -74,6 +77,7 @@ impl Default for AgentConfig {
             suites: Vec::new(),
             limits: LimitOverrides::default(),
             flood: FloodLimit::default(),
+            busy_poll: BusyPoll::default().0,
             esp_key_log: None,
         }
     }
@@ -212,6 +216,7 @@ struct Keys {
     suites: SuitePreference,
     limits: LoweredLimits,
     flood: FloodLimit,
+    busy_poll: BusyPoll,
 }
 
 impl Default for Keys {
@@ -223,6 +228,31 @@ impl Default for Keys {
             suites: SuitePreference(Vec::new()),
             limits: LoweredLimits::default(),
             flood: FloodLimit::default(),
+            busy_poll: BusyPoll::default(),
+        }
+    }
+}
+
+/// Short enough that nobody sees a processor at work for nothing.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct BusyPoll(Duration);
+
+impl Default for BusyPoll {
+    fn default() -> Self {
+        Self(Duration::from_micros(100))
+    }
+}
+
+impl TryFrom<String> for BusyPoll {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match humantime::parse_duration(&text) {
+            Ok(window) if window <= Duration::from_millis(1) => Ok(Self(window)),
+            Ok(_) | Err(_) => {
+                Err(format!("busy_poll {text:?} is not between \"0s\" and \"1ms\": write \"100us\""))
+            }
         }
     }
 }
@@ -395,6 +425,7 @@ mod tests {
             state_dir = "/var/lib/o1"
             socket = "/run/o1.sock"
             suites = ["chacha20-poly1305", "aes-256-gcm"]
+            busy_poll = "20us"
             [log]
             format = "json"
             level = "info,overlayd::control=debug"
@@ -410,6 +441,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/var/lib/o1"));
         assert_eq!(config.socket, Path::new("/run/o1.sock"));
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
+        assert_eq!(config.busy_poll, Duration::from_micros(20));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");
         assert_eq!((config.flood.packets_per_second(), config.flood.burst()), (1000, 5));
@@ -444,6 +476,7 @@ mod tests {
             ("[limits]\nhard_age = \"2h\"", 1, "hard_age = 2h"),
             ("[limits]\nhard_age = \"soon\"", 2, "\"soon\""),
             ("[limits]\nhard_pakets = 1", 2, "`hard_pakets`"),
+            ("busy_poll = \"2ms\"", 1, "between"),
             ("[flood]\nburst = 0", 1, "flood limits start at 1"),
             ("[flood]\nburts = 1", 2, "`burts`"),
             ("a = \n", 1, "string"),

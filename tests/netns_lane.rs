@@ -292,6 +292,7 @@ fn node(host: &Host, own: IpAddr, peer: IpAddr, kind: Kind, index: usize, offloa
                 vxlan: Some(bind(4789)),
                 tables: tables.clone(),
                 flood_limit: FloodLimit::default(),
+                busy_poll: Duration::from_micros(100),
             };
             (worker::spawn(config).unwrap(), tables)
         })

@@ -219,6 +219,7 @@ mod tests {
             vxlan: None,
             tables: Arc::clone(&tables),
             flood_limit: FloodLimit { frames_per_second: 1, burst: 1 },
+            busy_poll: std::time::Duration::ZERO,
         };
         DataPlane::new(&cluster.identity, vec![Arc::new(worker::spawn(config).expect("a lane"))], tables)
     }

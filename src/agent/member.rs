@@ -130,8 +130,15 @@ impl Member {
         let id = LaneId::new(0).expect("zero is a lane");
         let flood_limit =
             FloodLimit { frames_per_second: config.flood.packets_per_second(), burst: config.flood.burst() };
-        let lane =
-            Arc::new(worker::spawn(LaneConfig { id, esp, vxlan, tables: Arc::clone(&tables), flood_limit })?);
+        let lane = worker::spawn(LaneConfig {
+            id,
+            esp,
+            vxlan,
+            tables: Arc::clone(&tables),
+            flood_limit,
+            busy_poll: config.busy_poll,
+        })?;
+        let lane = Arc::new(lane);
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));
         dataplane.follow(Arc::new(view.clone())).await?;
         let attachments = Arc::new(Attachments::new(store.clone(), node.id, Arc::clone(&dataplane)));

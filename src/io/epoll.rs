@@ -80,6 +80,11 @@ impl ReadyList {
         Self { events: Vec::with_capacity(capacity) }
     }
 
+    /// Whether the last wait found nothing.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
     /// What the last wait found.
     pub fn iter(&self) -> impl Iterator<Item = Ready> + '_ {
         self.events.iter().map(|event| {

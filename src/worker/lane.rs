@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -28,6 +29,8 @@ pub struct LaneConfig {
     pub tables: Arc<ArcSwap<Tables>>,
     /// Broadcast and multicast that one container may cause.
     pub flood_limit: FloodLimit,
+    /// The longest that it looks for more before it sleeps; zero for never.
+    pub busy_poll: Duration,
 }
 
 /// Starts a lane's thread.

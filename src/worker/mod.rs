@@ -6,6 +6,7 @@
 //! in force. What control has to know comes back through another bounded ring. Started and stopped
 //! by the agent.
 
+mod busy_poll;
 mod command;
 mod event;
 mod lane;

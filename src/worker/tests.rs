@@ -124,6 +124,7 @@ impl TestLane {
             vxlan: Some(vxlan),
             tables: tables.clone(),
             flood_limit: FloodLimit::default(),
+            busy_poll: Duration::from_micros(100),
         };
         let lane = spawn(config).expect("a thread");
         let thrower = StdSocket::bind(any).expect("a socket");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 
+use super::busy_poll::{BusyPoll, Work};
 use super::command::Command;
 use super::event::LaneEvent;
 use super::lane::{LaneConfig, Shared};
@@ -38,6 +39,7 @@ pub(super) struct Turns {
     wire: Wire,
     received: RecvRing,
     epoll: Epoll,
+    busy_poll: BusyPoll,
     shared: Arc<Shared>,
 }
 
@@ -57,6 +59,7 @@ impl Turns {
             wire: Wire { esp: config.esp, vxlan: config.vxlan, taps: Vec::new(), shared: shared.clone() },
             received: RecvRing::new(),
             epoll,
+            busy_poll: BusyPoll::new(config.busy_poll),
             shared,
         })
     }
@@ -65,23 +68,37 @@ impl Turns {
     pub(super) fn run(mut self) {
         let _close = CloseAtEnd(self.shared.clone());
         let mut ready = ReadyList::with_capacity(READY_CAPACITY);
+        let mut now = clock::boot_time();
         while !self.shared.commands.is_stopping() {
-            let timeout = self.sleep_limit();
+            let polls = self.busy_poll.is_patient(now);
+            let timeout = if polls { Some(Duration::ZERO) } else { self.sleep_limit(now) };
             if let Err(error) = self.epoll.wait(&mut ready, timeout) {
                 tracing::error!(%error, "a lane cannot wait for its sockets and ends");
                 return;
             }
-            self.turn(&ready);
+            now = clock::boot_time();
+            if polls && ready.is_empty() {
+                std::thread::yield_now();
+                let from = std::mem::replace(&mut now, clock::boot_time());
+                self.busy_poll.yielded(from, now);
+                continue;
+            }
+            if !polls && !ready.is_empty() {
+                self.busy_poll.woken(now);
+            }
+            let work = self.turn(&ready, now);
+            let from = std::mem::replace(&mut now, clock::boot_time());
+            self.busy_poll.served(from, now, work);
         }
     }
 
     /// How long the lane may sleep before an SA of it expires.
-    fn sleep_limit(&self) -> Option<Duration> {
-        (self.next_expiry != BootTime::NEVER).then(|| self.next_expiry.since(clock::boot_time()))
+    fn sleep_limit(&self, now: BootTime) -> Option<Duration> {
+        (self.next_expiry != BootTime::NEVER).then(|| self.next_expiry.since(now))
     }
 
-    fn turn(&mut self, ready: &ReadyList) {
-        let now = clock::boot_time();
+    fn turn(&mut self, ready: &ReadyList, now: BootTime) -> Work {
+        let mut work = Work::default();
         if ready.iter().any(|source| source.token == COMMAND_TOKEN) {
             self.take_commands();
         }
@@ -94,7 +111,7 @@ impl Turns {
             match source.token {
                 COMMAND_TOKEN => {}
                 ESP_TOKEN => {
-                    receive(&self.wire.esp, &mut self.received);
+                    work.add(receive(&self.wire.esp, &mut self.received), self.received.bytes());
                     let mut batch = Coalescer::new();
                     for (from, datagram) in self.received.datagrams() {
                         self.ingress.receive_esp(&cx, from, datagram, &mut batch, &mut self.wire);
@@ -103,7 +120,7 @@ impl Turns {
                 }
                 VXLAN_TOKEN => {
                     let Some(socket) = &self.wire.vxlan else { continue };
-                    receive(socket, &mut self.received);
+                    work.add(receive(socket, &mut self.received), self.received.bytes());
                     let mut batch = Coalescer::new();
                     for (from, datagram) in self.received.datagrams() {
                         self.ingress.receive_vxlan(&cx, from, datagram, &mut batch, &mut self.wire);
@@ -112,7 +129,7 @@ impl Turns {
                 }
                 port => {
                     let Some(port) = port_of(port) else { continue };
-                    if read_port(&cx, &mut self.egress, &mut self.wire, port).is_break() {
+                    if read_port(&cx, &mut self.egress, &mut self.wire, port, &mut work).is_break() {
                         self.wire.close_port(&self.epoll, port);
                         self.shared.events.push(LaneEvent::PortGone { slot: port });
                     }
@@ -120,6 +137,7 @@ impl Turns {
             }
         }
         self.egress.flush(&mut self.wire);
+        work
     }
 
     fn take_commands(&mut self) {
@@ -245,6 +263,7 @@ fn read_port(
     egress: &mut Egress,
     wire: &mut Wire,
     port: PortSlot,
+    work: &mut Work,
 ) -> std::ops::ControlFlow<()> {
     let (mut frames, mut bytes) = (0, 0);
     while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
@@ -255,6 +274,7 @@ fn read_port(
                 egress.submit(cx, port, &header, frame_len, wire);
                 frames += 1;
                 bytes += frame_len;
+                work.add(1, frame_len);
             }
             Ok(None) => break,
             Err(error) if tap::is_unreadable_frame(&error) => {
@@ -272,10 +292,11 @@ fn read_port(
 }
 
 /// Fetches a batch; an error is that of an earlier datagram (ICMP), and the socket works on.
-fn receive(socket: &UdpSocket, ring: &mut RecvRing) {
-    if let Err(error) = socket.recv(ring) {
+fn receive(socket: &UdpSocket, ring: &mut RecvRing) -> usize {
+    socket.recv(ring).unwrap_or_else(|error| {
         tracing::debug!(%error, "receiving failed");
-    }
+        0
+    })
 }
 
 fn count_lost(counters: &LaneCounters, sent: io::Result<SendOutcome>, packets: usize) {

@@ -41,6 +41,11 @@ impl RecvRing {
         )
     }
 
+    /// How much the last call fetched.
+    pub fn bytes(&self) -> usize {
+        self.slots[..self.filled].iter().map(|slot| slot.length).sum()
+    }
+
     pub(super) fn fill(&mut self, socket: &Socket) -> io::Result<usize> {
         self.filled = 0;
         // SAFETY: all zero is a valid mmsghdr: null pointers with zero lengths.
