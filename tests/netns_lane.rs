@@ -313,7 +313,8 @@ fn tables(kind: Kind, node: usize, peer: SocketAddr) -> Tables {
         }
         Kind::Plain => {
             let endpoints = endpoints(node, VtepSlot::new(0));
-            builder.network(net, Arc::new(NetworkTable::plain(vni, MTU, vec![peer], endpoints)))
+            let vteps = vec![(VtepSlot::new(0), peer)];
+            builder.network(net, Arc::new(NetworkTable::plain(vni, MTU, vteps, endpoints)))
         }
     }
     .build()

@@ -405,12 +405,12 @@ pub enum NodeState {
     Unknown,
 }
 
-/// Lists the peers that keys are needed with.
+/// Lists the peers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeersRequest {}
 
-/// The peers, one row for each encrypted network shared with them.
+/// The peers, one row for each network shared with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeersResponse {
     /// The rows.
@@ -428,7 +428,7 @@ pub struct PeerStatus {
     pub network: NetworkId,
     /// Its name.
     pub network_name: NetworkName,
-    /// Where its data goes to.
+    /// Where its packets of this network go to.
     pub remote: SocketAddr,
     /// How far the keys are.
     pub state: PeerState,
@@ -452,7 +452,7 @@ pub struct PeerStatus {
     pub last_drop: Option<DropReason>,
 }
 
-/// How far the keys of a peer and network are.
+/// How far the keys of a peer and network are, if there are to be any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
@@ -464,6 +464,21 @@ pub enum PeerState {
     Established,
     /// The last attempt failed and will be repeated.
     Failed,
+    /// The network is not encrypted.
+    Plain,
+}
+
+impl PeerState {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Negotiating => "negotiating",
+            Self::Established => "established",
+            Self::Failed => "failed",
+            Self::Plain => "plain",
+        }
+    }
 }
 
 /// Asks for the counters.

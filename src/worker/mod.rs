@@ -18,4 +18,4 @@ pub use command::Command;
 pub use event::LaneEvent;
 pub use lane::{Lane, LaneConfig, LaneGone, spawn};
 
-pub use crate::datapath::{FloodLimit, LaneCounters, LinkCounters, PortCounters};
+pub use crate::datapath::{FloodLimit, LaneCounters, PeerCounters, PortCounters};

@@ -162,6 +162,7 @@ impl Turns {
                 self.ingress.remove(link);
                 self.shared.counters.reset_link(link);
             }
+            Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
             // A turn ends with an empty arena, and the next batch loads the tables anew.
             Command::Sync => {
                 self.tables.load();
