@@ -359,6 +359,42 @@ pub struct ClusterStatus {
     pub network_count: u64,
     /// Endpoints on this node.
     pub endpoint_count: u64,
+    /// What the kernel does for many packets at once.
+    #[serde(default)]
+    pub offloads: Vec<OffloadStatus>,
+}
+
+/// For how many sockets or TAPs of this node the kernel does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadStatus {
+    /// What.
+    pub offload: Offload,
+    /// Whether the configuration asks for it.
+    pub wanted: bool,
+    /// For how many it does it.
+    pub used: u64,
+    /// Of how many.
+    pub of: u64,
+}
+
+/// What a kernel can do for many packets at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// Sends a run of encrypted packets with one call (`UDP_SEGMENT`).
+    EspSegmentation,
+    /// Receives one with one call (`UDP_GRO`).
+    EspCoalescing,
+    /// As [`Self::EspSegmentation`], for unencrypted networks.
+    VxlanSegmentation,
+    /// As [`Self::EspCoalescing`], for unencrypted networks.
+    VxlanCoalescing,
+    /// Leaves checksums of what containers send to the agent.
+    TapChecksum,
+    /// Leaves TCP that containers send or receive in super-frames.
+    TapTcp,
+    /// The same for UDP.
+    TapUdp,
 }
 
 /// A manager as this node sees it.

@@ -107,6 +107,20 @@ impl Tap {
         Ok(())
     }
 
+    /// As [`Self::set_offloads`], with what `wanted` and the kernel both have.
+    ///
+    /// # Errors
+    /// As [`Self::set_offloads`].
+    pub fn limit_offloads(&mut self, wanted: TapOffloads) -> Result<(), TapError> {
+        let TapOffloads { checksum, tcp, udp } = self.offloads;
+        let limited = TapOffloads {
+            checksum: checksum && wanted.checksum,
+            tcp: tcp && wanted.tcp,
+            udp: udp && wanted.udp,
+        };
+        if limited == self.offloads { Ok(()) } else { self.set_offloads(limited) }
+    }
+
     /// Reads one frame that the container sent, into `head` and what is longer into `rest`; `None`
     /// when there is none now.
     ///
