@@ -51,6 +51,17 @@ fn shorter_segment_push_and_fin_end_a_run() {
 }
 
 #[test]
+fn congestion_window_reduced_is_said_of_one_segment_alone() {
+    for is_ipv6 in [false, true] {
+        let flow = Flow { flags: 0x10 | CWR, ..Flow::new(A, B, is_ipv6, Protocol::Tcp) };
+        let merged = merge(&flow.segments(&payload(4_000)));
+        let [(first, alone), (_, rest)] = merged.as_slice() else { panic!("{} frames", merged.len()) };
+        assert_eq!((*first, alone), (VnetHeader::COMPLETE, &flow.segments(&payload(4_000))[0]));
+        assert_eq!(rest.len(), alone.len() + 2_000);
+    }
+}
+
+#[test]
 fn run_ends_after_64_segments_and_at_64_kib() {
     let flow = Flow { size: 100, ..Flow::new(A, B, false, Protocol::Tcp) };
     let lens: Vec<_> = merge(&flow.segments(&payload(10_000))).iter().map(|(_, frame)| frame.len()).collect();
@@ -123,7 +134,7 @@ fn second_frame_that_differs_is_not_merged_udp() {
 #[test]
 fn frames_that_are_never_merged_come_as_they_are() {
     let tcp = |flags| Flow { flags, ..Flow::new(A, B, false, Protocol::Tcp) };
-    for flags in [0, 0x10 | PSH, 0x10 | FIN, 0x10 | SYN, 0x10 | RST, 0x10 | URG] {
+    for flags in [0, 0x10 | PSH, 0x10 | FIN, 0x10 | SYN, 0x10 | RST, 0x10 | URG, 0x10 | CWR] {
         assert_untouched(&tcp(flags), 1_000, |_| {});
     }
     assert_untouched(&tcp(0x10), 0, |_| {});
