@@ -5,12 +5,15 @@
 //! cut:   super-frame -> TAP (all offloads) - bridge - TAP (none) -> the kernel's segments
 //! merge: segments    -> TAP (IFF_NAPI: GRO) -> packet socket     -> the kernel's super-frames
 //! ```
+//! Merging is held against a model of the kernel's rules first, and model and ours against the
+//! kernel where the tests run as the machine's root: nobody else may have its GRO wait for frames.
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
 mod cut;
 mod flow;
 mod merge;
+mod model;
 #[path = "../support/mod.rs"]
 mod support;
 
