@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::Merging;
 use super::flows::{Flow, are_checksums_right, mend};
 use super::testbed::*;
-use crate::drop_reason::DropReason::PeerMacSpoofed;
+use crate::drop_reason::DropReason::{ForbiddenInner, PeerMacSpoofed};
 use crate::id::{Spi, Vni};
 use crate::sa::{KeyMaterial, Limits, OutboundSa, Suite};
 use crate::wire::transport::{CWR, ECE, FIN, PSH, Protocol, Transport};
@@ -214,6 +214,17 @@ fn port_that_takes_no_super_frames_gets_the_segments() {
         let expected: Vec<_> = segments.iter().map(|frame| (VnetHeader::COMPLETE, frame.clone())).collect();
         assert_eq!(merge_for(merging, &segments), expected);
     }
+}
+
+#[test]
+fn tagged_segments_are_dropped_one_by_one() {
+    let (a, mut b) = keyed_nodes();
+    b.out.merging = EVERYTHING;
+    let mut segments = Flow::new(A, B, false, Protocol::Tcp).segments(&payload(3_000));
+    segments.iter_mut().for_each(|segment| drop(segment.splice(12..12, [0x81, 0x00, 0x00, 0x05])));
+    b.receive_esp_batch(a.esp_address, &mut seal(&a, &segments));
+    assert_eq!(b.drops(), [(ForbiddenInner, 3)]);
+    assert!(b.delivered().is_empty());
 }
 
 #[test]
