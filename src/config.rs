@@ -30,6 +30,8 @@ pub struct AgentConfig {
     pub flood: FloodLimit,
     /// How long a lane that has just had something to do looks again before it sleeps.
     pub busy_poll: Duration,
+    /// What the kernel is asked to do for many packets at once.
+    pub offload: OffloadConfig,
     /// The file that every key is appended to, for Wireshark; only ever set by flag.
     pub esp_key_log: Option<PathBuf>,
 }
@@ -63,6 +65,7 @@ impl AgentConfig {
             limits: keys.limits.0,
             flood: keys.flood,
             busy_poll: keys.busy_poll.0,
+            offload: keys.offload,
             esp_key_log: None,
         })
     }
@@ -78,6 +81,7 @@ impl Default for AgentConfig {
             limits: LimitOverrides::default(),
             flood: FloodLimit::default(),
             busy_poll: BusyPoll::default().0,
+            offload: OffloadConfig::default(),
             esp_key_log: None,
         }
     }
@@ -179,6 +183,50 @@ impl TryFrom<FloodKeys> for FloodLimit {
     }
 }
 
+/// What the kernel is asked to do for many packets at once. All of it, unless a driver gets it wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, try_from = "OffloadKeys")]
+pub struct OffloadConfig {
+    /// Containers leave checksums of TCP and UDP to this program; without it, neither of the next two.
+    pub tap_checksum: bool,
+    /// Containers send and take TCP in super-frames.
+    pub tap_tcp: bool,
+    /// The same for UDP.
+    pub tap_udp: bool,
+    /// The data sockets send runs of packets in one call (`UDP_SEGMENT`).
+    pub udp_segment: bool,
+    /// The data sockets receive them in one (`UDP_GRO`).
+    pub udp_gro: bool,
+}
+
+impl Default for OffloadConfig {
+    fn default() -> Self {
+        Self { tap_checksum: true, tap_tcp: true, tap_udp: true, udp_segment: true, udp_gro: true }
+    }
+}
+
+impl TryFrom<OffloadKeys> for OffloadConfig {
+    type Error = String;
+
+    fn try_from(keys: OffloadKeys) -> Result<Self, String> {
+        let tap_checksum = keys.tap_checksum.unwrap_or(true);
+        for (key, wanted) in [("tap_tcp", keys.tap_tcp), ("tap_udp", keys.tap_udp)] {
+            if !tap_checksum && wanted == Some(true) {
+                return Err(format!(
+                    "{key} = true cannot be had with tap_checksum = false: leave one of them out"
+                ));
+            }
+        }
+        Ok(Self {
+            tap_checksum,
+            tap_tcp: keys.tap_tcp.unwrap_or(tap_checksum),
+            tap_udp: keys.tap_udp.unwrap_or(tap_checksum),
+            udp_segment: keys.udp_segment.unwrap_or(true),
+            udp_gro: keys.udp_gro.unwrap_or(true),
+        })
+    }
+}
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -217,6 +265,7 @@ struct Keys {
     limits: LoweredLimits,
     flood: FloodLimit,
     busy_poll: BusyPoll,
+    offload: OffloadConfig,
 }
 
 impl Default for Keys {
@@ -229,6 +278,7 @@ impl Default for Keys {
             limits: LoweredLimits::default(),
             flood: FloodLimit::default(),
             busy_poll: BusyPoll::default(),
+            offload: OffloadConfig::default(),
         }
     }
 }
@@ -325,6 +375,16 @@ struct FloodKeys {
     burst: Option<u32>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OffloadKeys {
+    tap_checksum: Option<bool>,
+    tap_tcp: Option<bool>,
+    tap_udp: Option<bool>,
+    udp_segment: Option<bool>,
+    udp_gro: Option<bool>,
+}
+
 fn within<T: Copy + PartialOrd + Default + fmt::Display>(
     key: &str,
     wanted: Option<T>,
@@ -406,7 +466,7 @@ mod tests {
     fn the_example_documents_every_key() {
         let example = include_str!("../config/overlayd.example.toml");
         let unknown = parse("nonsense = 1").expect_err("an unknown key").to_string();
-        for table in ["log", "limits", "flood"] {
+        for table in ["log", "limits", "flood", "offload"] {
             let unknown = parse(&format!("[{table}]\nnonsense = 1")).expect_err("an unknown key").to_string();
             for key in expected_keys(&unknown) {
                 assert!(example.contains(&format!("\n# {key} = ")), "{table}.{key} is not documented");
@@ -435,6 +495,9 @@ mod tests {
             soft_age = "2s"
             [flood]
             burst = 5
+            [offload]
+            tap_udp = false
+            udp_gro = false
             "#,
         )
         .expect("a configuration");
@@ -445,6 +508,8 @@ mod tests {
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");
         assert_eq!((config.flood.packets_per_second(), config.flood.burst()), (1000, 5));
+        let offload = OffloadConfig { tap_udp: false, udp_gro: false, ..OffloadConfig::default() };
+        assert_eq!(config.offload, offload);
         let limits = config.limits.apply(Suite::Aes256Gcm);
         assert_eq!((limits.soft_packets, limits.hard_packets), (100, 200));
         assert_eq!((limits.soft_age, limits.hard_age), (Duration::from_secs(2), Duration::from_secs(3600)));
@@ -455,6 +520,14 @@ mod tests {
         let config = parse("[limits]\nhard_packets = 10\nhard_age = \"1s\"").expect("a configuration");
         let limits = config.limits.apply(Suite::Aes256Gcm);
         assert_eq!((limits.soft_packets, limits.soft_age), (10, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn taps_without_checksum_offload_have_no_other() {
+        let config = parse("[offload]\ntap_checksum = false\ntap_tcp = false").expect("a configuration");
+        let none =
+            OffloadConfig { tap_checksum: false, tap_tcp: false, tap_udp: false, ..OffloadConfig::default() };
+        assert_eq!(config.offload, none);
     }
 
     #[test]
@@ -479,6 +552,8 @@ mod tests {
             ("busy_poll = \"2ms\"", 1, "between"),
             ("[flood]\nburst = 0", 1, "flood limits start at 1"),
             ("[flood]\nburts = 1", 2, "`burts`"),
+            ("[offload]\ntap_checksum = false\ntap_udp = true", 1, "tap_udp = true"),
+            ("[offload]\ntap_csum = false", 2, "`tap_csum`"),
             ("a = \n", 1, "string"),
         ] {
             let error = parse(text).expect_err(text).to_string();

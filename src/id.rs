@@ -227,7 +227,7 @@ numbers! {
     LinkSlot(u32);
     /// Dense index of a network in the tables.
     NetSlot(u32);
-    /// Dense index of a remote VTEP of one unencrypted network.
+    /// Dense index of a (peer, unencrypted network) pair in the tables and in every lane.
     VtepSlot(u32);
 }
 

@@ -2,8 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +16,15 @@ use overlayd::id::{IfName, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vn
 use overlayd::io::clock::boot_time;
 use overlayd::io::container_port::ContainerPort;
 use overlayd::io::tap::TapOffloads;
-use overlayd::io::udp::{RecvRing, UdpOptions, UdpSocket};
+use overlayd::io::udp::{UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
-use overlayd::worker::{self, Command, FloodLimit, Lane, LaneConfig, LaneEvent};
+use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
+
+#[path = "support/streams.rs"]
+mod streams;
+
+use streams::{assert_run_is_intact, assert_stream_is_intact};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -51,6 +55,7 @@ fn trials() -> Vec<Trial> {
         deleted_port_is_reported_and_its_slot_can_be_used_again
         streams_and_runs_cross_intact_whatever_the_kernel_offers
         super_frames_are_used_where_the_kernel_offers_them
+        segmentation_that_the_kernel_refuses_is_given_up_and_told_once
     }
 }
 
@@ -124,6 +129,7 @@ fn deleted_port_is_reported_and_its_slot_can_be_used_again() {
         match block_on(node.lane.next_event()).unwrap() {
             LaneEvent::PortGone { slot } => break assert_eq!(slot, PORT),
             LaneEvent::NoKey { .. } | LaneEvent::RekeyWanted { .. } | LaneEvent::UnknownSpi { .. } => {}
+            LaneEvent::SegmentationGivenUp { socket } => panic!("this kernel refused a run of {socket:?}"),
         }
     }
     let tap = host.run_in(|| port(0).create(node.container.namespace())).unwrap().unwrap();
@@ -135,21 +141,43 @@ fn streams_and_runs_cross_intact_whatever_the_kernel_offers() {
     const NO_UDP: TapOffloads = TapOffloads { udp: false, ..TapOffloads::ALL };
     const SUMS: TapOffloads = TapOffloads { checksum: true, ..TapOffloads::NONE };
     let (all, none) = (TapOffloads::ALL, TapOffloads::NONE);
+    let no_socket = UdpOptions { segmentation: false, coalescing: false, ..UdpOptions::default() };
+    let sockets = [
+        UdpOptions { segmentation: false, ..UdpOptions::default() },
+        UdpOptions { coalescing: false, ..UdpOptions::default() },
+    ];
+    let over_ipv6 = Kind::Encrypted { is_ipv6: true };
+    for options in &sockets {
+        Bed::with(over_ipv6, [all, all], options).assert_all_is_intact();
+    }
+    Bed::with(over_ipv6, [none, none], &no_socket).assert_all_is_intact();
     for kind in [Kind::Encrypted { is_ipv6: false }, Kind::Plain] {
         let pairs = [(all, all), (all, none), (none, all), (none, none), (NO_UDP, NO_UDP), (SUMS, SUMS)];
         for (left, right) in pairs {
-            let bed = Bed::with_offloads(kind, [left, right]);
-            if matches!(kind, Kind::Encrypted { .. }) {
-                bed.exchange_keys();
-            }
-            bed.assert_ping(0, 1);
-            for (from, to) in [(0, 1), (1, 0)] {
-                bed.assert_stream_is_intact(from, v4(to).addr());
-                bed.assert_stream_is_intact(from, v6(to).addr());
-                bed.assert_run_is_intact(from, v4(from).addr(), v4(to).addr());
-                bed.assert_run_is_intact(from, v6(from).addr(), v6(to).addr());
-            }
+            Bed::with_offloads(kind, [left, right]).assert_all_is_intact();
         }
+    }
+}
+
+fn segmentation_that_the_kernel_refuses_is_given_up_and_told_once() {
+    // udp_send_skb refuses UDP_SEGMENT to sockets that send no checksum.
+    let options = UdpOptions { checksum: false, ..UdpOptions::default() };
+    let bed = Bed::with(Kind::Encrypted { is_ipv6: false }, [TapOffloads::ALL; 2], &options);
+    for node in &bed.nodes {
+        assert!(node.lane.offloads().0.segmentation, "not known before the first run");
+    }
+    bed.assert_all_is_intact();
+    for node in &bed.nodes {
+        let (esp, vxlan) = node.lane.offloads();
+        assert_eq!((esp.segmentation, esp.coalescing), (false, true));
+        assert!(vxlan.unwrap().segmentation, "nothing was sent there");
+        let mut told = 0;
+        while let Some(event) = block_on(async {
+            tokio::time::timeout(Duration::from_millis(50), node.lane.next_event()).await.ok().flatten()
+        }) {
+            told += usize::from(event == LaneEvent::SegmentationGivenUp { socket: DataSocket::Esp });
+        }
+        assert_eq!(told, 1);
     }
 }
 
@@ -159,7 +187,8 @@ fn super_frames_are_used_where_the_kernel_offers_them() {
         let bed = Bed::with_offloads(Kind::Encrypted { is_ipv6: false }, [offloads; 2]);
         bed.exchange_keys();
         bed.assert_ping(0, 1);
-        bed.assert_stream_is_intact(0, v4(1).addr());
+        let [sender, receiver] = [0, 1].map(|index| bed.nodes[index].container.namespace());
+        assert_stream_is_intact(sender, (receiver, v4(1).addr()), STREAM);
         let sent = bed.nodes[0].lane.counters().port(PORT);
         let received = bed.nodes[1].lane.counters().port(PORT);
         let (sent, received) = (
@@ -183,6 +212,7 @@ struct Bed {
     // Lanes end before the laboratory does.
     nodes: Vec<Node>,
     lab: Lab,
+    kind: Kind,
 }
 
 struct Node {
@@ -198,16 +228,21 @@ impl Bed {
 
     /// What the kernels offer to the two lanes.
     fn with_offloads(kind: Kind, offloads: [TapOffloads; 2]) -> Self {
+        Self::with(kind, offloads, &UdpOptions::default())
+    }
+
+    /// What the kernels offer to the two lanes, and what the lanes ask of them for their sockets.
+    fn with(kind: Kind, offloads: [TapOffloads; 2], options: &UdpOptions) -> Self {
         let lab = Lab::two_hosts(Underlay::default()).unwrap();
         let is_ipv6 = matches!(kind, Kind::Encrypted { is_ipv6: true });
         let address = |host: &Host| if is_ipv6 { host.v6() } else { host.v4() };
         let nodes = (0..2)
             .map(|index| {
                 let (host, peer) = (lab.host(index + 1), lab.host(2 - index));
-                node(host, address(host), address(peer), kind, index, offloads[index])
+                node(host, [address(host), address(peer)], kind, index, offloads[index], options)
             })
             .collect();
-        Self { lab, nodes }
+        Self { nodes, lab, kind }
     }
 
     fn exchange_keys(&self) {
@@ -224,45 +259,25 @@ impl Bed {
         }
     }
 
+    /// Pings, streams and runs of both families, both ways.
+    fn assert_all_is_intact(&self) {
+        if matches!(self.kind, Kind::Encrypted { .. }) {
+            self.exchange_keys();
+        }
+        self.assert_ping(0, 1);
+        for (from, to) in [(0, 1), (1, 0)] {
+            let [sender, receiver] = [from, to].map(|index| self.nodes[index].container.namespace());
+            for address in [v4, v6] {
+                let receiver = (receiver, address(to).addr());
+                assert_stream_is_intact(sender, receiver, STREAM);
+                assert_run_is_intact((sender, address(from).addr()), receiver);
+            }
+        }
+    }
+
     fn ping(&self, from: usize, to: usize, count: u16) -> overlayd::lab::PingReport {
         let ping = Ping { count, ..Ping::default() };
         ping.run(self.nodes[from].container.namespace(), v4(to).addr()).unwrap()
-    }
-
-    /// One TCP stream, compared byte by byte: kernels do not check what super-frames carry.
-    fn assert_stream_is_intact(&self, from: usize, to_ip: IpAddr) {
-        let [from, to] = [from, 1 - from].map(|index| self.nodes[index].container.namespace());
-        let listener = to.run_in(|| TcpListener::bind((to_ip, 0))).unwrap().unwrap();
-        let address = listener.local_addr().unwrap();
-        let sender = from.run_in(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap().unwrap();
-        let (mut receiver, _) = listener.accept().unwrap();
-        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-        let bytes = noise(4 << 20);
-        let mut arrived = Vec::new();
-        std::thread::scope(|scope| {
-            scope.spawn(|| { sender }.write_all(&bytes).unwrap());
-            receiver.read_to_end(&mut arrived).unwrap();
-        });
-        assert!(arrived == bytes, "{} of {} bytes to {to_ip}, or others", arrived.len(), bytes.len());
-    }
-
-    /// A run of UDP datagrams that the container's kernel is to cut.
-    fn assert_run_is_intact(&self, from: usize, from_ip: IpAddr, to_ip: IpAddr) {
-        let [from, to] = [from, 1 - from].map(|index| self.nodes[index].container.namespace());
-        let options = UdpOptions { coalescing: false, ..UdpOptions::default() };
-        let receiver = to.run_in(|| UdpSocket::bind((to_ip, 0).into(), &options)).unwrap().unwrap();
-        let sender = from.run_in(|| UdpSocket::bind((from_ip, 0).into(), &options)).unwrap().unwrap();
-        let bytes = noise(30_300);
-        let outcome = sender.send_run(receiver.local_addr().unwrap(), &bytes, 1_000).unwrap();
-        assert_eq!(outcome.datagrams, 31);
-        let (mut ring, mut arrived) = (RecvRing::new(), Vec::new());
-        eventually(PATIENCE, || {
-            while receiver.recv(&mut ring).unwrap() > 0 {
-                arrived.extend(ring.datagrams().map(|(_, datagram)| datagram.to_vec()));
-            }
-            arrived.len() >= 31
-        });
-        assert!(arrived.iter().eq(bytes.chunks(1_000)), "{} datagrams to {to_ip}", arrived.len());
     }
 
     /// Both families, waiting for IPv6's duplicate address detection to be over.
@@ -279,11 +294,18 @@ impl Bed {
     }
 }
 
-fn node(host: &Host, own: IpAddr, peer: IpAddr, kind: Kind, index: usize, offloads: TapOffloads) -> Node {
+fn node(
+    host: &Host,
+    [own, peer]: [IpAddr; 2],
+    kind: Kind,
+    index: usize,
+    offloads: TapOffloads,
+    options: &UdpOptions,
+) -> Node {
     let container = host.container(["red", "blue"][index]).unwrap();
     let (lane, tables) = host
         .run_in(|| {
-            let bind = |port| UdpSocket::bind(SocketAddr::new(own, port), &UdpOptions::default()).unwrap();
+            let bind = |port| UdpSocket::bind(SocketAddr::new(own, port), options).unwrap();
             let peer = SocketAddr::new(peer, if matches!(kind, Kind::Plain) { 4789 } else { 4500 });
             let tables = Arc::new(ArcSwap::from_pointee(tables(kind, index, peer)));
             let config = LaneConfig {
@@ -314,7 +336,8 @@ fn tables(kind: Kind, node: usize, peer: SocketAddr) -> Tables {
         }
         Kind::Plain => {
             let endpoints = endpoints(node, VtepSlot::new(0));
-            builder.network(net, Arc::new(NetworkTable::plain(vni, MTU, vec![peer], endpoints)))
+            let vteps = vec![(VtepSlot::new(0), peer)];
+            builder.network(net, Arc::new(NetworkTable::plain(vni, MTU, vteps, endpoints)))
         }
     }
     .build()
@@ -357,18 +380,6 @@ fn eth0() -> IfName {
     "eth0".parse().unwrap()
 }
 
-/// Bytes that repeat nowhere near.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state.to_le_bytes()[1]
-    };
-    (0..len).map(|_| next()).collect()
-}
-
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -379,5 +390,6 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 const LINK: LinkSlot = LinkSlot::new(0);
 const PORT: PortSlot = PortSlot::new(0);
 const MTU: u16 = 1388;
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of a stream.
+const STREAM: usize = 4 << 20;
 const SPIS: [u32; 2] = [0x1000, 0x2000];

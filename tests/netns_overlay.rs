@@ -64,6 +64,26 @@ fn containers_of_an_unencrypted_network_ping() {
         let seen = datagrams(&capture.stop().unwrap());
         assert!(seen.len() >= 12, "{} datagrams", seen.len());
         assert!(seen.iter().all(|datagram| datagram.to.port() == frames::VXLAN_PORT), "{seen:?}");
+
+        let vtep = SocketAddr::new(family.of(swarm.lab.host(2)), frames::VXLAN_PORT);
+        let peers = swarm.agent(1).peers().peers;
+        let [peer] = peers.as_slice() else { panic!("{peers:?}") };
+        assert_eq!((peer.network_name.as_str(), peer.state, peer.remote), ("plain", PeerState::Plain, vtep));
+        assert!(peer.suite.is_none() && peer.outbound_spis.is_empty() && peer.inbound_spis.is_empty());
+        let stats = swarm.agent(1).stats();
+        let [traffic] = stats.peers.as_slice() else { panic!("{stats:?}") };
+        for (sent, received) in [(peer.sent, peer.received), (traffic.sent, traffic.received)] {
+            assert!(sent.packets >= 12 && sent.bytes >= 12 * 98, "{sent:?}");
+            assert!(received.packets >= 12 && received.bytes >= 12 * 98, "{received:?}");
+        }
+        assert!(swarm.agent(1).done(&["peers"]).contains("plain"));
+
+        // The slot that it had begins anew for the next one.
+        swarm.agent(2).done(&["detach", "plain", "--netns", "c2"]);
+        assert!(eventually(Duration::from_secs(10), || swarm.agent(1).peers().peers.is_empty()));
+        swarm.attach(2, "plain", "c3");
+        let back = || swarm.agent(1).peers().peers.first().is_some_and(|peer| peer.sent.packets < 12);
+        assert!(eventually(Duration::from_secs(10), back), "{:?}", swarm.agent(1).peers());
     }
 }
 

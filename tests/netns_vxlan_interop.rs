@@ -48,6 +48,9 @@ fn address_that_is_not_placed_on_the_kernels_host_does_not_get_in() {
         agent.dropped(DropReason::PeerNeighborSpoofed) + agent.dropped(DropReason::PeerIpSpoofed)
     };
     assert!(eventually(Duration::from_secs(5), || drops() > 0));
+    let last_drop = swarm.agent(1).peers().peers[0].last_drop;
+    let expected = [DropReason::PeerNeighborSpoofed, DropReason::PeerIpSpoofed];
+    assert!(last_drop.is_some_and(|reason| expected.contains(&reason)), "{last_drop:?}");
     let seen = inside.stop().unwrap();
     assert!(!seen.iter().any(|frame| frames::contains(frame, &[10, 9, 0, 77])), "the forgery got in");
 }

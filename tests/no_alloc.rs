@@ -8,9 +8,11 @@ use std::cell::Cell;
 #[path = "../benches/pair/mod.rs"]
 mod pair;
 
+use overlayd::drop_reason::DropReason;
 use overlayd::id::MacAddr;
-use overlayd::wire::arp;
-use pair::Pair;
+use overlayd::wire::vnet_hdr::VnetHeader;
+use overlayd::wire::{arp, checksum};
+use pair::{NEIGHBOR_PORT, PLAIN, PLAIN_PORT, Pair};
 
 #[test]
 fn sealing_and_opening_a_packet_allocates_nothing() {
@@ -77,6 +79,92 @@ fn answering_arp_and_dropping_allocate_nothing() {
         pair.send(&spoofed, 100);
     });
     assert_eq!((allocations, pair.answered(), pair.on_the_wire()), (0, 101, 0));
+}
+
+#[test]
+fn the_plain_network_allocates_nothing_either() {
+    let mut pair = Pair::new(100);
+    let frame = pair::plain_frame(1_400, pair::mac(PLAIN + 1, 0));
+    let (header, super_frame) = pair::super_frame_in(PLAIN, 30_000, 1_300);
+    let mut both = || {
+        pair.send_from(PLAIN_PORT, &VnetHeader::COMPLETE, &frame, 64);
+        assert_eq!(pair.receive(), 64);
+        pair.send_from(PLAIN_PORT, &header, &super_frame, 4);
+        assert_eq!(pair.on_the_wire(), 4 * 24);
+        assert_eq!(pair.receive(), 4, "merged again");
+    };
+    both();
+    let allocations = allocations_during(|| (0..100).for_each(|_| both()));
+    assert_eq!(allocations, 0);
+}
+
+#[test]
+fn frames_to_the_container_next_door_allocate_nothing() {
+    let mut pair = Pair::new(100);
+    let neighbor = pair::mac(PLAIN, 1);
+    let frame = pair::plain_frame(1_400, neighbor);
+    let (header, mut super_frame) = pair::super_frame_in(PLAIN, 30_000, 1_300);
+    super_frame[..6].copy_from_slice(&neighbor.octets());
+    let mut both = || {
+        pair.send_from(PLAIN_PORT, &VnetHeader::COMPLETE, &frame, 10);
+        pair.send_from(PLAIN_PORT, &header, &super_frame, 10);
+    };
+    both();
+    let allocations = allocations_during(|| (0..100).for_each(|_| both()));
+    assert_eq!((allocations, pair.answered(), pair.on_the_wire()), (0, 101 * 20, 0));
+    assert_eq!(pair.counters().port(NEIGHBOR_PORT).frames_received, 101 * 20);
+}
+
+#[test]
+fn answering_a_neighbor_solicitation_allocates_nothing() {
+    let mut pair = Pair::new(100);
+    let (asker, target) = (pair::ip6(PLAIN, 0), pair::ip6(PLAIN + 1, 0));
+    let [.., a, b, c] = target.octets();
+    let mut group = [0; 16];
+    group[..2].copy_from_slice(&[0xff, 2]);
+    group[11..].copy_from_slice(&[1, 0xff, a, b, c]);
+    let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1]].concat();
+    message.extend(pair::mac(PLAIN, 0).octets());
+    let sum = checksum::ipv6(asker, group.into(), 58, &message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut question = [&[0x33, 0x33, 0xff, a, b, c][..], &pair::mac(PLAIN, 0).octets()].concat();
+    question.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255]);
+    question.extend([asker.octets(), group].concat());
+    question.extend(message);
+    let mut ask = || pair.send_from(PLAIN_PORT, &VnetHeader::COMPLETE, &question, 100);
+    ask();
+    assert_eq!(allocations_during(ask), 0);
+    assert_eq!((pair.answered(), pair.on_the_wire()), (200, 0));
+}
+
+#[test]
+fn dropping_what_comes_from_the_wire_allocates_nothing() {
+    let mut pair = Pair::new(100);
+    let frame = pair::frame(300);
+    let plaintext = [&[8, 0, 0, 0, 0, 0, 7, 0][..], &frame].concat();
+    let spoofed = [&[8, 0, 0, 0, 0, 0, 9, 0][..], &frame].concat();
+    let mut all = || {
+        pair.throw(&[0xff], 10);
+        pair.throw(&[1; 9], 10);
+        pair.throw(&[1; 99], 10);
+        pair.throw(&plaintext, 10);
+        pair.throw(&spoofed, 10);
+        assert_eq!(pair.receive(), 0);
+        pair.send(&frame, 10);
+        assert_eq!(pair.receive_changed(|packet| packet[60] ^= 1), 0);
+    };
+    all();
+    assert_eq!(allocations_during(|| (0..100).for_each(|_| all())), 0);
+    for reason in [
+        DropReason::NatKeepalive,
+        DropReason::MalformedEsp,
+        DropReason::UnknownSpi,
+        DropReason::PlaintextForEncryptedNetwork,
+        DropReason::PeerMacSpoofed,
+        DropReason::AuthenticationFailed,
+    ] {
+        assert_eq!(pair.counters().dropped(reason), 101 * 10, "{reason:?}");
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Two lanes in memory that share one encrypted network, for benches and the allocation test.
+//! Two lanes in memory that share an encrypted and a plain network, for benches and the allocation test.
 //!
 //! What one sends is kept in a fixed buffer and fed to the other; nothing here allocates once built.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use overlayd::boot_time::BootTime;
@@ -10,14 +10,21 @@ use overlayd::datapath::{
     Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
 };
 use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
-use overlayd::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni};
+use overlayd::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
 use overlayd::wire::vnet_hdr::{Checksum, Kind, Segmentation, VnetHeader};
 
-/// The only local port of either node.
+/// The only local port of either node in the encrypted network.
 pub(crate) const PORT: PortSlot = PortSlot::new(0);
+/// The first local port of either node in the plain network.
+pub(crate) const PLAIN_PORT: PortSlot = PortSlot::new(1);
+/// The other one.
+pub(crate) const NEIGHBOR_PORT: PortSlot = PortSlot::new(2);
 /// The only link of either node.
 pub(crate) const LINK: LinkSlot = LinkSlot::new(0);
+/// To be added to the number of a node for its endpoints in the plain network.
+pub(crate) const PLAIN: u8 = 2;
+const VTEP_OF_SENDER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 4789);
 /// What time it is, always.
 pub(crate) const NOW: BootTime = BootTime::from_nanos(1_000_000_000);
 
@@ -58,28 +65,56 @@ impl Pair {
 
     /// The same for a frame of which its kernel says `header`.
     pub(crate) fn send_as(&mut self, header: &VnetHeader, frame: &[u8], count: usize) {
+        self.send_from(PORT, header, frame, count);
+    }
+
+    /// The same for any port of the sender.
+    pub(crate) fn send_from(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8], count: usize) {
         let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: NOW };
         for _ in 0..count {
-            self.sender.reserve(&self.sender_tables, PORT, &mut self.wire).fill(frame);
-            self.sender.submit(&cx, PORT, header, frame.len(), &mut self.wire);
+            self.sender.reserve(&self.sender_tables, port, &mut self.wire).fill(frame);
+            self.sender.submit(&cx, port, header, frame.len(), &mut self.wire);
         }
         self.sender.flush(&mut self.wire);
     }
 
-    /// The receiver takes all packets from the wire; how many frames its container got.
+    /// The receiver takes all packets from the wire; how many frames its containers got.
     pub(crate) fn receive(&mut self) -> usize {
+        self.receive_changed(|_| {})
+    }
+
+    /// The same of packets that somebody changed on their way.
+    pub(crate) fn receive_changed(&mut self, change: fn(&mut [u8])) -> usize {
         let cx = Context { tables: &self.receiver_tables, counters: &self.counters, now: NOW };
         let mut inbox = Inbox { delivered: 0 };
         let mut rest = &mut self.wire.bytes[..];
         let mut batch = Coalescer::new();
         for len in self.wire.datagrams.drain(..) {
             let (datagram, behind) = rest.split_at_mut(len);
-            let from = SocketAddr::from(([192, 0, 2, 1], 4500));
-            self.receiver.receive_esp(&cx, from, datagram, &mut batch, &mut inbox);
+            change(datagram);
+            // VXLAN begins with the flags 0x08, which no SPI here does.
+            if datagram.first() == Some(&8) {
+                self.receiver.receive_vxlan(&cx, VTEP_OF_SENDER, datagram, &mut batch, &mut inbox);
+            } else {
+                let from = SocketAddr::from(([192, 0, 2, 1], 4500));
+                self.receiver.receive_esp(&cx, from, datagram, &mut batch, &mut inbox);
+            }
             rest = behind;
         }
         batch.flush(&cx, &mut inbox);
         inbox.delivered
+    }
+
+    /// Somebody puts a datagram on the wire, `count` times.
+    pub(crate) fn throw(&mut self, datagram: &[u8], count: usize) {
+        for _ in 0..count {
+            self.wire.put(datagram);
+        }
+    }
+
+    /// What both nodes counted.
+    pub(crate) fn counters(&self) -> &LaneCounters {
+        &self.counters
     }
 
     /// Packets that lie on the wire.
@@ -99,6 +134,11 @@ pub(crate) fn mac(node: u8, endpoint: u32) -> MacAddr {
     MacAddr::new([2, node, a, b, c, d])
 }
 
+/// The IPv6 address of an endpoint of the plain network.
+pub(crate) fn ip6(node: u8, endpoint: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(node) << 32 | u128::from(endpoint))
+}
+
 /// The IP address of an endpoint.
 pub(crate) fn ip(node: u8, endpoint: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from_be_bytes([10, node, 0, 0]) + endpoint)
@@ -109,12 +149,22 @@ pub(crate) fn frame(len: usize) -> Vec<u8> {
     addressed(len, mac(1, 0))
 }
 
+/// The same in the plain network, or to the neighbour of the container there.
+pub(crate) fn plain_frame(len: usize, to: MacAddr) -> Vec<u8> {
+    between(len, (mac(PLAIN, 0), ip(PLAIN, 0)), (to, ip(PLAIN + 1, 0)))
+}
+
 /// A TCP super-frame with `payload` octets from the sender's container to one of the receiver's, as
 /// its kernel gives it, to be cut into segments of `size`.
 pub(crate) fn super_frame(payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
+    super_frame_in(0, payload, size)
+}
+
+/// The same in the plain network, where `network` is [`PLAIN`].
+pub(crate) fn super_frame_in(network: u8, payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
     let mut frame = Vec::new();
-    etherparse::PacketBuilder::ethernet2(mac(0, 0).octets(), mac(1, 0).octets())
-        .ipv4(ip(0, 0).octets(), ip(1, 0).octets(), 64)
+    etherparse::PacketBuilder::ethernet2(mac(network, 0).octets(), mac(network + 1, 0).octets())
+        .ipv4(ip(network, 0).octets(), ip(network + 1, 0).octets(), 64)
         .tcp(4000, 4001, 1, 1000)
         .ack(1)
         .write(&mut frame, &vec![0x5a; payload])
@@ -139,9 +189,13 @@ pub(crate) fn broadcast(len: usize) -> Vec<u8> {
 }
 
 fn addressed(len: usize, destination: MacAddr) -> Vec<u8> {
+    between(len, (mac(0, 0), ip(0, 0)), (destination, ip(1, 0)))
+}
+
+fn between(len: usize, from: (MacAddr, Ipv4Addr), to: (MacAddr, Ipv4Addr)) -> Vec<u8> {
     let mut frame = Vec::new();
-    etherparse::PacketBuilder::ethernet2(mac(0, 0).octets(), destination.octets())
-        .ipv4(ip(0, 0).octets(), ip(1, 0).octets(), 64)
+    etherparse::PacketBuilder::ethernet2(from.0.octets(), to.0.octets())
+        .ipv4(from.1.octets(), to.1.octets(), 64)
         .udp(4000, 4001)
         .write(&mut frame, &vec![0x5a; len - 42])
         .expect("a frame");
@@ -165,9 +219,27 @@ pub(crate) fn network(endpoints: u32, node: u8) -> NetworkTable {
     NetworkTable::encrypted(Vni::new(7).expect("in range"), 9000, own.into_iter().chain(others).collect())
 }
 
+/// The plain network as `node` sees it: two endpoints here, one at the peer.
+fn plain_network(node: u8) -> NetworkTable {
+    let endpoint = |node: u8, number: u32, place| EndpointSpec {
+        mac: mac(PLAIN + node, number),
+        addresses: vec![IpAddr::V4(ip(PLAIN + node, number)), IpAddr::V6(ip6(PLAIN + node, number))],
+        place,
+        is_gateway: false,
+    };
+    let vtep = VtepSlot::new(0);
+    let endpoints = vec![
+        endpoint(node, 0, Place::Local(PLAIN_PORT)),
+        endpoint(node, 1, Place::Local(NEIGHBOR_PORT)),
+        endpoint(1 - node, 0, Place::Remote(vtep)),
+    ];
+    NetworkTable::plain(Vni::new(9).expect("in range"), 9000, vec![(vtep, VTEP_OF_SENDER)], endpoints)
+}
+
 fn tables(endpoints: u32, node: u8) -> Tables {
     TablesBuilder::default()
         .network(NetSlot::new(0), Arc::new(network(endpoints, node)))
+        .network(NetSlot::new(1), Arc::new(plain_network(node)))
         .link(LINK, NetSlot::new(0), SocketAddr::from(([192, 0, 2, 2], 4500)))
         .build()
 }
@@ -178,6 +250,14 @@ struct Wire {
     delivered: usize,
 }
 
+impl Wire {
+    fn put(&mut self, datagram: &[u8]) {
+        let start: usize = self.datagrams.iter().sum();
+        self.bytes[start..start + datagram.len()].copy_from_slice(datagram);
+        self.datagrams.push(datagram.len());
+    }
+}
+
 impl Outlet for Wire {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
         let start: usize = self.datagrams.iter().sum();
@@ -185,8 +265,8 @@ impl Outlet for Wire {
         self.datagrams.extend(run.datagrams().map(<[u8]>::len));
     }
 
-    fn send_vxlan(&mut self, _: &Run<'_, Encapsulated>) {
-        panic!("plaintext of an encrypted network");
+    fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>) {
+        run.datagrams().for_each(|datagram| self.put(datagram));
     }
 
     fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> bool {

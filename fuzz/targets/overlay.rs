@@ -181,7 +181,7 @@ pub(super) fn tables() -> Tables {
             At::Vtep(vtep) => in_vxlan.push(endpoint.spec(Place::Remote(vtep))),
         }
     }
-    let vteps = vec![vtep_address(VtepSlot::new(0)), vtep_address(VtepSlot::new(1))];
+    let vteps = [0, 1].map(VtepSlot::new).map(|slot| (slot, vtep_address(slot))).into();
     let net = NetSlot::new(0);
     let plain = NetworkTable::plain(vni(PLAIN_VNI), MTU, vteps, in_vxlan);
     let mut builder = TablesBuilder::default()

@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::container;
 use super::dataplane::DataPlane;
+use super::offloads::OffloadBook;
 use super::placement::effective_mtu;
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget};
@@ -23,12 +24,14 @@ use crate::control::store::{Store, StoreError};
 use crate::id::{EndpointId, NodeId, PortSlot};
 use crate::io::netns::NetNs;
 use crate::io::tap::Tap;
+use crate::worker::LaneGone;
 
 /// The attachments of this node.
 pub(crate) struct Attachments {
     store: Store,
     node: NodeId,
     dataplane: Arc<DataPlane>,
+    offloads: Arc<OffloadBook>,
     /// One change at a time: two requests for one container must not meet half way.
     changing: Mutex<Gate>,
     /// What is wrong with an endpoint that is being mended, as it was last logged.
@@ -45,11 +48,17 @@ enum Gate {
 
 impl Attachments {
     /// Over the state file and the lanes of `node`.
-    pub(crate) fn new(store: Store, node: NodeId, dataplane: Arc<DataPlane>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        node: NodeId,
+        dataplane: Arc<DataPlane>,
+        offloads: Arc<OffloadBook>,
+    ) -> Self {
         Self {
             store,
             node,
             dataplane,
+            offloads,
             changing: Mutex::new(Gate::Open),
             troubles: std::sync::Mutex::default(),
         }
@@ -297,7 +306,7 @@ impl Attachments {
     /// A lane found the interface of a port gone.
     pub(crate) async fn port_gone(&self, slot: PortSlot) {
         let Some(endpoint) = self.dataplane.endpoint(slot).await else { return };
-        if self.dataplane.remove_port(endpoint).await.is_err() {
+        if self.remove_port(endpoint).await.is_err() {
             tracing::error!(%endpoint, "a lane has ended");
         }
     }
@@ -378,12 +387,18 @@ impl Attachments {
         Ok(())
     }
 
-    async fn add_port(&self, endpoint: EndpointId, tap: Tap) -> Result<(), ApiError> {
+    async fn add_port(&self, endpoint: EndpointId, mut tap: Tap) -> Result<(), ApiError> {
+        self.offloads.enter(endpoint, &mut tap).map_err(|error| ApiError::internal(error.to_string()))?;
         Ok(self.dataplane.add_port(endpoint, tap).await?)
     }
 
+    async fn remove_port(&self, endpoint: EndpointId) -> Result<(), LaneGone> {
+        self.offloads.strike(endpoint);
+        self.dataplane.remove_port(endpoint).await
+    }
+
     async fn remove(&self, manager: Option<&ManagerClient>, attachment: Attachment) -> Result<(), ApiError> {
-        self.dataplane.remove_port(attachment.id).await?;
+        self.remove_port(attachment.id).await?;
         let id = attachment.id;
         let store = self.store.clone();
         blocking(move || {
@@ -438,8 +453,8 @@ impl From<StoreError> for ApiError {
     }
 }
 
-impl From<crate::worker::LaneGone> for ApiError {
-    fn from(_: crate::worker::LaneGone) -> Self {
+impl From<LaneGone> for ApiError {
+    fn from(_: LaneGone) -> Self {
         Self::internal("the agent's packet lane has ended; its log says why: restart the agent")
     }
 }

@@ -56,7 +56,7 @@ impl Daemon {
         store: Store,
         failed: mpsc::Sender<anyhow::Error>,
     ) -> anyhow::Result<Self> {
-        let formed = formation::resume(&store).await?;
+        let formed = formation::resume(&store, config.offload).await?;
         let hello = Hello { boot_id: BootId::from_entropy(rand::random()), lanes: LANES };
         let inner = Inner {
             config,
@@ -219,7 +219,7 @@ impl Backend for Daemon {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
-            let formed = formation::init(&inner.store, request).await?;
+            let formed = formation::init(&inner.store, request, inner.config.offload).await?;
             let member = inner.begin_new(formed).await?;
             let manager =
                 member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
@@ -237,7 +237,7 @@ impl Backend for Daemon {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
-            let (formed, enrolled) = formation::join(&inner.store, request).await?;
+            let (formed, enrolled) = formation::join(&inner.store, request, inner.config.offload).await?;
             let member = inner.begin_new(formed).await?;
             tracing::info!(node = %enrolled.node, "joined");
             Ok(JoinResponse { cluster: member.credentials.identity().cluster(), node: member.node.clone() })

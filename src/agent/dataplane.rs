@@ -16,7 +16,7 @@ use super::slots::Hold;
 use crate::cluster::View;
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
-use crate::id::{EndpointId, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version};
+use crate::id::{EndpointId, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
 use crate::io::tap::Tap;
 use crate::membership::{MembershipError, SignedMembership};
 use crate::worker::{Command, Lane, LaneGone};
@@ -144,6 +144,11 @@ impl DataPlane {
         self.placement.lock().await.links()
     }
 
+    /// Every VTEP with its slot.
+    pub(crate) async fn vteps(&self) -> BTreeMap<LinkKey, VtepSlot> {
+        self.placement.lock().await.vteps()
+    }
+
     /// The local endpoint in a slot, as lanes report it.
     pub(crate) async fn endpoint(&self, slot: PortSlot) -> Option<EndpointId> {
         self.placement.lock().await.endpoint(slot)
@@ -162,6 +167,12 @@ impl DataPlane {
                 lane.execute(Command::RemoveLink(slot)).await?;
             }
             placement.release_link(key);
+        }
+        for (key, slot) in placement.ended_vteps() {
+            for lane in &self.lanes {
+                lane.execute(Command::RemoveVtep(slot)).await?;
+            }
+            placement.release_vtep(key);
         }
         self.peers.send_replace(placement.peers());
         Ok(())

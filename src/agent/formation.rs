@@ -14,6 +14,7 @@ use super::member::{Sockets, host_name, membership_signer};
 use crate::api::ApiError;
 use crate::api::types::{InitRequest, JoinRequest};
 use crate::cluster::{Node, Role};
+use crate::config::OffloadConfig;
 use crate::control::ca::CertificateAuthority;
 use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
 use crate::control::identity::NodeIdentity;
@@ -34,7 +35,7 @@ pub(super) struct Formed {
 }
 
 /// The member that this node was when the agent last ran, if it was one.
-pub(super) async fn resume(store: &Store) -> anyhow::Result<Option<Formed>> {
+pub(super) async fn resume(store: &Store, offload: OffloadConfig) -> anyhow::Result<Option<Formed>> {
     let opened = store.clone();
     let found = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let member = opened.identity::<NodeIdentity>()?.zip(opened.settings()?);
@@ -46,12 +47,16 @@ pub(super) async fn resume(store: &Store) -> anyhow::Result<Option<Formed>> {
     })
     .await??;
     let Some((identity, settings)) = found else { return Ok(None) };
-    let sockets = Sockets::bind(&settings).await?;
+    let sockets = Sockets::bind(&settings, offload).await?;
     Ok(Some(Formed { identity, settings, sockets }))
 }
 
 /// Makes a cluster with this node as its manager.
-pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, ApiError> {
+pub(super) async fn init(
+    store: &Store,
+    request: InitRequest,
+    offload: OffloadConfig,
+) -> Result<Formed, ApiError> {
     let data_ip = request.data_ip.unwrap_or(request.advertise.ip());
     for address in [request.advertise.ip(), data_ip] {
         if address.is_unspecified() || address.is_multicast() {
@@ -66,7 +71,7 @@ pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, 
         data: SocketAddr::new(data_ip, request.data_port),
         managers: vec![request.advertise],
     };
-    let sockets = Sockets::bind(&settings).await.map_err(cannot)?;
+    let sockets = Sockets::bind(&settings, offload).await.map_err(cannot)?;
     let node = |identity: &NodeIdentity, mtu| Node {
         id: identity.node(),
         name: host_name(),
@@ -108,7 +113,11 @@ pub(super) async fn init(store: &Store, request: InitRequest) -> Result<Formed, 
 }
 
 /// Makes this node a member of an existing cluster.
-pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed, Enrolled), ApiError> {
+pub(super) async fn join(
+    store: &Store,
+    request: JoinRequest,
+    offload: OffloadConfig,
+) -> Result<(Formed, Enrolled), ApiError> {
     let token: JoinToken =
         Zeroizing::new(request.token).parse().map_err(|error| ApiError::invalid(format!("{error}")))?;
     let manager = resolve(&request.manager).await?;
@@ -119,7 +128,7 @@ pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed,
     let listen = everywhere(advertise);
     let mut settings =
         NodeSettings { listen, advertise, data: SocketAddr::new(data_ip, 0), managers: vec![manager] };
-    let tried = Sockets::bind(&settings).await.map_err(cannot)?;
+    let tried = Sockets::bind(&settings, offload).await.map_err(cannot)?;
     let machine = Joining {
         host: host_name(),
         advertise: Some(advertise.ip()),
@@ -133,7 +142,7 @@ pub(super) async fn join(store: &Store, request: JoinRequest) -> Result<(Formed,
     if !enrolled.managers.is_empty() {
         settings.managers.clone_from(&enrolled.managers);
     }
-    let sockets = Sockets::bind(&settings).await.map_err(|error| {
+    let sockets = Sockets::bind(&settings, offload).await.map_err(|error| {
         ApiError::conflict(format!(
             "{error:#}; the manager knows this machine as node {} now: remove that when nothing else helps",
             enrolled.node

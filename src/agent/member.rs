@@ -16,10 +16,11 @@ use super::attachments::{Attachments, blocking};
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
+use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::tasks::{Tasks, Watched};
 use crate::cluster::{Node, Role, View};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::identity::NodeIdentity;
 use crate::control::listener::{Doors, ManagerDoors, listen};
 use crate::control::rpc::messages::SessionRequest;
@@ -35,12 +36,12 @@ use crate::id::{HostName, LaneId};
 use crate::io::clock::wall_clock;
 use crate::io::netlink::Netlink;
 use crate::io::netns::NetNs;
-use crate::io::udp::{UdpOptions, UdpSocket};
+use crate::io::udp::UdpSocket;
 use crate::membership::SignedMembership;
 use crate::negotiate::Hello;
 use crate::sa::Suite;
 use crate::wire::vxlan;
-use crate::worker::{self, FloodLimit, Lane, LaneConfig, LaneEvent};
+use crate::worker::{self, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
 
 /// A running member of a cluster. Dropping it ends everything of it, though not at once.
 pub(crate) struct Member {
@@ -49,6 +50,7 @@ pub(crate) struct Member {
     pub(super) dataplane: Arc<DataPlane>,
     pub(super) keys: Arc<Keys>,
     pub(super) attachments: Arc<Attachments>,
+    pub(super) offloads: Arc<OffloadBook>,
     pub(super) client: ManagerClient,
     pub(super) session: watch::Receiver<SessionStatus>,
     pub(super) manager: Option<Arc<Manager>>,
@@ -68,12 +70,12 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Binds what `settings` name.
-    pub(crate) async fn bind(settings: &NodeSettings) -> Result<Self> {
+    pub(crate) async fn bind(settings: &NodeSettings, offload: OffloadConfig) -> Result<Self> {
         let tls = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("cannot listen on TCP {}: choose another with --listen-addr", settings.listen)
         })?;
         let data = settings.data;
-        let options = UdpOptions::default();
+        let options = offloads::socket_options(offload);
         let esp = UdpSocket::bind(data, &options)
             .context("cannot receive encrypted data: give an address of this machine with --data-addr")?;
         let mut warnings = Vec::new();
@@ -111,6 +113,10 @@ impl Member {
         failed: mpsc::Sender<anyhow::Error>,
     ) -> Result<Self> {
         let Sockets { tls, esp, vxlan, warnings, underlay_mtu } = sockets;
+        offloads::tell_refused(config.offload, DataSocket::Esp, esp.offloads());
+        if let Some(vxlan) = &vxlan {
+            offloads::tell_refused(config.offload, DataSocket::Vxlan, vxlan.offloads());
+        }
         let node = Node {
             id: identity.node(),
             name: host_name(),
@@ -141,7 +147,10 @@ impl Member {
         let lane = Arc::new(lane);
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));
         dataplane.follow(Arc::new(view.clone())).await?;
-        let attachments = Arc::new(Attachments::new(store.clone(), node.id, Arc::clone(&dataplane)));
+        let offloads = Arc::new(OffloadBook::new(config.offload));
+        let attachments =
+            Attachments::new(store.clone(), node.id, Arc::clone(&dataplane), Arc::clone(&offloads));
+        let attachments = Arc::new(attachments);
         attachments.restore().await?;
 
         let key_log = match &config.esp_key_log {
@@ -184,6 +193,7 @@ impl Member {
             dataplane,
             keys,
             attachments,
+            offloads,
             client,
             session,
             manager,
@@ -330,6 +340,7 @@ async fn serve_peers(
         while let Some(event) = lane.next_event().await {
             match event {
                 LaneEvent::PortGone { slot } => attachments.port_gone(slot).await,
+                LaneEvent::SegmentationGivenUp { socket } => offloads::tell_given_up(socket),
                 LaneEvent::RekeyWanted { .. } | LaneEvent::NoKey { .. } | LaneEvent::UnknownSpi { .. } => {
                     // Full: what traffic causes is repeated while the cause lasts.
                     let _ = events.try_send(event);

@@ -12,6 +12,7 @@ mod keys;
 mod log_limit;
 mod manager;
 mod member;
+mod offloads;
 mod peer;
 mod peers;
 mod placement;

@@ -136,7 +136,7 @@ impl Peers {
                 Some(node) => (node, PeerEvent::UnknownSpi(spi)),
                 None => return,
             },
-            LaneEvent::PortGone { .. } => return,
+            LaneEvent::PortGone { .. } | LaneEvent::SegmentationGivenUp { .. } => return,
         };
         if let Some(running) = self.running.get(&node) {
             // A full queue loses an event: what traffic causes is repeated while the cause lasts.

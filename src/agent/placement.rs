@@ -16,7 +16,7 @@ use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, P
 use crate::membership::{KnownMemberships, MembershipError, News, SignedMembership};
 use crate::wire::vxlan;
 
-/// A link: one peer in one encrypted network.
+/// One peer in one network: a link if the network is encrypted, a VTEP if not.
 pub(crate) type LinkKey = (NetworkId, NodeId);
 
 /// A network that a peer shares with this node, as its key exchange needs it.
@@ -48,6 +48,7 @@ pub(crate) struct Placement {
     networks: Slots<NetworkId>,
     ports: Slots<EndpointId>,
     links: Slots<LinkKey>,
+    vteps: Slots<LinkKey>,
     built: HashMap<NetworkId, (NetworkView, Arc<NetworkTable>)>,
     /// How each network that was ever seen is carried: encryption is fixed for the life of an id.
     is_encrypted: HashMap<NetworkId, bool>,
@@ -86,6 +87,7 @@ impl Placement {
             networks: Slots::default(),
             ports: Slots::default(),
             links: Slots::default(),
+            vteps: Slots::default(),
             built: HashMap::new(),
             is_encrypted: HashMap::new(),
             refused: BTreeMap::new(),
@@ -182,6 +184,9 @@ impl Placement {
         for key in links {
             self.links.hold(key);
         }
+        for key in self.wanted_vteps() {
+            self.vteps.hold(key);
+        }
         let held: Vec<NetworkId> = self.networks.iter().map(|(id, _)| *id).collect();
         for id in held {
             if !self.is_member(id) {
@@ -228,6 +233,23 @@ impl Placement {
     /// Takes an ended link's slot back, once no lane knows it.
     pub(crate) fn release_link(&mut self, key: LinkKey) {
         self.links.release(&key);
+    }
+
+    /// The VTEPs that hold a slot and are not wanted any more.
+    pub(crate) fn ended_vteps(&self) -> Vec<(LinkKey, VtepSlot)> {
+        let wanted = self.wanted_vteps();
+        let ended = self.vteps.iter().filter(|(key, _)| !wanted.contains(key));
+        ended.map(|(key, slot)| (*key, VtepSlot::new(slot))).collect()
+    }
+
+    /// Takes an ended VTEP's slot back, once no lane knows it.
+    pub(crate) fn release_vtep(&mut self, key: LinkKey) {
+        self.vteps.release(&key);
+    }
+
+    /// Every VTEP with its slot.
+    pub(crate) fn vteps(&self) -> BTreeMap<LinkKey, VtepSlot> {
+        self.vteps.iter().map(|(key, slot)| (*key, VtepSlot::new(slot))).collect()
     }
 
     /// The slot of a link, if this hold of it has not ended.
@@ -293,13 +315,11 @@ impl Placement {
             let place = |node| members.contains(&node).then(|| link(node)).flatten();
             return NetworkTable::encrypted(network.vni, mtu, self.endpoints(view, place));
         }
-        let remotes: Vec<&Node> = self.other_members(view).collect();
-        let vteps = remotes.iter().map(|node| SocketAddr::new(node.data.ip(), vxlan::PORT)).collect();
-        let place = |wanted| {
-            let slot = remotes.iter().position(|node| node.id == wanted)?;
-            Some(VtepSlot::new(u32::try_from(slot).ok()?))
-        };
-        NetworkTable::plain(network.vni, mtu, vteps, self.endpoints(view, place))
+        let slot = |node: &Node| Some((node.id, VtepSlot::new(self.vteps.get(&(network.id, node.id))?)));
+        let slots: BTreeMap<NodeId, VtepSlot> = self.other_members(view).filter_map(slot).collect();
+        let vteps = self.other_members(view).filter_map(|node| Some((*slots.get(&node.id)?, vtep_of(node))));
+        let place = |node| slots.get(&node).copied();
+        NetworkTable::plain(network.vni, mtu, vteps.collect(), self.endpoints(view, place))
     }
 
     /// The endpoints that can be placed: here, or on a member.
@@ -322,8 +342,17 @@ impl Placement {
     }
 
     fn wanted_links(&self) -> impl Iterator<Item = (LinkKey, &Node, &NetworkView)> {
-        let encrypted = self.view.networks.values().filter(|view| view.network.encrypted);
-        encrypted.flat_map(|view| {
+        self.wanted_peers(true)
+    }
+
+    fn wanted_vteps(&self) -> BTreeSet<LinkKey> {
+        self.wanted_peers(false).map(|(key, ..)| key).collect()
+    }
+
+    /// The peers in all networks that are encrypted, or in all that are not.
+    fn wanted_peers(&self, encrypted: bool) -> impl Iterator<Item = (LinkKey, &Node, &NetworkView)> {
+        let networks = self.view.networks.values().filter(move |view| view.network.encrypted == encrypted);
+        networks.flat_map(|view| {
             self.other_members(view).map(move |node| ((view.network.id, node.id), node, view))
         })
     }
@@ -338,6 +367,11 @@ impl Placement {
                 && members.as_ref().is_some_and(|members| members.contains(&node.id))
         })
     }
+}
+
+/// Where a node's plain VXLAN goes to.
+pub(crate) fn vtep_of(node: &Node) -> SocketAddr {
+    SocketAddr::new(node.data.ip(), vxlan::PORT)
 }
 
 /// MTU of the containers' interfaces in a network, in bytes: the operator's, or what fits through
@@ -479,6 +513,49 @@ mod tests {
         let tables = placement.tables();
         assert!(tables.port(port).is_none() && tables.network(NetSlot::new(0)).is_none());
         assert!(placement.peers().is_empty());
+    }
+
+    #[test]
+    fn vtep_has_a_slot_of_its_own_until_the_lanes_know_that_it_ended() {
+        let plain = |cluster: &PaperCluster, id, epoch, others: &[u8]| {
+            let mut view = cluster.network(id, epoch, others);
+            view.network.encrypted = false;
+            view
+        };
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| {
+            vec![plain(c, 1, 1, &[2, 3]), plain(c, 2, 1, &[2]), c.network(3, 1, &[2])]
+        });
+        let slots = placement.vteps();
+        let key = |network, number| (network_id(network), peer(number));
+        assert_eq!(slots.keys().copied().collect::<Vec<_>>(), [key(1, 2), key(1, 3), key(2, 2)]);
+        assert_eq!(slots.values().collect::<BTreeSet<_>>().len(), 3, "one slot for each, in all networks");
+        let (slot, other) = (slots[&key(1, 2)], slots[&key(1, 3)]);
+        let tables = placement.tables();
+        let remote = SocketAddr::from(([192, 0, 2, 2], 4789));
+        assert_eq!(tables.vtep(slot).map(|row| row.remote), Some(remote));
+        assert_eq!(tables.vtep(slots[&key(2, 2)]).map(|row| row.remote), Some(remote));
+
+        placement.follow(cluster.view(vec![plain(&cluster, 1, 2, &[3])], &[]));
+        let tables = placement.tables();
+        assert_eq!(tables.vtep(slot), None);
+        let Carrier::Vxlan(carrier) = tables.network(NetSlot::new(0)).expect("carried").carrier() else {
+            panic!("an unencrypted network");
+        };
+        assert_eq!(carrier.sender([192, 0, 2, 2].into()), None);
+        assert_eq!(carrier.sender([192, 0, 2, 3].into()), Some(other));
+        assert!(carrier.directory().by_mac(mac(2)).is_none() && carrier.directory().by_mac(mac(3)).is_some());
+        assert!(placement.ended_vteps().contains(&(key(1, 2), slot)));
+        placement.follow(cluster.view(vec![plain(&cluster, 1, 3, &[3, 4])], &[]));
+        assert_ne!(placement.vteps()[&key(1, 4)], slot, "its numbers are still another's");
+        for (ended, _) in placement.ended_vteps() {
+            placement.release_vtep(ended);
+        }
+        placement.follow(cluster.view(vec![plain(&cluster, 1, 4, &[3, 4, 5])], &[]));
+        assert!(
+            slots.values().any(|freed| *freed == placement.vteps()[&key(1, 5)]),
+            "slots are given out again"
+        );
     }
 
     #[test]

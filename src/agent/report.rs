@@ -3,19 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::member::{Member, certificate_warning};
-use super::placement::LinkKey;
+use super::placement::{LinkKey, vtep_of};
 use crate::api::ApiError;
 use crate::api::types::{
-    ClusterStatus, DropCount, EndpointTraffic, ManagerStatus, PeerStatus, PeerTraffic, PeersResponse,
-    StatsResponse, Traffic,
+    ClusterStatus, DropCount, EndpointTraffic, ManagerStatus, PeerState, PeerStatus, PeerTraffic,
+    PeersResponse, StatsResponse, Traffic,
 };
-use crate::cluster::View;
+use crate::cluster::{Network, Node, View};
 use crate::control::session::SessionStatus;
 use crate::control::store::local::AttachmentState;
 use crate::drop_reason::DropReason;
-use crate::id::LinkSlot;
 use crate::io::clock::boot_time;
-use crate::worker::{LinkCounters, PortCounters};
+use crate::worker::{LaneCounters, PeerCounters, PortCounters};
 
 /// What `overlayd status` shows of the cluster, and what the operator should know.
 pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Result<ClusterStatus, ApiError> {
@@ -51,6 +50,7 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
         certificate_expires_unix_seconds: u64::try_from(expires).unwrap_or(0),
         network_count: u64::try_from(view.networks.len()).unwrap_or(u64::MAX),
         endpoint_count: u64::try_from(attachments.len()).unwrap_or(u64::MAX),
+        offloads: member.offloads.status(member.dataplane.lanes()),
     })
 }
 
@@ -58,29 +58,41 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
 pub(super) async fn peers(member: &Member) -> PeersResponse {
     let now = boot_time();
     let status = member.keys.status();
-    let peer = |link: LinkOf<'_>| {
-        let status = status.get(&link.key)?;
+    let peer = |of: PeerOf<'_>| {
+        let plain = PeerStatus {
+            node: of.node.id,
+            node_name: of.node.name.clone(),
+            network: of.network.id,
+            network_name: of.network.name.clone(),
+            remote: vtep_of(of.node),
+            state: PeerState::Plain,
+            failure: None,
+            suite: None,
+            key_age_seconds: None,
+            outbound_spis: Vec::new(),
+            inbound_spis: Vec::new(),
+            sent: of.sent(),
+            received: of.received(),
+            last_drop: of.counters.last_drop,
+        };
+        if !of.network.encrypted {
+            return Some(plain);
+        }
+        let status = status.get(&of.key())?;
         let keys = status.established.as_ref();
         Some(PeerStatus {
-            node: link.node.id,
-            node_name: link.node.name.clone(),
-            network: link.key.0,
-            network_name: link.network.name.clone(),
-            remote: link.node.data,
+            remote: of.node.data,
             state: status.state,
             failure: status.failure.clone(),
             suite: keys.map(|keys| keys.suite),
             key_age_seconds: keys.map(|keys| now.since(keys.created).as_secs()),
             outbound_spis: keys.map(|keys| keys.outbound.clone()).unwrap_or_default(),
             inbound_spis: keys.map(|keys| keys.inbound.clone()).unwrap_or_default(),
-            sent: link.sent(),
-            received: link.received(),
-            last_drop: link.counters.last_drop,
+            ..plain
         })
     };
     let view = member.dataplane.view().await;
-    let links = links(member, &view).await;
-    PeersResponse { peers: links.into_iter().filter_map(peer).collect() }
+    PeersResponse { peers: each_peer(member, &view).await.into_iter().filter_map(peer).collect() }
 }
 
 /// What `overlayd stats` shows.
@@ -92,15 +104,15 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
         let counts = counts.filter(|(_, packets)| *packets > 0);
         stats.drops.extend(counts.map(|(&reason, packets)| DropCount { lane: lane.id(), reason, packets }));
     }
-    stats.peers = links(member, &view)
+    stats.peers = each_peer(member, &view)
         .await
         .into_iter()
-        .map(|link| PeerTraffic {
-            node: link.node.id,
-            node_name: link.node.name.clone(),
-            network_name: link.network.name.clone(),
-            sent: link.sent(),
-            received: link.received(),
+        .map(|of| PeerTraffic {
+            node: of.node.id,
+            node_name: of.node.name.clone(),
+            network_name: of.network.name.clone(),
+            sent: of.sent(),
+            received: of.received(),
         })
         .collect();
     for attachment in member.attachments.all().await? {
@@ -120,15 +132,18 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
     Ok(stats)
 }
 
-/// A link with its names and numbers.
-struct LinkOf<'v> {
-    key: LinkKey,
-    network: &'v crate::cluster::Network,
-    node: &'v crate::cluster::Node,
-    counters: LinkCounters,
+/// A peer in one network with its names and numbers.
+struct PeerOf<'v> {
+    network: &'v Network,
+    node: &'v Node,
+    counters: PeerCounters,
 }
 
-impl LinkOf<'_> {
+impl PeerOf<'_> {
+    fn key(&self) -> LinkKey {
+        (self.network.id, self.node.id)
+    }
+
     fn sent(&self) -> Traffic {
         Traffic { packets: self.counters.packets_sent, bytes: self.counters.bytes_sent }
     }
@@ -138,16 +153,23 @@ impl LinkOf<'_> {
     }
 }
 
-async fn links<'v>(member: &Member, view: &'v View) -> Vec<LinkOf<'v>> {
-    let slots: BTreeMap<LinkKey, LinkSlot> = member.dataplane.links().await;
-    let named = slots.into_iter().filter_map(|(key, slot)| {
-        let network = view.networks.get(&key.0)?;
-        let node = network.nodes.iter().find(|node| node.id == key.1)?;
-        let mut counters = LinkCounters::default();
+/// Every link and VTEP, in the order of networks.
+async fn each_peer<'v>(member: &Member, view: &'v View) -> Vec<PeerOf<'v>> {
+    let (links, vteps) = (member.dataplane.links().await, member.dataplane.vteps().await);
+    let summed = |count: &dyn Fn(&LaneCounters) -> PeerCounters| {
+        let mut total = PeerCounters::default();
         for lane in member.dataplane.lanes() {
-            counters += lane.counters().link(slot);
+            total += count(lane.counters());
         }
-        Some(LinkOf { key, network: &network.network, node, counters })
+        total
+    };
+    let links = links.into_iter().map(|(key, slot)| (key, summed(&|lane| lane.link(slot))));
+    let vteps = vteps.into_iter().map(|(key, slot)| (key, summed(&|lane| lane.vtep(slot))));
+    let numbers: BTreeMap<LinkKey, PeerCounters> = links.chain(vteps).collect();
+    let named = numbers.into_iter().filter_map(|((network, node), counters)| {
+        let view = view.networks.get(&network)?;
+        let node = view.nodes.iter().find(|other| other.id == node)?;
+        Some(PeerOf { network: &view.network, node, counters })
     });
     named.collect()
 }

@@ -359,6 +359,42 @@ pub struct ClusterStatus {
     pub network_count: u64,
     /// Endpoints on this node.
     pub endpoint_count: u64,
+    /// What the kernel does for many packets at once.
+    #[serde(default)]
+    pub offloads: Vec<OffloadStatus>,
+}
+
+/// For how many sockets or TAPs of this node the kernel does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadStatus {
+    /// What.
+    pub offload: Offload,
+    /// Whether the configuration asks for it.
+    pub wanted: bool,
+    /// For how many it does it.
+    pub used: u64,
+    /// Of how many.
+    pub of: u64,
+}
+
+/// What a kernel can do for many packets at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// Sends a run of encrypted packets with one call (`UDP_SEGMENT`).
+    EspSegmentation,
+    /// Receives one with one call (`UDP_GRO`).
+    EspCoalescing,
+    /// As [`Self::EspSegmentation`], for unencrypted networks.
+    VxlanSegmentation,
+    /// As [`Self::EspCoalescing`], for unencrypted networks.
+    VxlanCoalescing,
+    /// Leaves checksums of what containers send to the agent.
+    TapChecksum,
+    /// Leaves TCP that containers send or receive in super-frames.
+    TapTcp,
+    /// The same for UDP.
+    TapUdp,
 }
 
 /// A manager as this node sees it.
@@ -405,12 +441,12 @@ pub enum NodeState {
     Unknown,
 }
 
-/// Lists the peers that keys are needed with.
+/// Lists the peers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeersRequest {}
 
-/// The peers, one row for each encrypted network shared with them.
+/// The peers, one row for each network shared with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeersResponse {
     /// The rows.
@@ -428,7 +464,7 @@ pub struct PeerStatus {
     pub network: NetworkId,
     /// Its name.
     pub network_name: NetworkName,
-    /// Where its data goes to.
+    /// Where its packets of this network go to.
     pub remote: SocketAddr,
     /// How far the keys are.
     pub state: PeerState,
@@ -452,7 +488,7 @@ pub struct PeerStatus {
     pub last_drop: Option<DropReason>,
 }
 
-/// How far the keys of a peer and network are.
+/// How far the keys of a peer and network are, if there are to be any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
@@ -464,6 +500,21 @@ pub enum PeerState {
     Established,
     /// The last attempt failed and will be repeated.
     Failed,
+    /// The network is not encrypted.
+    Plain,
+}
+
+impl PeerState {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Negotiating => "negotiating",
+            Self::Established => "established",
+            Self::Failed => "failed",
+            Self::Plain => "plain",
+        }
+    }
 }
 
 /// Asks for the counters.

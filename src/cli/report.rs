@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::tables;
 use crate::api::types::{
     AttachResponse, ClusterStatus, CreateNetworkResponse, DetachResponse, InitResponse,
-    InspectNetworkResponse, JoinResponse, LeaveResponse, ManagerStatus, RemoveNetworkResponse,
-    StatusResponse, TokenResponse,
+    InspectNetworkResponse, JoinResponse, LeaveResponse, ManagerStatus, Offload, OffloadStatus,
+    RemoveNetworkResponse, StatusResponse, TokenResponse,
 };
 use crate::cluster::{Network, Role};
 
@@ -128,8 +128,40 @@ fn cluster_status(lines: &mut Lines, cluster: &ClusterStatus) {
         lines.add("Manager", format!("{} ({}) at {}, {state}", node.id, node.name, node.advertise));
     }
     lines.add("Carries", format!("{} networks, {} endpoints", cluster.network_count, cluster.endpoint_count));
+    offloads(lines, &cluster.offloads);
     if node.role == Role::Worker && !managers.iter().any(|manager| manager.connected) {
         lines.add("WARNING", "no manager is connected: what is attached works, nothing can be changed");
+    }
+}
+
+fn offloads(lines: &mut Lines, offloads: &[OffloadStatus]) {
+    let groups = [
+        ("ESP", [Some(Offload::EspSegmentation), Some(Offload::EspCoalescing), None]),
+        ("VXLAN", [Some(Offload::VxlanSegmentation), Some(Offload::VxlanCoalescing), None]),
+        ("containers", [Some(Offload::TapChecksum), Some(Offload::TapTcp), Some(Offload::TapUdp)]),
+    ];
+    for (name, members) in groups {
+        let of = |wanted| offloads.iter().find(move |status| Some(status.offload) == wanted && status.of > 0);
+        let told: Vec<_> = members.into_iter().filter_map(of).map(offload).collect();
+        if !told.is_empty() {
+            lines.add("Offloads", format!("{name}: {}", told.join(", ")));
+        }
+    }
+}
+
+fn offload(status: &OffloadStatus) -> String {
+    let name = match status.offload {
+        Offload::EspSegmentation | Offload::VxlanSegmentation => "UDP_SEGMENT",
+        Offload::EspCoalescing | Offload::VxlanCoalescing => "UDP_GRO",
+        Offload::TapChecksum => "checksum",
+        Offload::TapTcp => "TCP",
+        Offload::TapUdp => "UDP",
+    };
+    match (status.of - status.used.min(status.of), status.wanted) {
+        (0, _) => format!("{name} on"),
+        (_, false) => format!("{name} off"),
+        (without, true) if without == status.of => format!("{name} REFUSED by the kernel"),
+        (without, true) => format!("{name} REFUSED by the kernel for {without} of {}", status.of),
     }
 }
 
@@ -274,6 +306,15 @@ mod tests {
                 certificate_expires_unix_seconds: 1_800_000_000,
                 network_count: 2,
                 endpoint_count: 5,
+                offloads: vec![
+                    status_of(Offload::EspSegmentation, true, 0, 1),
+                    status_of(Offload::EspCoalescing, true, 1, 1),
+                    status_of(Offload::VxlanSegmentation, true, 0, 0),
+                    status_of(Offload::VxlanCoalescing, true, 0, 0),
+                    status_of(Offload::TapChecksum, true, 5, 5),
+                    status_of(Offload::TapTcp, false, 0, 5),
+                    status_of(Offload::TapUdp, true, 3, 5),
+                ],
             }),
         });
         assert_eq!(
@@ -287,7 +328,13 @@ mod tests {
              Certificate: until 2027-01-15T08:00:00Z\n\
              Manager:     0000000000000000000000000 (m) at 192.0.2.1:2377, NOT CONNECTED\n\
              Carries:     2 networks, 5 endpoints\n\
+             Offloads:    ESP: UDP_SEGMENT REFUSED by the kernel, UDP_GRO on\n\
+             Offloads:    containers: checksum on, TCP off, UDP REFUSED by the kernel for 2 of 5\n\
              WARNING:     no manager is connected: what is attached works, nothing can be changed\n"
         );
+    }
+
+    fn status_of(offload: Offload, wanted: bool, used: u64, of: u64) -> OffloadStatus {
+        OffloadStatus { offload, wanted, used, of }
     }
 }

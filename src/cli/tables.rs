@@ -7,7 +7,7 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Table};
 
 use crate::api::types::{
-    EndpointTraffic, ListNetworksResponse, ListNodesResponse, NodeState, PeerState, PeerStatus, PeerTraffic,
+    EndpointTraffic, ListNetworksResponse, ListNodesResponse, NodeState, PeerStatus, PeerTraffic,
     PeersResponse, StatsResponse, Traffic,
 };
 use crate::cluster::{Endpoint, Node};
@@ -85,7 +85,7 @@ pub(super) fn peers(listed: &PeersResponse) -> String {
             peer.node_name.to_string(),
             peer.network_name.to_string(),
             peer.remote.to_string(),
-            state_name(peer.state).to_owned(),
+            peer.state.name().to_owned(),
             optional(peer.suite),
             optional(peer.key_age_seconds.map(|s| humantime::format_duration(Duration::from_secs(s)))),
             spis(&peer.outbound_spis),
@@ -152,15 +152,6 @@ fn drops(stats: &StatsResponse) -> String {
         ]);
     }
     text(&table)
-}
-
-fn state_name(state: PeerState) -> &'static str {
-    match state {
-        PeerState::Connecting => "connecting",
-        PeerState::Negotiating => "negotiating",
-        PeerState::Established => "established",
-        PeerState::Failed => "failed",
-    }
 }
 
 fn spis(spis: &[Spi]) -> String {
@@ -262,7 +253,7 @@ pub(super) mod samples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{DropCount, NetworkSummary, NodeSummary};
+    use crate::api::types::{DropCount, NetworkSummary, NodeSummary, PeerState};
     use crate::cluster::Role;
     use crate::id::{LaneId, NetworkId, NodeId};
     use crate::sa::Suite;
@@ -337,12 +328,22 @@ ID                           NAME  ROLE     STATE  TLS AT          DATA AT
             last_drop: None,
             ..established.clone()
         };
+        let plain = PeerStatus {
+            network_name: "open".parse().expect("a name"),
+            remote: "192.0.2.3:4789".parse().expect("an address"),
+            state: PeerState::Plain,
+            failure: None,
+            sent: Traffic { packets: 1, bytes: 98 },
+            last_drop: Some(DropReason::PeerMacSpoofed),
+            ..failed.clone()
+        };
         assert_eq!(
-            super::peers(&PeersResponse { peers: vec![established, failed] }),
+            super::peers(&PeersResponse { peers: vec![established, failed, plain] }),
             "\
 PEER  NETWORK  DATA AT         STATE        SUITE        KEY AGE  SPI OUT     SPI IN                  SENT         RECEIVED   LAST DROP
 b     red      192.0.2.2:4500  established  aes-256-gcm  1m 35s   0xabcdef00  0x00000100, 0x00000140  12 (1.2 kB)  3 (294 B)  replayed
 c     red      192.0.2.2:4500  failed       -            -        -           -                       0 (0 B)      0 (0 B)    -
+c     open     192.0.2.3:4789  plain        -            -        -           -                       1 (98 B)     0 (0 B)    peer_mac_spoofed
 c on red: its certificate has expired
 "
         );

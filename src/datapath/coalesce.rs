@@ -14,7 +14,7 @@ use super::segment::{IPV4_ID, IPV4_TOTAL_LEN, IPV6_PAYLOAD_LEN};
 use super::segment::{octets16, partial_of, put, udp_len, word, write_ipv4_checksum};
 use super::{Context, Outlet};
 use crate::id::PortSlot;
-use crate::wire::transport::{ACK, CWR, ECE, FIN, PSH, Protocol, TCP_FLAGS, TCP_HEADER_LEN, Transport};
+use crate::wire::transport::{ACK, ECE, FIN, PSH, Protocol, TCP_FLAGS, TCP_HEADER_LEN, Transport};
 use crate::wire::vnet_hdr::{Kind, Segmentation, VnetHeader};
 use crate::wire::{checksum, ethernet, ipv4, ipv6};
 
@@ -166,8 +166,7 @@ impl<'p> Run<'p> {
                     sequence(frame, start) == self.next_sequence
                         // Acknowledgment and header length; window; urgent pointer and options.
                         && same(start + 8, start + TCP_FLAGS)
-                        && (flags.0 ^ flags.1) & !(CWR | FIN | PSH) == 0
-                        && flags.1 & CWR == 0
+                        && (flags.0 ^ flags.1) & !(FIN | PSH) == 0
                         && same(start + 14, start + 16)
                         && same(start + 18, payload)
                 }
@@ -234,8 +233,7 @@ impl<'p> Run<'p> {
         };
         let sum = transport.pseudo_header(head, u16::from_be_bytes(octets16(len - start)));
         put(head, start + protocol.checksum_offset(), sum.folded().to_be_bytes());
-        let has_cwr = protocol == Protocol::Tcp && head[start + TCP_FLAGS] & CWR != 0;
-        let segmentation = Some(Segmentation { kind, has_cwr, size });
+        let segmentation = Some(Segmentation { kind, has_cwr: false, size });
         (head, VnetHeader { checksum, segmentation, header_len })
     }
 }
@@ -259,10 +257,12 @@ fn mergeable(frame: &[u8]) -> Option<Transport> {
     (is_plain && has_checksum && payload < end && end == frame.len()).then_some(transport)
 }
 
-/// Whether a TCP segment may be the first of a run.
+/// Whether a TCP segment may be the first of a run. One with CWR may not: with Accurate ECN the flag
+/// is a bit of a counter (RFC 9768), so newer kernels merge it with no segment that has it not, and
+/// older ones with none that has it.
 fn may_lead(frame: &[u8], transport: &Transport) -> bool {
     let flags = frame[transport.start + TCP_FLAGS];
-    flags & ACK != 0 && flags & !(ACK | ECE | CWR) == 0
+    flags & ACK != 0 && flags & !(ACK | ECE) == 0
 }
 
 #[inline]

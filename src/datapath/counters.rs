@@ -1,15 +1,15 @@
-//! What a lane counts: drops by reason, and traffic by port and link.
+//! What a lane counts: drops by reason, and traffic by port, link and VTEP.
 //!
 //! The lane alone writes, so an increment is a plain load and store; anybody may read at any time.
-//! Slots are reused by the agent: a port's numbers begin at zero when it is added, a link's when it
-//! is removed. Owned by the lane, read by `worker::Lane::counters`.
+//! Slots are reused by the agent: a port's numbers begin at zero when it is added, a link's and a
+//! VTEP's when they are removed. Owned by the lane, read by `worker::Lane::counters`.
 
 use std::ops::AddAssign;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::drop_reason::DropReason;
-use crate::id::{LinkSlot, PortSlot};
+use crate::id::{LinkSlot, PortSlot, VtepSlot};
 
 /// The counters of one lane.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub struct LaneCounters {
     drops: [Cell; DropReason::COUNT],
     ports: Blocks,
     links: Blocks,
+    vteps: Blocks,
 }
 
 impl LaneCounters {
@@ -26,6 +27,7 @@ impl LaneCounters {
             drops: [const { Cell::zero() }; DropReason::COUNT],
             ports: Blocks::new(),
             links: Blocks::new(),
+            vteps: Blocks::new(),
         }
     }
 
@@ -52,15 +54,13 @@ impl LaneCounters {
     }
 
     /// The numbers of a link.
-    pub fn link(&self, link: LinkSlot) -> LinkCounters {
-        self.links.get(link.index()).map_or_else(LinkCounters::default, |cells| LinkCounters {
-            packets_sent: cells.packets_out.get(),
-            bytes_sent: cells.bytes_out.get(),
-            packets_received: cells.packets_in.get(),
-            bytes_received: cells.bytes_in.get(),
-            drops: cells.drops.get(),
-            last_drop: cells.last_drop(),
-        })
+    pub fn link(&self, link: LinkSlot) -> PeerCounters {
+        self.links.get(link.index()).map_or_else(PeerCounters::default, Cells::of_peer)
+    }
+
+    /// The numbers of a VTEP.
+    pub fn vtep(&self, vtep: VtepSlot) -> PeerCounters {
+        self.vteps.get(vtep.index()).map_or_else(PeerCounters::default, Cells::of_peer)
     }
 
     pub(crate) fn drop_unplaced(&self, reason: DropReason, packets: u64) {
@@ -82,6 +82,11 @@ impl LaneCounters {
         self.links.with(link.index(), |cells| cells.drop(reason));
     }
 
+    /// For a drop that is counted elsewhere already.
+    pub(crate) fn note_drop_at_vtep(&self, vtep: VtepSlot, reason: DropReason) {
+        self.vteps.with(vtep.index(), |cells| cells.drop(reason));
+    }
+
     pub(crate) fn sent_by_port(&self, port: PortSlot, bytes: usize) {
         self.ports.with(port.index(), |cells| cells.count_out(bytes));
     }
@@ -98,6 +103,14 @@ impl LaneCounters {
         self.links.with(link.index(), |cells| cells.count_in(bytes));
     }
 
+    pub(crate) fn sent_to_vtep(&self, vtep: VtepSlot, bytes: usize) {
+        self.vteps.with(vtep.index(), |cells| cells.count_out(bytes));
+    }
+
+    pub(crate) fn received_from_vtep(&self, vtep: VtepSlot, bytes: usize) {
+        self.vteps.with(vtep.index(), |cells| cells.count_in(bytes));
+    }
+
     /// Begins the numbers of a port at zero.
     pub(crate) fn reset_port(&self, port: PortSlot) {
         self.ports.with(port.index(), Cells::reset);
@@ -106,6 +119,11 @@ impl LaneCounters {
     /// Begins the numbers of a link at zero.
     pub(crate) fn reset_link(&self, link: LinkSlot) {
         self.links.with(link.index(), Cells::reset);
+    }
+
+    /// Begins the numbers of a VTEP at zero.
+    pub(crate) fn reset_vtep(&self, vtep: VtepSlot) {
+        self.vteps.with(vtep.index(), Cells::reset);
     }
 }
 
@@ -144,14 +162,14 @@ impl AddAssign for PortCounters {
     }
 }
 
-/// The numbers of one link in one lane.
+/// The numbers of one peer in one network in one lane: of a link or a VTEP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LinkCounters {
-    /// Packets sealed for the peer.
+pub struct PeerCounters {
+    /// Packets made for the peer.
     pub packets_sent: u64,
     /// Bytes of their frames, from the inner Ethernet header on.
     pub bytes_sent: u64,
-    /// Authentic packets from the peer, dropped ones too.
+    /// Packets from the peer, dropped ones too: authentic ones on a link, on a VTEP what has its address.
     pub packets_received: u64,
     /// Bytes of their frames, from the inner Ethernet header on.
     pub bytes_received: u64,
@@ -161,7 +179,7 @@ pub struct LinkCounters {
     pub last_drop: Option<DropReason>,
 }
 
-impl AddAssign for LinkCounters {
+impl AddAssign for PeerCounters {
     /// Sums up over lanes; of the last drops it keeps one.
     fn add_assign(&mut self, other: Self) {
         self.packets_sent += other.packets_sent;
@@ -212,6 +230,17 @@ impl Cells {
             bytes_in: Cell::zero(),
             drops: Cell::zero(),
             last_drop: AtomicU8::new(0),
+        }
+    }
+
+    fn of_peer(&self) -> PeerCounters {
+        PeerCounters {
+            packets_sent: self.packets_out.get(),
+            bytes_sent: self.bytes_out.get(),
+            packets_received: self.packets_in.get(),
+            bytes_received: self.bytes_in.get(),
+            drops: self.drops.get(),
+            last_drop: self.last_drop(),
         }
     }
 

@@ -104,7 +104,7 @@ impl Egress {
                 }
                 Carrier::Vxlan(carrier) => {
                     let arena = &mut self.vxlan;
-                    let tunnel = VxlanTunnel { arena, carrier, vni: network.vni() };
+                    let tunnel = VxlanTunnel { cx: *cx, arena, net: row.net(), vni: network.vni() };
                     Sender::new(port, row, network, carrier.directory()).and_then(|sender| {
                         sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
                     })

@@ -167,13 +167,17 @@ fn receive_plain<'p>(
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
 ) -> Delivered {
-    let (vni, _) = vxlan::parse(datagram).map_err(|_| DropReason::MalformedVxlan)?;
+    let (vni, bytes) = vxlan::parse(datagram).map_err(|_| DropReason::MalformedVxlan)?;
+    let frame_len = bytes.len();
     if cx.tables.is_encrypted(vni) {
         return Err(DropReason::PlaintextForEncryptedNetwork);
     }
     let carrier = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
     let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
-    receive_frame(cx, carrier.directory(), vtep, &mut datagram[vxlan::HEADER_LEN..], batch, outlet)
+    cx.counters.received_from_vtep(vtep, frame_len);
+    let frame = &mut datagram[vxlan::HEADER_LEN..];
+    let delivered = receive_frame(cx, carrier.directory(), vtep, frame, batch, outlet);
+    delivered.inspect_err(|reason| cx.counters.note_drop_at_vtep(vtep, *reason))
 }
 
 /// Hands the frame to whom it is for on this node, if its sender may send it.

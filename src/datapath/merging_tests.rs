@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::Merging;
 use super::flows::{Flow, are_checksums_right, mend};
 use super::testbed::*;
-use crate::drop_reason::DropReason::PeerMacSpoofed;
+use crate::drop_reason::DropReason::{ForbiddenInner, PeerMacSpoofed};
 use crate::id::{Spi, Vni};
 use crate::sa::{KeyMaterial, Limits, OutboundSa, Suite};
 use crate::wire::transport::{CWR, ECE, FIN, PSH, Protocol, Transport};
@@ -47,6 +47,17 @@ fn shorter_segment_push_and_fin_end_a_run() {
         segments.push(next.frame(&payload(1_000)));
         let lens: Vec<_> = merge(&segments).iter().map(|(_, frame)| frame.len() - 66).collect();
         assert_eq!(lens, [3_000 + len, 1_000], "{flags:x}, {len}");
+    }
+}
+
+#[test]
+fn congestion_window_reduced_is_said_of_one_segment_alone() {
+    for is_ipv6 in [false, true] {
+        let flow = Flow { flags: 0x10 | CWR, ..Flow::new(A, B, is_ipv6, Protocol::Tcp) };
+        let merged = merge(&flow.segments(&payload(4_000)));
+        let [(first, alone), (_, rest)] = merged.as_slice() else { panic!("{} frames", merged.len()) };
+        assert_eq!((*first, alone), (VnetHeader::COMPLETE, &flow.segments(&payload(4_000))[0]));
+        assert_eq!(rest.len(), alone.len() + 2_000);
     }
 }
 
@@ -123,7 +134,7 @@ fn second_frame_that_differs_is_not_merged_udp() {
 #[test]
 fn frames_that_are_never_merged_come_as_they_are() {
     let tcp = |flags| Flow { flags, ..Flow::new(A, B, false, Protocol::Tcp) };
-    for flags in [0, 0x10 | PSH, 0x10 | FIN, 0x10 | SYN, 0x10 | RST, 0x10 | URG] {
+    for flags in [0, 0x10 | PSH, 0x10 | FIN, 0x10 | SYN, 0x10 | RST, 0x10 | URG, 0x10 | CWR] {
         assert_untouched(&tcp(flags), 1_000, |_| {});
     }
     assert_untouched(&tcp(0x10), 0, |_| {});
@@ -203,6 +214,17 @@ fn port_that_takes_no_super_frames_gets_the_segments() {
         let expected: Vec<_> = segments.iter().map(|frame| (VnetHeader::COMPLETE, frame.clone())).collect();
         assert_eq!(merge_for(merging, &segments), expected);
     }
+}
+
+#[test]
+fn tagged_segments_are_dropped_one_by_one() {
+    let (a, mut b) = keyed_nodes();
+    b.out.merging = EVERYTHING;
+    let mut segments = Flow::new(A, B, false, Protocol::Tcp).segments(&payload(3_000));
+    segments.iter_mut().for_each(|segment| drop(segment.splice(12..12, [0x81, 0x00, 0x00, 0x05])));
+    b.receive_esp_batch(a.esp_address, &mut seal(&a, &segments));
+    assert_eq!(b.drops(), [(ForbiddenInner, 3)]);
+    assert!(b.delivered().is_empty());
 }
 
 #[test]

@@ -40,7 +40,7 @@ use std::net::SocketAddr;
 
 pub use arena::{Encapsulated, MAX_FRAME_LEN, MAX_MTU, Run, SendArena, SendToken};
 pub use coalesce::{Coalescer, Merging};
-pub use counters::{LaneCounters, LinkCounters, PortCounters};
+pub use counters::{LaneCounters, PeerCounters, PortCounters};
 pub use egress::Egress;
 pub use flood::FloodLimit;
 pub use ingress::Ingress;

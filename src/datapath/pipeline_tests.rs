@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Notice;
 use super::testbed::*;
+use super::{Notice, PeerCounters};
 use crate::drop_reason::DropReason::{self, *};
 use crate::id::{MacAddr, Spi};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
@@ -332,6 +332,30 @@ fn plain_network_speaks_rfc_7348_and_only_with_its_vteps() {
     b.receive_vxlan("192.0.2.77:4789".parse().unwrap(), &packet);
     assert_eq!(b.drops(), [(UnknownVtep, 1)]);
     assert!(a.out.esp.is_empty());
+}
+
+#[test]
+fn vteps_of_a_plain_network_are_counted_as_links_are() {
+    let (mut a, mut b) = nodes();
+    let frame = udp4(A_PLAIN, B_PLAIN, b"in the clear");
+    let len = frame.len() as u64;
+    a.send(PLAIN_PORT, &frame);
+    let packet = a.out.vxlan.remove(0).1;
+    b.receive_vxlan(a.vxlan_address, &packet);
+    let forged = udp4_as(B_PLAIN.mac(), B_PLAIN.mac(), A_PLAIN.v4(), B_PLAIN.v4(), b"");
+    b.receive_vxlan(a.vxlan_address, &[&packet[..8], &forged[..]].concat());
+    // What is refused before its sender is known is nobody's.
+    b.receive_vxlan("192.0.2.77:4789".parse().unwrap(), &packet);
+    let sent = a.counters.vtep(VTEP);
+    assert_eq!((sent.packets_sent, sent.bytes_sent, sent.last_drop), (1, len, None));
+    let received = b.counters.vtep(VTEP);
+    assert_eq!((received.packets_received, received.bytes_received), (2, len + forged.len() as u64));
+    assert_eq!((received.drops, received.last_drop), (1, Some(PeerMacSpoofed)));
+    assert_eq!(b.drops(), [(UnknownVtep, 1), (PeerMacSpoofed, 1)]);
+    for node in [&a, &b] {
+        node.counters.reset_vtep(VTEP);
+        assert_eq!(node.counters.vtep(VTEP), PeerCounters::default());
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub(super) const PLAIN_PORT: PortSlot = PortSlot::new(2);
 pub(super) const GATEWAY_PORT: PortSlot = PortSlot::new(3);
 pub(super) const LINK: LinkSlot = LinkSlot::new(0);
 pub(super) const LINK_TO_THIRD: LinkSlot = LinkSlot::new(1);
+pub(super) const VTEP: VtepSlot = VtepSlot::new(2);
 pub(super) const MTU: u16 = 1408;
 pub(super) const ENCRYPTED_VNI: u32 = 7;
 pub(super) const PLAIN_VNI: u32 = 9;
@@ -288,7 +289,7 @@ pub(super) fn nodes() -> (Node, Node) {
             GATEWAY.at(Place::Remote(LINK)),
             THIRD.at(Place::Remote(LINK_TO_THIRD)),
         ],
-        vec![A_PLAIN.at(Place::Local(PLAIN_PORT)), B_PLAIN.at(Place::Remote(VtepSlot::new(0)))],
+        vec![A_PLAIN.at(Place::Local(PLAIN_PORT)), B_PLAIN.at(Place::Remote(VTEP))],
         2,
     );
     let b = tables(
@@ -300,7 +301,7 @@ pub(super) fn nodes() -> (Node, Node) {
             A_NEIGHBOR.at(Place::Remote(LINK)),
             THIRD.at(Place::Remote(LINK_TO_THIRD)),
         ],
-        vec![B_PLAIN.at(Place::Local(PLAIN_PORT)), A_PLAIN.at(Place::Remote(VtepSlot::new(0)))],
+        vec![B_PLAIN.at(Place::Local(PLAIN_PORT)), A_PLAIN.at(Place::Remote(VTEP))],
         1,
     );
     (Node::new(a, 1), Node::new(b, 2))
@@ -312,7 +313,7 @@ fn tables(
     peer_host: u8,
 ) -> Tables {
     let vni = |vni| Vni::new(vni).expect("in range");
-    let vteps = vec![SocketAddr::from(([192, 0, 2, peer_host], 4789))];
+    let vteps = vec![(VTEP, SocketAddr::from(([192, 0, 2, peer_host], 4789)))];
     let net = NetSlot::new(0);
     TablesBuilder::default()
         .network(net, Arc::new(NetworkTable::encrypted(vni(ENCRYPTED_VNI), MTU, encrypted)))

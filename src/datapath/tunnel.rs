@@ -8,7 +8,7 @@ use super::arena::{Encapsulated, MAX_FRAME_LEN, SendArena};
 use super::segment::SuperFrame;
 use super::{Context, Notice, NoticeLimit, Outlet};
 use crate::drop_reason::DropReason;
-use crate::forward::{PlainCarrier, Remote};
+use crate::forward::Remote;
 use crate::id::{LinkSlot, NetSlot, Vni, VtepSlot};
 use crate::sa::{OutboundSa, Sealed};
 use crate::wire::{esp, udp, vxlan};
@@ -138,8 +138,9 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
 
 /// Plain VXLAN to the VTEPs of one unencrypted network.
 pub(super) struct VxlanTunnel<'a> {
+    pub(super) cx: Context<'a>,
     pub(super) arena: &'a mut SendArena<Encapsulated>,
-    pub(super) carrier: &'a PlainCarrier,
+    pub(super) net: NetSlot,
     pub(super) vni: Vni,
 }
 
@@ -155,9 +156,11 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
     }
 
     fn send(&mut self, to: VtepSlot, frame_len: usize, _: u64, _: &mut impl Outlet) -> Sent {
-        let vtep = self.carrier.vtep(to).ok_or(DropReason::UnknownDestination)?;
+        let vtep = self.cx.tables.vtep(to).filter(|vtep| vtep.net == self.net);
+        let vtep = vtep.ok_or(DropReason::UnknownDestination)?;
         vxlan::write_header(self.arena.next_packet(), self.vni);
-        self.arena.commit(vtep, Encapsulated { len: Self::OFFSET + frame_len });
+        self.arena.commit(vtep.remote, Encapsulated { len: Self::OFFSET + frame_len });
+        self.cx.counters.sent_to_vtep(to, frame_len);
         Ok(())
     }
 
@@ -171,7 +174,9 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
         }
     }
 
-    fn note_drop(&self, _: VtepSlot, _: DropReason) {}
+    fn note_drop(&self, to: VtepSlot, reason: DropReason) {
+        self.cx.counters.note_drop_at_vtep(to, reason);
+    }
 }
 
 /// The place of the next frame for ESP, with the arena flushed if it was full.

@@ -225,7 +225,8 @@ impl Play<'_> {
         for host in 0..2 {
             let agent = stage.agent(host);
             let (peers, stats) = (agent.ask(&PeersRequest {}).await?, agent.ask(&StatsRequest {}).await?);
-            let peers = peers.peers.iter().map(|peer| peer_counters(peer, nodes)).collect();
+            let secret = peers.peers.iter().filter(|peer| peer.network_name.as_str() == SECRET.name);
+            let peers = secret.map(|peer| peer_counters(peer, nodes)).collect();
             let mut drops: Vec<(&'static str, u64)> = Vec::new();
             for count in stats.drops.iter().filter(|count| count.packets > 0) {
                 let name = count.reason.name();
@@ -246,13 +247,7 @@ fn peer_counters(peer: &PeerStatus, nodes: [NodeId; 2]) -> PeerCounters {
     PeerCounters {
         peer: host.map_or_else(|| peer.node_name.to_string(), |host| format!("host{}", host + 1)),
         network: peer.network_name.to_string(),
-        state: match peer.state {
-            PeerState::Connecting => "connecting",
-            PeerState::Negotiating => "negotiating",
-            PeerState::Established => "established",
-            PeerState::Failed => "failed",
-        }
-        .to_owned(),
+        state: peer.state.name().to_owned(),
         sent: peer.sent,
         received: peer.received,
     }

@@ -8,4 +8,4 @@ pub mod policy;
 mod tables;
 
 pub use directory::{Directory, EndpointSpec, Place, Remote, Row};
-pub use tables::{Carrier, LinkRow, NetworkTable, PlainCarrier, PortRow, Tables, TablesBuilder};
+pub use tables::{Carrier, LinkRow, NetworkTable, PlainCarrier, PortRow, Tables, TablesBuilder, VtepRow};

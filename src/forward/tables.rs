@@ -19,6 +19,7 @@ pub struct Tables {
     networks: Box<[Option<Arc<NetworkTable>>]>,
     ports: Box<[Option<PortRow>]>,
     links: Box<[Option<LinkRow>]>,
+    vteps: Box<[Option<VtepRow>]>,
     plain_vnis: HashMap<Vni, NetSlot, FixedState>,
     encrypted_vnis: HashSet<Vni, FixedState>,
 }
@@ -42,6 +43,11 @@ impl Tables {
     /// The link in a slot.
     pub fn link(&self, slot: LinkSlot) -> Option<LinkRow> {
         *self.links.get(slot.index())?
+    }
+
+    /// The VTEP in a slot.
+    pub fn vtep(&self, slot: VtepSlot) -> Option<VtepRow> {
+        *self.vteps.get(slot.index())?
     }
 
     /// The unencrypted network with this VNI.
@@ -82,7 +88,7 @@ impl TablesBuilder {
 
     /// The snapshot.
     pub fn build(self) -> Tables {
-        let mut ports = Vec::new();
+        let (mut ports, mut vteps) = (Vec::new(), Vec::new());
         let mut plain_vnis = HashMap::default();
         let mut encrypted_vnis = HashSet::default();
         for (net, network) in (0u32..).zip(&self.networks) {
@@ -96,6 +102,9 @@ impl TablesBuilder {
                 Carrier::Vxlan(carrier) => {
                     plain_vnis.insert(network.vni, net);
                     add_ports(&mut ports, net, &carrier.directory);
+                    for (slot, remote) in &carrier.vteps {
+                        set(&mut vteps, slot.index(), VtepRow { net, remote: *remote });
+                    }
                 }
             }
         }
@@ -103,6 +112,7 @@ impl TablesBuilder {
             networks: self.networks.into(),
             ports: ports.into(),
             links: self.links.into(),
+            vteps: vteps.into(),
             plain_vnis,
             encrypted_vnis,
         }
@@ -137,6 +147,15 @@ pub struct LinkRow {
     pub remote: SocketAddr,
 }
 
+/// A peer in one unencrypted network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VtepRow {
+    /// The network.
+    pub net: NetSlot,
+    /// Where the peer's VXLAN port is.
+    pub remote: SocketAddr,
+}
+
 /// One network.
 #[derive(Debug)]
 pub struct NetworkTable {
@@ -151,9 +170,15 @@ impl NetworkTable {
         Self { vni, mtu, carrier: Carrier::Esp(Directory::new(endpoints)) }
     }
 
-    /// An unencrypted network: its remote endpoints are behind `vteps`, which [`VtepSlot`] indexes.
-    pub fn plain(vni: Vni, mtu: u16, vteps: Vec<SocketAddr>, endpoints: Vec<EndpointSpec<VtepSlot>>) -> Self {
-        let by_ip = (0u32..).zip(&vteps).map(|(slot, vtep)| (vtep.ip(), VtepSlot::new(slot))).collect();
+    /// An unencrypted network: its remote endpoints are behind `vteps`. Their slots are theirs alone
+    /// among those of all networks.
+    pub fn plain(
+        vni: Vni,
+        mtu: u16,
+        vteps: Vec<(VtepSlot, SocketAddr)>,
+        endpoints: Vec<EndpointSpec<VtepSlot>>,
+    ) -> Self {
+        let by_ip = vteps.iter().map(|(slot, remote)| (remote.ip(), *slot)).collect();
         let directory = Directory::new(endpoints);
         Self { vni, mtu, carrier: Carrier::Vxlan(PlainCarrier { directory, vteps: vteps.into(), by_ip }) }
     }
@@ -187,7 +212,7 @@ pub enum Carrier {
 #[derive(Debug)]
 pub struct PlainCarrier {
     directory: Directory<VtepSlot>,
-    vteps: Box<[SocketAddr]>,
+    vteps: Box<[(VtepSlot, SocketAddr)]>,
     by_ip: HashMap<IpAddr, VtepSlot, FixedState>,
 }
 
@@ -195,11 +220,6 @@ impl PlainCarrier {
     /// The endpoints.
     pub fn directory(&self) -> &Directory<VtepSlot> {
         &self.directory
-    }
-
-    /// Where a VTEP is.
-    pub fn vtep(&self, slot: VtepSlot) -> Option<SocketAddr> {
-        self.vteps.get(slot.index()).copied()
     }
 
     /// The VTEP that sends from this address; RFC 7348 leaves its source port open.
@@ -274,12 +294,14 @@ mod tests {
     #[test]
     fn vteps_are_known_by_source_address_alone() {
         let vtep: SocketAddr = "192.0.2.2:4789".parse().expect("an address");
-        let network = Arc::new(NetworkTable::plain(vni(6), 1450, vec![vtep], vec![local(1, 0)]));
-        let tables = TablesBuilder::default().network(NetSlot::new(0), network).build();
+        let slot = VtepSlot::new(4);
+        let network = Arc::new(NetworkTable::plain(vni(6), 1450, vec![(slot, vtep)], vec![local(1, 0)]));
+        let tables = TablesBuilder::default().network(NetSlot::new(2), network).build();
         let carrier = tables.plain_network(vni(6)).expect("a plain network");
-        assert_eq!(carrier.sender("::ffff:192.0.2.2".parse().expect("an address")), Some(VtepSlot::new(0)));
+        assert_eq!(carrier.sender("::ffff:192.0.2.2".parse().expect("an address")), Some(slot));
         assert_eq!(carrier.sender([192, 0, 2, 3].into()), None);
-        assert_eq!(carrier.vtep(VtepSlot::new(0)), Some(vtep));
+        assert_eq!(tables.vtep(slot), Some(VtepRow { net: NetSlot::new(2), remote: vtep }));
+        assert_eq!(tables.vtep(VtepSlot::new(0)), None);
         assert!(!tables.is_encrypted(vni(6)));
     }
 }

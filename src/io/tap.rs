@@ -45,6 +45,15 @@ impl Tap {
         Self::attach(name, libc::IFF_TUN_EXCL)
     }
 
+    /// As [`Self::create`], but frames that are written to it go through the kernel's own merging
+    /// (GRO) before anybody sees them: for tests, which compare.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_merging(name: &IfName) -> Result<Self, TapError> {
+        Self::attach(name, libc::IFF_TUN_EXCL | libc::IFF_NAPI)
+    }
+
     /// Adds a queue to the device with this name: of a persistent one after a restart, or one more
     /// of an open one. Frames are spread over the open queues by flow.
     ///
@@ -105,6 +114,20 @@ impl Tap {
         check(status).map_err(|source| TapError::Ioctl { ioctl: "TUNSETOFFLOAD", source })?;
         self.offloads = offloads;
         Ok(())
+    }
+
+    /// As [`Self::set_offloads`], with what `wanted` and the kernel both have.
+    ///
+    /// # Errors
+    /// As [`Self::set_offloads`].
+    pub fn limit_offloads(&mut self, wanted: TapOffloads) -> Result<(), TapError> {
+        let TapOffloads { checksum, tcp, udp } = self.offloads;
+        let limited = TapOffloads {
+            checksum: checksum && wanted.checksum,
+            tcp: tcp && wanted.tcp,
+            udp: udp && wanted.udp,
+        };
+        if limited == self.offloads { Ok(()) } else { self.set_offloads(limited) }
     }
 
     /// Reads one frame that the container sent, into `head` and what is longer into `rest`; `None`

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::lane::LaneGone;
 use crate::boot_time::BootTime;
-use crate::id::{LinkSlot, PortSlot, Spi};
+use crate::id::{LinkSlot, PortSlot, Spi, VtepSlot};
 use crate::io::eventfd::EventFd;
 use crate::io::tap::Tap;
 use crate::sa::{InboundSa, OutboundSa};
@@ -53,6 +53,8 @@ pub enum Command {
     DropLink(LinkSlot),
     /// The same, and its slot may soon be another's: its counters begin at zero.
     RemoveLink(LinkSlot),
+    /// The VTEP's slot may soon be another's: its counters begin at zero.
+    RemoveVtep(VtepSlot),
     /// Do nothing but acknowledge: tables published before are in use, packets judged by older
     /// ones have left.
     Sync,

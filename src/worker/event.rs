@@ -34,11 +34,25 @@ pub enum LaneEvent {
         /// Who sent it; not authenticated.
         from: SocketAddr,
     },
+    /// The kernel has refused `UDP_SEGMENT`; told once for each socket.
+    SegmentationGivenUp {
+        /// Which.
+        socket: DataSocket,
+    },
     /// The TAP's device is gone; the lane has closed its queue.
     PortGone {
         /// The port's slot.
         slot: PortSlot,
     },
+}
+
+/// A socket of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataSocket {
+    /// Of encrypted networks.
+    Esp,
+    /// Of unencrypted networks.
+    Vxlan,
 }
 
 impl From<Notice> for LaneEvent {

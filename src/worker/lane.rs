@@ -13,7 +13,7 @@ use super::turn::Turns;
 use crate::datapath::{FloodLimit, LaneCounters};
 use crate::forward::Tables;
 use crate::id::LaneId;
-use crate::io::udp::UdpSocket;
+use crate::io::udp::{OffloadWatch, Offloads, UdpSocket};
 
 /// What a lane is made of.
 #[derive(Debug)]
@@ -44,9 +44,10 @@ pub fn spawn(config: LaneConfig) -> io::Result<Lane> {
         counters: Arc::new(LaneCounters::new()),
     });
     let id = config.id;
+    let (esp, vxlan) = (config.esp.offload_watch(), config.vxlan.as_ref().map(UdpSocket::offload_watch));
     let turns = Turns::new(config, shared.clone())?;
     let thread = std::thread::Builder::new().name(format!("lane-{id}")).spawn(move || turns.run())?;
-    Ok(Lane { id, shared, thread: Some(thread) })
+    Ok(Lane { id, shared, esp, vxlan, thread: Some(thread) })
 }
 
 /// A running lane. Dropping it stops the thread, closes its TAP queues and forgets its keys.
@@ -54,6 +55,8 @@ pub fn spawn(config: LaneConfig) -> io::Result<Lane> {
 pub struct Lane {
     id: LaneId,
     shared: Arc<Shared>,
+    esp: OffloadWatch,
+    vxlan: Option<OffloadWatch>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -80,6 +83,11 @@ impl Lane {
     /// What the lane has counted so far; it goes on counting.
     pub fn counters(&self) -> &Arc<LaneCounters> {
         &self.shared.counters
+    }
+
+    /// What the kernel does now for its socket of encrypted networks, and for that of unencrypted ones.
+    pub fn offloads(&self) -> (Offloads, Option<Offloads>) {
+        (self.esp.now(), self.vxlan.as_ref().map(OffloadWatch::now))
     }
 
     #[cfg(test)]

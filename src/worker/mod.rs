@@ -16,7 +16,7 @@ mod turn;
 mod tests;
 
 pub use command::Command;
-pub use event::LaneEvent;
+pub use event::{DataSocket, LaneEvent};
 pub use lane::{Lane, LaneConfig, LaneGone, spawn};
 
-pub use crate::datapath::{FloodLimit, LaneCounters, LinkCounters, PortCounters};
+pub use crate::datapath::{FloodLimit, LaneCounters, PeerCounters, PortCounters};

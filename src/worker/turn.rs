@@ -13,12 +13,10 @@ use arc_swap::cache::Cache;
 
 use super::busy_poll::{BusyPoll, Work};
 use super::command::Command;
-use super::event::LaneEvent;
+use super::event::{DataSocket, LaneEvent};
 use super::lane::{LaneConfig, Shared};
 use crate::boot_time::BootTime;
-use crate::datapath::{
-    Coalescer, Context, Egress, Encapsulated, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
-};
+use crate::datapath::{Coalescer, Context, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run};
 use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::PortSlot;
@@ -180,6 +178,7 @@ impl Turns {
                 self.ingress.remove(link);
                 self.shared.counters.reset_link(link);
             }
+            Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
             // A turn ends with an empty arena, and the next batch loads the tables anew.
             Command::Sync => {
                 self.tables.load();
@@ -222,14 +221,14 @@ impl Wire {
 impl Outlet for Wire {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
         let sent = self.esp.send_run(run.to(), run.bytes(), run.segment());
-        count_lost(&self.shared.counters, sent, run.packets());
+        self.shared.account(DataSocket::Esp, sent, run.packets());
     }
 
     fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>) {
         let sent = self.vxlan.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), |vxlan| {
             vxlan.send_run(run.to(), run.bytes(), run.segment())
         });
-        count_lost(&self.shared.counters, sent, run.packets());
+        self.shared.account(DataSocket::Vxlan, sent, run.packets());
     }
 
     fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool {
@@ -245,6 +244,20 @@ impl Outlet for Wire {
 
     fn notice(&mut self, notice: Notice) {
         self.shared.events.push(notice.into());
+    }
+}
+
+impl Shared {
+    /// Counts what was lost of a run.
+    fn account(&self, socket: DataSocket, sent: io::Result<SendOutcome>, packets: usize) {
+        let sent = sent.ok();
+        let lost = packets - sent.map_or(0, |outcome| outcome.datagrams.min(packets));
+        if lost > 0 {
+            self.counters.drop_unplaced(DropReason::SendFailed, lost as u64);
+        }
+        if sent.is_some_and(|outcome| outcome.gave_up_segmentation) {
+            self.events.push(LaneEvent::SegmentationGivenUp { socket });
+        }
     }
 }
 
@@ -297,13 +310,6 @@ fn receive(socket: &UdpSocket, ring: &mut RecvRing) -> usize {
         tracing::debug!(%error, "receiving failed");
         0
     })
-}
-
-fn count_lost(counters: &LaneCounters, sent: io::Result<SendOutcome>, packets: usize) {
-    let lost = packets - sent.map_or(0, |outcome| outcome.datagrams.min(packets));
-    if lost > 0 {
-        counters.drop_unplaced(DropReason::SendFailed, lost as u64);
-    }
 }
 
 fn port_of(token: u64) -> Option<PortSlot> {

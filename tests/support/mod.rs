@@ -7,6 +7,7 @@
 #![expect(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod frames;
+pub(crate) mod streams;
 pub(crate) mod swarm;
 
 use std::fs::File;

@@ -360,7 +360,7 @@ impl Agent {
         self.stats().endpoints.iter().map(|endpoint| endpoint.received.packets).sum()
     }
 
-    /// Packets that came from the peers of encrypted networks. Unlike those that were delivered,
+    /// Packets that came from the peers. Unlike those that were delivered,
     /// they are counted one by one: packets of a flow may reach a container in one piece.
     pub(crate) fn received(&self) -> u64 {
         self.stats().peers.iter().map(|peer| peer.received.packets).sum()
@@ -384,7 +384,8 @@ impl Agent {
         let done = eventually(PATIENCE, || {
             let now: Option<PeersResponse> = self.try_ask(&["peers"]);
             let ready = now.as_ref().is_some_and(|now| {
-                now.peers.len() == links && now.peers.iter().all(|peer| peer.state == PeerState::Established)
+                let keyed = || now.peers.iter().filter(|peer| peer.state != PeerState::Plain);
+                keyed().count() == links && keyed().all(|peer| peer.state == PeerState::Established)
             });
             peers = now;
             ready

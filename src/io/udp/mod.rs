@@ -16,6 +16,7 @@ mod send;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::sockopt;
@@ -28,8 +29,7 @@ pub use send::SendOutcome;
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
-    segmentation: AtomicBool,
-    coalescing: bool,
+    offloads: OffloadWatch,
 }
 
 impl UdpSocket {
@@ -48,7 +48,8 @@ impl UdpSocket {
         // Old kernels answer ENOPROTOOPT here; others may still refuse the first run.
         let segmentation = options.segmentation && set_udp_option(&socket, libc::UDP_SEGMENT, 0).is_ok();
         let coalescing = options.coalescing && set_udp_option(&socket, libc::UDP_GRO, 1).is_ok();
-        Ok(Self { socket, segmentation: AtomicBool::new(segmentation), coalescing })
+        let offloads = OffloadWatch { segmentation: Arc::new(AtomicBool::new(segmentation)), coalescing };
+        Ok(Self { socket, offloads })
     }
 
     /// The address that it is bound to, with the port that the kernel chose for port 0.
@@ -61,7 +62,12 @@ impl UdpSocket {
 
     /// What the kernel does for this socket now.
     pub fn offloads(&self) -> Offloads {
-        Offloads { segmentation: self.segmentation.load(Ordering::Relaxed), coalescing: self.coalescing }
+        self.offloads.now()
+    }
+
+    /// The same for others than the socket's owner, now and later.
+    pub fn offload_watch(&self) -> OffloadWatch {
+        self.offloads.clone()
     }
 
     /// Sends `bytes` to `to` as datagrams of `segment` bytes each, the last as long as what remains:
@@ -76,7 +82,7 @@ impl UdpSocket {
     /// # Panics
     /// When `segment` is zero.
     pub fn send_run(&self, to: SocketAddr, bytes: &[u8], segment: u16) -> io::Result<SendOutcome> {
-        send::run(&self.socket, &self.segmentation, to, bytes, usize::from(segment))
+        send::run(&self.socket, &self.offloads.segmentation, to, bytes, usize::from(segment))
     }
 
     /// Fetches what has arrived into `ring`, whose previous content goes; the number of messages
@@ -132,6 +138,20 @@ pub struct Offloads {
     pub segmentation: bool,
     /// Datagrams of a flow are received as one (`UDP_GRO`).
     pub coalescing: bool,
+}
+
+/// What the kernel does for a socket, for whoever does not own the socket.
+#[derive(Debug, Clone)]
+pub struct OffloadWatch {
+    segmentation: Arc<AtomicBool>,
+    coalescing: bool,
+}
+
+impl OffloadWatch {
+    /// What the kernel does for the socket now.
+    pub fn now(&self) -> Offloads {
+        Offloads { segmentation: self.segmentation.load(Ordering::Relaxed), coalescing: self.coalescing }
+    }
 }
 
 /// Why a socket could not be opened.
@@ -229,7 +249,8 @@ mod tests {
         let to = UdpSocket::bind(local.parse().unwrap(), receiver).unwrap();
         let bytes: Vec<u8> = (0..5_300u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
         let outcome = from.send_run(to.local_addr().unwrap(), &bytes, 1_000).unwrap();
-        assert_eq!(outcome, SendOutcome { datagrams: 6 });
+        assert_eq!(outcome.datagrams, 6);
+        assert_eq!(outcome.gave_up_segmentation, !sender.checksum);
 
         let mut ring = RecvRing::new();
         let mut seen = Vec::new();
@@ -261,6 +282,8 @@ mod tests {
         let refused = UdpOptions { checksum: false, ..UdpOptions::default() };
         let (from, _) = exchange(&refused, &UdpOptions::default(), "127.0.0.1:0");
         assert!(!from.offloads().segmentation);
+        let again = from.send_run(from.local_addr().unwrap(), &[0; 2_000], 1_000).unwrap();
+        assert_eq!(again, SendOutcome { datagrams: 2, gave_up_segmentation: false });
         let (from, _) = exchange(&UdpOptions::default(), &UdpOptions::default(), "127.0.0.1:0");
         assert!(from.offloads().segmentation);
     }

@@ -17,6 +17,14 @@ use super::MAX_RUN_DATAGRAMS;
 pub struct SendOutcome {
     /// How many datagrams the kernel took; it took those first in the run.
     pub datagrams: usize,
+    /// The kernel refused `UDP_SEGMENT` for the first time; the socket will not ask for it again.
+    pub gave_up_segmentation: bool,
+}
+
+impl SendOutcome {
+    fn of(datagrams: usize) -> Self {
+        Self { datagrams, gave_up_segmentation: false }
+    }
 }
 
 /// Sends one run; `segmentation` is cleared when the kernel shows that it cannot do it.
@@ -38,16 +46,17 @@ pub(super) fn run(
     let message = [IoSlice::new(bytes)];
     let message = MsgHdr::new().with_addr(&to).with_buffers(&message).with_control(control.bytes());
     match retry(|| socket.sendmsg(&message, 0)) {
-        Ok(_) => Ok(SendOutcome { datagrams: bytes.len().div_ceil(segment) }),
+        Ok(_) => Ok(SendOutcome::of(bytes.len().div_ceil(segment))),
         // EIO: the route's device cannot checksum a run. EINVAL: no checksum on this socket, or
         // more segments than this kernel takes, but also, before Linux 6.14, a segment above the
         // MTU (udp_send_skb in net/ipv4/udp.c). Only the datagrams themselves can tell.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {
             let sent = one_by_one(socket, &to, bytes, segment);
-            if sent.is_ok() {
+            let gave_up_segmentation = sent.is_ok();
+            if gave_up_segmentation {
                 segmentation.store(false, Ordering::Relaxed);
             }
-            blocked_is_none_sent(sent)
+            blocked_is_none_sent(sent).map(|outcome| SendOutcome { gave_up_segmentation, ..outcome })
         }
         Err(error) => blocked_is_none_sent(Err(error)),
     }
@@ -102,9 +111,9 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 /// A full socket buffer or device queue is congestion, hence loss, not an error.
 fn blocked_is_none_sent(sent: io::Result<usize>) -> io::Result<SendOutcome> {
     match sent {
-        Ok(datagrams) => Ok(SendOutcome { datagrams }),
+        Ok(datagrams) => Ok(SendOutcome::of(datagrams)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {
-            Ok(SendOutcome { datagrams: 0 })
+            Ok(SendOutcome::of(0))
         }
         Err(error) => Err(error),
     }
