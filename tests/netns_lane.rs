@@ -21,9 +21,12 @@ use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
 
+#[path = "support/lane_allocations.rs"]
+mod lane_allocations;
 #[path = "support/streams.rs"]
 mod streams;
 
+use lane_allocations::lane_allocations;
 use streams::{assert_run_is_intact, assert_stream_is_intact};
 
 fn main() -> ExitCode {
@@ -56,6 +59,7 @@ fn trials() -> Vec<Trial> {
         streams_and_runs_cross_intact_whatever_the_kernel_offers
         super_frames_are_used_where_the_kernel_offers_them
         segmentation_that_the_kernel_refuses_is_given_up_and_told_once
+        warm_lanes_allocate_nothing_in_either_direction
     }
 }
 
@@ -200,6 +204,18 @@ fn super_frames_are_used_where_the_kernel_offers_them() {
     }
 }
 
+fn warm_lanes_allocate_nothing_in_either_direction() {
+    let before = lane_allocations();
+    for kind in [Kind::Encrypted { is_ipv6: false }, Kind::Plain] {
+        let bed = Bed::new(kind);
+        bed.assert_all_is_intact();
+        let warm = lane_allocations();
+        assert!(warm > before, "a lane starts without any allocation, or none is seen");
+        bed.assert_all_carried();
+        assert_eq!(lane_allocations(), warm, "{kind:?}");
+    }
+}
+
 /// How the only network of a [`Bed`] travels.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -264,6 +280,10 @@ impl Bed {
         if matches!(self.kind, Kind::Encrypted { .. }) {
             self.exchange_keys();
         }
+        self.assert_all_carried();
+    }
+
+    fn assert_all_carried(&self) {
         self.assert_ping(0, 1);
         for (from, to) in [(0, 1), (1, 0)] {
             let [sender, receiver] = [from, to].map(|index| self.nodes[index].container.namespace());
