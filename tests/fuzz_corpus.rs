@@ -22,6 +22,11 @@ fn corpus_of_frames_outward_holds() {
 }
 
 #[test]
+fn corpus_of_super_frames_holds() {
+    replay("super_frames", targets::super_frames::run);
+}
+
+#[test]
 fn corpus_of_the_key_exchange_holds() {
     replay("exchange", targets::exchange::run);
 }

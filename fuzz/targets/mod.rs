@@ -7,4 +7,5 @@ pub mod egress;
 pub mod exchange;
 pub mod ingress;
 mod overlay;
+pub mod super_frames;
 pub mod wire;
