@@ -1,12 +1,10 @@
 //! Looking up endpoints, and building their tables.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use overlayd::bench::pair;
 use overlayd::forward::Carrier;
 use std::hint::black_box;
 use std::net::IpAddr;
-
-#[expect(dead_code, reason = "every user needs a part of it")]
-mod pair;
 
 fn lookup(c: &mut Criterion) {
     for (name, by_ip) in [("forward/by_mac", false), ("forward/by_ip", true)] {

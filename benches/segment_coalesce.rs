@@ -3,11 +3,10 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use overlayd::bench::pair::{self, Pair};
 use overlayd::datapath::SuperFrame;
+use overlayd::sa::Suite;
 use overlayd::wire::checksum::Sum;
-
-#[expect(dead_code, reason = "every user needs a part of it")]
-mod pair;
 
 /// As long as a container's kernel makes them.
 const PAYLOAD: usize = 58_900;
@@ -18,7 +17,7 @@ fn pipeline(c: &mut Criterion) {
     let mut group = c.benchmark_group("super_frame/there_and_delivered");
     group.throughput(Throughput::Bytes(PAYLOAD as u64));
     for segment in [536, SEGMENT, 8_900] {
-        let mut pair = pair::Pair::new(1_000);
+        let mut pair = Pair::new(Suite::Aes256Gcm, 1_000);
         let (header, frame) = pair::super_frame(PAYLOAD, segment);
         group.bench_function(BenchmarkId::from_parameter(segment), |b| {
             b.iter(|| {

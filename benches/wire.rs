@@ -1,13 +1,11 @@
 //! Reading and writing headers.
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use overlayd::bench::pair;
 use overlayd::id::{MacAddr, Vni};
 use overlayd::wire::{arp, esp, frame::Frame, ndp, udp, vxlan};
 use std::hint::black_box;
 use std::net::Ipv6Addr;
-
-#[expect(dead_code, reason = "every user needs a part of it")]
-mod pair;
 
 fn parse(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/parse");

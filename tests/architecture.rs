@@ -49,6 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "api",
         ],
     ),
+    ("bench", &["id", "boot_time", "wire", "sa", "forward", "datapath", "io"]),
     ("lab", &["id", "boot_time", "io"]),
     ("demo", &["id", "boot_time", "drop_reason", "cluster", "io", "config", "api", "cli", "lab"]),
 ];

@@ -37,6 +37,12 @@ pub enum Command {
     Agent(AgentArguments),
     /// Show the main job on this machine: two hosts, an encrypted network, real packets
     Demo,
+    /// Measure the ciphers on this machine's processor, and recommend suites and lanes
+    Bench {
+        /// How long it takes, about
+        #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+    },
     /// A call to the agent.
     #[command(flatten)]
     Client(ClientCommand),
