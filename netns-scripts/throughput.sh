@@ -73,7 +73,7 @@ choose_tunnels() {
     tunnels=()
     if [ "$1" = all ]; then wanted=("${TUNNELS[@]}"); else IFS=, read -ra wanted <<<"$1"; fi
     for tunnel in "${wanted[@]}"; do
-        [[ " ${TUNNELS[*]} " == *" $tunnel "* ]] || die "no such peer: $tunnel; there are ${TUNNELS[*]}"
+        [[ " null ${TUNNELS[*]} " == *" $tunnel "* ]] || die "no such peer: $tunnel; there are ${TUNNELS[*]}"
         install=$(missing "$tunnel")
         if [ -n "$install" ]; then
             echo "$tunnel is left out; to have it: $install" >&2

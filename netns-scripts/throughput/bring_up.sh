@@ -17,6 +17,9 @@ bring_up() {
             "$HERE/pair.sh" "$(host 1)" "$(host 2)" "$(container 1)" "$(container 2)" "$dir" >>"$dir/log" 2>&1 &
             await "overlayd is not ready" 60 test -e "$dir/ready"
             ;;
+        null)
+            OVERLAYD=$NULL_OVERLAYD OVERLAYD_MEASURE_PLAINTEXT=nothing-is-encrypted bring_up overlayd
+            ;;
         *+vxlan)
             bring_up "${1%+vxlan}"
             # What is left of layer 3's 1420 bytes.

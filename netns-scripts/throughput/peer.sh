@@ -7,6 +7,8 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 . "$(dirname "$0")/../lib.sh"
+# shellcheck source-path=SCRIPTDIR source=tunnels.sh
+. "$(dirname "$0")/tunnels.sh"
 # shellcheck source-path=SCRIPTDIR source=bring_up.sh
 . "$(dirname "$0")/bring_up.sh"
 # shellcheck source-path=SCRIPTDIR source=figures.sh

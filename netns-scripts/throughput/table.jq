@@ -35,7 +35,9 @@ def to_best($others): . as $column
   (.medians[] | . as $peer | row(.title; columns[] | $peer[.figure] | rounded)),
   ($ratios[] | select(.peer == "vxlan") | . as $ratio
     | row("overlayd / kernel VXLAN"; columns[] | $ratio[.figure] | rounded)),
-  ([$ratios[] | select(.peer != "vxlan")] as $others | select($others != [])
+  ($ratios[] | select(.peer == "null") | . as $ratio
+    | row("overlayd / without a cipher"; columns[] | $ratio[.figure] | rounded)),
+  ([$ratios[] | select(.peer != "vxlan" and .peer != "null")] as $others | select($others != [])
     | row("overlayd / best of the others"; columns[] | to_best($others))),
   "",
   "\(.overlayd), commit \(.commit), \(.date). \(.machine.cpu), \(.machine.cores) cores, \(.machine.kernel).",

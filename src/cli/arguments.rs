@@ -10,6 +10,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use super::{CliError, netns};
+use crate::api::VERSION;
 use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
 use crate::cluster::Role;
 use crate::config::AgentConfig;
@@ -17,7 +18,7 @@ use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
-#[command(name = "overlayd", version, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "overlayd", version = VERSION, disable_help_subcommand = true, max_term_width = 110)]
 pub struct Cli {
     /// Unix socket of the agent [default: /run/overlayd/agent.sock]
     #[arg(long, global = true, env = "OVERLAYD_SOCKET", value_name = "PATH", hide_env_values = true, help_heading = GLOBAL)]
