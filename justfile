@@ -24,7 +24,7 @@ test *ARGUMENTS:
 
 # The scripts are clean
 scripts:
-    cd netns-scripts && shellcheck -x *.sh
+    shellcheck -x netns-scripts/*.sh netns-scripts/throughput/*.sh
 
 # The main job on this machine
 demo:
@@ -33,6 +33,11 @@ demo:
 # Criterion benchmarks
 bench *ARGUMENTS:
     cargo bench {{ARGUMENTS}}
+
+# The table of the README: overlayd beside the kernel's VXLAN, on a quiet machine
+throughput *ARGUMENTS:
+    cargo build --release
+    sudo netns-scripts/throughput.sh {{ARGUMENTS}}
 
 # Licences, advisories and sources of the dependencies
 deny:

@@ -1,39 +1,87 @@
-//! The whole way of a packet without the kernel: policy, table, seal; open, checks, delivery.
+//! The way of a packet without the kernel, by suite and size: policy, table, seal; open, checks,
+//! delivery. And what never leaves the node: answers and drops.
+
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use overlayd::bench::pair::{self, Pair};
+use overlayd::id::MacAddr;
+use overlayd::io::clock::boot_time;
+use overlayd::sa::Suite;
+use overlayd::wire::arp;
 
-#[expect(dead_code, reason = "every user needs a part of it")]
-mod pair;
+fn there_and_delivered(c: &mut Criterion) {
+    each_load(c, "datapath/there_and_delivered", |pair, frame| {
+        time(|| {
+            pair.send(frame, BATCH);
+            assert_eq!(pair.receive(), BATCH);
+        })
+    });
+}
 
-/// Frames of a batch, as many as a run of `UDP_SEGMENT` holds.
-const BATCH: usize = 32;
+fn egress(c: &mut Criterion) {
+    each_load(c, "datapath/egress", |pair, frame| {
+        let elapsed = time(|| pair.send(frame, BATCH));
+        assert_eq!(pair.receive(), BATCH);
+        elapsed
+    });
+}
 
-fn pipeline(c: &mut Criterion) {
-    let mut group = c.benchmark_group("datapath/there_and_delivered");
-    for len in [64, 512, 1400, 8900] {
-        group.throughput(Throughput::Bytes((BATCH * len) as u64));
-        let mut pair = pair::Pair::new(1_000);
-        let frame = pair::frame(len);
-        group.bench_function(BenchmarkId::from_parameter(len), |b| {
-            b.iter(|| {
-                pair.send(&frame, BATCH);
-                assert_eq!(pair.receive(), BATCH);
+fn ingress(c: &mut Criterion) {
+    each_load(c, "datapath/ingress", |pair, frame| {
+        pair.send(frame, BATCH);
+        time(|| assert_eq!(pair.receive(), BATCH))
+    });
+}
+
+/// Measures what `batch` says that a batch takes.
+fn each_load(c: &mut Criterion, name: &str, batch: impl Fn(&mut Pair, &[u8]) -> Duration) {
+    let mut group = c.benchmark_group(name);
+    for suite in Suite::ALL {
+        for len in [64, 512, 1400, 8900] {
+            group.throughput(Throughput::ElementsAndBytes {
+                elements: BATCH as u64,
+                bytes: (BATCH * len) as u64,
             });
-        });
+            let mut pair = Pair::new(suite, 1_000);
+            let frame = pair::frame(len);
+            group.bench_function(BenchmarkId::new(suite.name(), len), |b| {
+                b.iter_custom(|iterations| (0..iterations).map(|_| batch(&mut pair, &frame)).sum());
+            });
+        }
     }
     group.finish();
 }
 
-fn refuse(c: &mut Criterion) {
-    let mut group = c.benchmark_group("datapath/spoofed_frame_dropped");
+fn stays_here(c: &mut Criterion) {
+    let mut group = c.benchmark_group("datapath");
     group.throughput(Throughput::Elements(BATCH as u64));
-    let mut pair = pair::Pair::new(1_000);
-    let mut frame = pair::frame(64);
-    frame[6] ^= 4;
-    group.bench_function("64", |b| b.iter(|| pair.send(&frame, BATCH)));
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1_000);
+    let mut spoofed = pair::frame(64);
+    spoofed[6] ^= 4;
+    group.bench_function("spoofed_frame_dropped", |b| b.iter(|| pair.send(&spoofed, BATCH)));
+    let mut question = [0; arp::REPLY_LEN];
+    arp::Packet {
+        operation: arp::Operation::Request,
+        sender_mac: pair::mac(0, 0),
+        sender_ip: pair::ip(0, 0),
+        target_mac: MacAddr::new([0; 6]),
+        target_ip: pair::ip(1, 50),
+    }
+    .write_frame(MacAddr::BROADCAST, &mut question);
+    group.bench_function("arp_answered", |b| b.iter(|| pair.send(&question, BATCH)));
     assert_eq!(pair.on_the_wire(), 0);
     group.finish();
 }
 
-criterion_group!(benches, pipeline, refuse);
+fn time(work: impl FnOnce()) -> Duration {
+    let begin = boot_time();
+    work();
+    boot_time().since(begin)
+}
+
+/// Frames of a batch, as many as a run of `UDP_SEGMENT` often has.
+const BATCH: usize = 32;
+
+criterion_group!(benches, there_and_delivered, egress, ingress, stays_here);
 criterion_main!(benches);

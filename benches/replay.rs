@@ -1,11 +1,12 @@
 //! The replay window: one check and one acceptance, for packets in order, out of order, and after
 //! losses.
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use overlayd::sa::ReplayWindow;
 
 fn replay(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("replay");
+    group.throughput(Throughput::Elements(1));
     let patterns: [(&str, Pattern); 3] =
         [("in_order", |n| n), ("pairs_swapped", |n| n ^ 1), ("every_hundredth", |n| n.wrapping_mul(100))];
     for (name, sequence_of) in patterns {

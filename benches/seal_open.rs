@@ -11,7 +11,7 @@ fn seal(criterion: &mut Criterion) {
     for suite in Suite::ALL {
         for size in SIZES {
             let (mut sender, mut packet) = (outbound(suite), packet(size));
-            group.throughput(Throughput::Bytes(size as u64));
+            group.throughput(Throughput::ElementsAndBytes { elements: 1, bytes: size as u64 });
             group.bench_function(BenchmarkId::new(suite.name(), size), |bencher| {
                 bencher.iter(|| match sender.seal(NOW, &mut packet, size) {
                     Ok(sealed) => sealed.len(),
@@ -32,7 +32,7 @@ fn seal_by_rustcrypto(criterion: &mut Criterion) {
     let cipher = ChaCha20Poly1305::new_from_slice(&[7; 32]).expect("32 bytes");
     for size in SIZES {
         let mut body = vec![0x5a; size];
-        group.throughput(Throughput::Bytes(size as u64));
+        group.throughput(Throughput::ElementsAndBytes { elements: 1, bytes: size as u64 });
         group.bench_function(BenchmarkId::new("chacha20-poly1305 by RustCrypto", size), |bencher| {
             bencher.iter(|| {
                 let sealed =
@@ -49,7 +49,7 @@ fn open(criterion: &mut Criterion) {
     for suite in Suite::ALL {
         for size in SIZES {
             let (mut sender, mut receiver) = (outbound(suite), inbound(suite));
-            group.throughput(Throughput::Bytes(size as u64));
+            group.throughput(Throughput::ElementsAndBytes { elements: 1, bytes: size as u64 });
             group.bench_function(BenchmarkId::new(suite.name(), size), |bencher| {
                 bencher.iter_batched_ref(
                     || {

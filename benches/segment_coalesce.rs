@@ -1,37 +1,55 @@
-//! Super-frames without the kernel: cut, sealed, opened, verified, merged; and the parts by themselves.
+//! Super-frames without the kernel: cut and sealed; opened, verified and merged; and the parts alone.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use overlayd::bench::pair::{self, Pair};
 use overlayd::datapath::SuperFrame;
-use overlayd::wire::checksum::Sum;
-
-#[expect(dead_code, reason = "every user needs a part of it")]
-mod pair;
+use overlayd::io::clock::boot_time;
+use overlayd::sa::Suite;
 
 /// As long as a container's kernel makes them.
 const PAYLOAD: usize = 58_900;
 /// What is left of an MTU of 1408 behind IPv4 and TCP.
 const SEGMENT: u16 = 1_368;
 
-fn pipeline(c: &mut Criterion) {
-    let mut group = c.benchmark_group("super_frame/there_and_delivered");
-    group.throughput(Throughput::Bytes(PAYLOAD as u64));
+fn there_and_delivered(c: &mut Criterion) {
+    each_segment(c, "super_frame/there_and_delivered", |sent, received| sent + received);
+}
+
+fn cut_and_sealed(c: &mut Criterion) {
+    each_segment(c, "super_frame/cut_and_sealed", |sent, _| sent);
+}
+
+fn opened_and_merged(c: &mut Criterion) {
+    each_segment(c, "super_frame/opened_and_merged", |_, received| received);
+}
+
+/// Measures what `part` takes of the times of sending and receiving.
+fn each_segment(c: &mut Criterion, name: &str, part: fn(Duration, Duration) -> Duration) {
+    let mut group = c.benchmark_group(name);
     for segment in [536, SEGMENT, 8_900] {
-        let mut pair = pair::Pair::new(1_000);
+        let packets = PAYLOAD.div_ceil(usize::from(segment)) as u64;
+        group.throughput(Throughput::ElementsAndBytes { elements: packets, bytes: PAYLOAD as u64 });
+        let mut pair = Pair::new(Suite::Aes256Gcm, 1_000);
         let (header, frame) = pair::super_frame(PAYLOAD, segment);
+        let mut once = || {
+            let begin = boot_time();
+            pair.send_as(&header, &frame, 1);
+            let sent = boot_time();
+            pair.receive();
+            part(sent.since(begin), boot_time().since(sent))
+        };
         group.bench_function(BenchmarkId::from_parameter(segment), |b| {
-            b.iter(|| {
-                pair.send_as(&header, &frame, 1);
-                pair.receive()
-            });
+            b.iter_custom(|iterations| (0..iterations).map(|_| once()).sum());
         });
     }
     group.finish();
 }
 
-fn parts(c: &mut Criterion) {
-    let mut group = c.benchmark_group("super_frame/part");
+fn cut(c: &mut Criterion) {
+    let mut group = c.benchmark_group("super_frame");
     group.throughput(Throughput::Bytes(PAYLOAD as u64));
     let (header, frame) = pair::super_frame(PAYLOAD, SEGMENT);
     let mut place = vec![0; 2_000];
@@ -44,9 +62,8 @@ fn parts(c: &mut Criterion) {
             }
         });
     });
-    group.bench_function("sum", |b| b.iter(|| Sum::ZERO.plus(black_box(&frame)).folded()));
     group.finish();
 }
 
-criterion_group!(benches, pipeline, parts);
+criterion_group!(benches, there_and_delivered, cut_and_sealed, opened_and_merged, cut);
 criterion_main!(benches);

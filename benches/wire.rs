@@ -1,16 +1,16 @@
 //! Reading and writing headers.
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use overlayd::bench::pair;
 use overlayd::id::{MacAddr, Vni};
+use overlayd::wire::checksum::Sum;
 use overlayd::wire::{arp, esp, frame::Frame, ndp, udp, vxlan};
 use std::hint::black_box;
 use std::net::Ipv6Addr;
 
-#[expect(dead_code, reason = "every user needs a part of it")]
-mod pair;
-
 fn parse(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/parse");
+    group.throughput(Throughput::Elements(1));
     let udp4 = pair::frame(1400);
     group.bench_function("frame_ipv4_udp", |b| {
         b.iter(|| Frame::parse(black_box(&udp4)).map(|frame| frame.flow_hash()))
@@ -30,6 +30,7 @@ fn parse(c: &mut Criterion) {
 
 fn write(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/write");
+    group.throughput(Throughput::Elements(1));
     let vni = Vni::new(7).expect("in range");
     let mut headers = [0; 16];
     group.bench_function("inner_udp_and_vxlan", |b| {
@@ -53,6 +54,19 @@ fn write(c: &mut Criterion) {
     group.finish();
 }
 
+/// Of TCP and UDP: each is computed where a super-frame is cut, and verified before frames are merged.
+fn checksum(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wire/checksum");
+    for len in [64, 1400, 58_900] {
+        let bytes = vec![0x5a; len];
+        group.throughput(Throughput::ElementsAndBytes { elements: 1, bytes: len as u64 });
+        group.bench_function(BenchmarkId::from_parameter(len), |b| {
+            b.iter(|| Sum::ZERO.plus(black_box(&bytes)).folded());
+        });
+    }
+    group.finish();
+}
+
 fn reply() -> ndp::Advertisement {
     let (owner, asker) = (pair::mac(1, 0), pair::mac(0, 0));
     ndp::Advertisement {
@@ -64,5 +78,5 @@ fn reply() -> ndp::Advertisement {
     }
 }
 
-criterion_group!(benches, parse, write);
+criterion_group!(benches, parse, write, checksum);
 criterion_main!(benches);

@@ -8,6 +8,8 @@ OVERLAYD=${OVERLAYD:-$HERE/../target/release/overlayd}
 WORK=${WORK:-/tmp/overlayd-scripts}
 # The network that the containers are attached to.
 NET=${NET:-scripts}
+# The agents' configuration file; none is the default.
+AGENT_CONFIG=${AGENT_CONFIG:-}
 
 # Namespaces: ovl-net holds the underlay's switch, ovl-hN is host N, ovl-cN a container.
 host() { echo "ovl-h$1"; }
@@ -35,7 +37,8 @@ need_up() {
     [ -d "$WORK" ] || die "nothing is up; run $HERE/up.sh first"
 }
 
-has_netns() { ip netns list | awk '{print $1}' | grep -qxF -- "$1"; }
+# Without `grep -q`, which ends early: what writes to it may then fail, and the pipe with it.
+has_netns() { ip netns list | awk '{print $1}' | grep -xF -- "$1" >/dev/null; }
 
 socket() { echo "$WORK/h$1/agent.sock"; }
 
@@ -50,6 +53,7 @@ on() {
 start_agent() {
     local namespace=$1 dir=$2 i
     shift 2
+    if [ -n "$AGENT_CONFIG" ]; then set -- --config "$AGENT_CONFIG" "$@"; fi
     mkdir -p "$dir"
     ip netns exec "$namespace" "$OVERLAYD" agent --state-dir "$dir/state" --socket "$dir/agent.sock" "$@" \
         >>"$dir/log" 2>&1 </dev/null &
@@ -67,7 +71,7 @@ start_agent() {
 stop_agent() {
     local dir=$1 pid i
     pid=$(cat "$dir/pid" 2>/dev/null) || return 0
-    is_agent() { tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "--state-dir $dir/state"; }
+    is_agent() { tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -F -- "--state-dir $dir/state" >/dev/null; }
     if is_agent; then
         kill "$pid" 2>/dev/null || true
         for ((i = 0; i < 50; i++)); do

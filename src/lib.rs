@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod bench;
 pub mod boot_time;
 pub mod cli;
 pub mod cluster;

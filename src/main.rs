@@ -2,11 +2,12 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
 use overlayd::cli::{self, Cli, CliError, Command};
-use overlayd::{agent, demo};
+use overlayd::{agent, bench, demo};
 
 fn main() -> ExitCode {
     let Cli { socket, json, command } = match Cli::try_parse() {
@@ -21,6 +22,10 @@ fn main() -> ExitCode {
             })
         }
         Command::Demo => demo::run(demo::DemoOptions::default()),
+        Command::Bench { seconds } => {
+            let report = bench::run(Duration::from_secs(seconds));
+            print(if json { report.json() } else { report.text() })
+        }
         Command::Client(command) => {
             cli::run(command, socket, json).map_err(anyhow::Error::from).and_then(print)
         }

@@ -49,6 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "api",
         ],
     ),
+    ("bench", &["id", "boot_time", "wire", "sa", "forward", "datapath", "io"]),
     ("lab", &["id", "boot_time", "io"]),
     ("demo", &["id", "boot_time", "drop_reason", "cluster", "io", "config", "api", "cli", "lab"]),
 ];
@@ -132,6 +133,28 @@ fn every_module_of_the_library_is_in_the_table_and_the_other_way_round() {
     declared.sort_unstable();
     known.sort_unstable();
     assert_eq!(declared, known);
+}
+
+/// A cipher that does nothing stays where it is: behind one switch, which is no feature of the package and
+/// off in every build that does not ask for it by name.
+#[test]
+fn the_null_cipher_is_switched_in_one_place_and_off() {
+    const { assert!(overlayd::sa::ENCRYPTS, "tests run in builds that encrypt") };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    collect(&root.join("src"), &mut files);
+    let named = files.iter().filter(|file| {
+        let text = std::fs::read_to_string(file).expect("a readable file");
+        without_comments_and_strings(&text).contains("overlayd_null_aead")
+    });
+    assert_eq!(named.collect::<Vec<_>>(), [&root.join("src/sa/mod.rs")]);
+    for file in ["Cargo.toml", "build.rs", "justfile", ".ci/run"] {
+        let text = std::fs::read_to_string(root.join(file)).expect("a readable file");
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("overlayd_null_aead")).collect();
+        let is_lint = |line: &&str| line.starts_with("unexpected_cfgs = ");
+        assert!(lines.iter().all(is_lint) && !text.contains("rustc-cfg"), "{file}: {lines:?}");
+    }
+    assert!(!root.join(".cargo").exists(), "flags of the compiler would be out of sight there");
 }
 
 /// Everything that is wrong with one file, one line each; `tests` are the modules of tests alone.

@@ -12,7 +12,7 @@ fn help_names_every_command_and_flag() {
     let text = stdout(&help);
     for command in [
         "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "node", "peers", "stats", "demo",
+        "status", "node", "peers", "stats", "demo", "bench",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -35,6 +35,7 @@ fn help_names_every_command_and_flag() {
         (&["attach"], &["--netns", "--ifname", "--name", "--ip", "--mac"]),
         (&["detach"], &["--netns", "--endpoint"]),
         (&["node", "ls"], &["--socket", "--json"]),
+        (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
         assert_eq!(code(&help), 0, "{command:?}");
@@ -82,6 +83,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         ),
         (&["detach", "red", "--endpoint", "1"], "25 digits"),
         (&["node"], "ls"),
+        (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
         assert_eq!(code(&output), 2, "{arguments:?}: {}", stderr(&output));
@@ -118,6 +120,24 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         assert!(error.contains("'overlayd agent'") && error.contains("--socket"), "{call:?}: {error}");
         assert_eq!(error.lines().count(), 1, "{call:?}: {error}");
     }
+}
+
+#[test]
+fn bench_needs_no_agent_and_no_rights_and_recommends_what_it_measured() {
+    let output = at(Path::new("/no/such/place.sock"), &["--json", "bench", "--seconds", "1"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    let measured = report["measurements"].as_array().expect("measurements");
+    for suite in ["aes-256-gcm", "aes-128-gcm", "chacha20-poly1305"] {
+        for load in ["64 B", "512 B", "1400 B", "super-frames"] {
+            let same = |m: &&serde_json::Value| m["suite"] == suite && m["load"] == load && m["threads"] == 1;
+            let packets = measured.iter().find(same).expect("a measurement")["packets_per_second"].as_u64();
+            assert!(packets > Some(0), "{suite} {load}");
+        }
+    }
+    let lanes = report["recommendation"]["lanes"].as_u64();
+    assert!(lanes >= Some(1) && lanes <= report["processor"]["cores"].as_u64(), "{lanes:?}");
+    assert_eq!(report["recommendation"]["suites"].as_array().map(Vec::len), Some(2));
 }
 
 #[test]

@@ -5,18 +5,16 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-#[path = "../benches/pair/mod.rs"]
-mod pair;
-
+use overlayd::bench::pair::{self, NEIGHBOR_PORT, PLAIN, PLAIN_PORT, Pair};
 use overlayd::drop_reason::DropReason;
 use overlayd::id::MacAddr;
+use overlayd::sa::Suite;
 use overlayd::wire::vnet_hdr::VnetHeader;
 use overlayd::wire::{arp, checksum};
-use pair::{NEIGHBOR_PORT, PLAIN, PLAIN_PORT, Pair};
 
 #[test]
 fn sealing_and_opening_a_packet_allocates_nothing() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let frame = pair::frame(1400);
     pair.send(&frame, 64);
     assert_eq!(pair.receive(), 64, "warm");
@@ -31,7 +29,7 @@ fn sealing_and_opening_a_packet_allocates_nothing() {
 
 #[test]
 fn cutting_and_merging_a_super_frame_allocates_nothing() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let (header, frame) = pair::super_frame(30_000, 1_300);
     pair.send_as(&header, &frame, 4);
     assert_eq!(pair.on_the_wire(), 4 * 24);
@@ -47,7 +45,7 @@ fn cutting_and_merging_a_super_frame_allocates_nothing() {
 
 #[test]
 fn flooding_allocates_nothing() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let frame = pair::broadcast(300);
     pair.send(&frame, 1);
     assert_eq!(pair.receive(), 1, "warm");
@@ -60,7 +58,7 @@ fn flooding_allocates_nothing() {
 
 #[test]
 fn answering_arp_and_dropping_allocate_nothing() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let mut question = [0; arp::REPLY_LEN];
     arp::Packet {
         operation: arp::Operation::Request,
@@ -83,7 +81,7 @@ fn answering_arp_and_dropping_allocate_nothing() {
 
 #[test]
 fn the_plain_network_allocates_nothing_either() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let frame = pair::plain_frame(1_400, pair::mac(PLAIN + 1, 0));
     let (header, super_frame) = pair::super_frame_in(PLAIN, 30_000, 1_300);
     let mut both = || {
@@ -100,7 +98,7 @@ fn the_plain_network_allocates_nothing_either() {
 
 #[test]
 fn frames_to_the_container_next_door_allocate_nothing() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let neighbor = pair::mac(PLAIN, 1);
     let frame = pair::plain_frame(1_400, neighbor);
     let (header, mut super_frame) = pair::super_frame_in(PLAIN, 30_000, 1_300);
@@ -117,7 +115,7 @@ fn frames_to_the_container_next_door_allocate_nothing() {
 
 #[test]
 fn answering_a_neighbor_solicitation_allocates_nothing() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let (asker, target) = (pair::ip6(PLAIN, 0), pair::ip6(PLAIN + 1, 0));
     let [.., a, b, c] = target.octets();
     let mut group = [0; 16];
@@ -139,7 +137,7 @@ fn answering_a_neighbor_solicitation_allocates_nothing() {
 
 #[test]
 fn dropping_what_comes_from_the_wire_allocates_nothing() {
-    let mut pair = Pair::new(100);
+    let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let frame = pair::frame(300);
     let plaintext = [&[8, 0, 0, 0, 0, 0, 7, 0][..], &frame].concat();
     let spoofed = [&[8, 0, 0, 0, 0, 0, 9, 0][..], &frame].concat();

@@ -329,7 +329,7 @@ impl Backend for Daemon {
             None => None,
         };
         Ok(StatusResponse {
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_version: crate::api::VERSION.to_owned(),
             pid: std::process::id(),
             uptime_seconds: boot_time().since(inner.started).as_secs(),
             state_dir: inner.config.state_dir.clone(),

@@ -34,6 +34,7 @@ use crate::control::trust::Trust;
 use crate::control::{enrol, renewal};
 use crate::id::{HostName, LaneId};
 use crate::io::clock::wall_clock;
+use crate::io::cpu;
 use crate::io::netlink::Netlink;
 use crate::io::netns::NetNs;
 use crate::io::udp::UdpSocket;
@@ -247,22 +248,7 @@ async fn load_view(store: &Store) -> Result<View> {
 }
 
 fn suites(config: &AgentConfig) -> Vec<Suite> {
-    if config.suites.is_empty() { Suite::preferred(has_aes()).to_vec() } else { config.suites.clone() }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_aes() -> bool {
-    std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
-}
-
-#[cfg(target_arch = "aarch64")]
-fn has_aes() -> bool {
-    std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn has_aes() -> bool {
-    false
+    if config.suites.is_empty() { Suite::preferred(cpu::has_aes()).to_vec() } else { config.suites.clone() }
 }
 
 async fn start_manager(store: &Store, credentials: &Arc<Credentials>) -> Result<Option<Arc<Manager>>> {

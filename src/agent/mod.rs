@@ -24,7 +24,7 @@ mod testbed;
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -33,12 +33,14 @@ use crate::api::{self, ApiListener};
 use crate::config::AgentConfig;
 use crate::control::store::Store;
 use crate::io::netns::NetNs;
+use crate::sa;
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// The state cannot be opened, a socket cannot be had, or a part fails that nothing works without.
 pub fn run(config: AgentConfig) -> Result<()> {
+    refuse_plaintext()?;
     keep_keys_out_of_core_dumps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
@@ -52,6 +54,21 @@ pub fn run(config: AgentConfig) -> Result<()> {
     result
 }
 
+/// A build that encrypts nothing runs for whoever knows what it is.
+fn refuse_plaintext() -> Result<()> {
+    if sa::ENCRYPTS {
+        return Ok(());
+    }
+    if std::env::var_os(PLAINTEXT_VARIABLE).is_none_or(|value| value != PLAINTEXT_VALUE) {
+        bail!(
+            "this build encrypts NOTHING: it is for measuring what the ciphers cost; build without \
+             --cfg overlayd_null_aead, or set {PLAINTEXT_VARIABLE}={PLAINTEXT_VALUE} for a measurement"
+        );
+    }
+    tracing::error!("this build encrypts NOTHING: everything that it carries can be read and forged");
+    Ok(())
+}
+
 async fn serve(config: AgentConfig) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -60,7 +77,7 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let listener = ApiListener::bind(&config.socket, SOCKET_GROUP)?;
     let (failed, mut failures) = mpsc::channel(1);
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"), state = %store.file().display(),
+        version = api::VERSION, state = %store.file().display(),
         socket = %config.socket.display(), "agent starts"
     );
     let started = tokio::select! {
@@ -115,3 +132,6 @@ const STOP_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 const SOCKET_GROUP: &str = "overlayd";
 /// Threads of the control plane; lanes have their own.
 const CONTROL_THREADS: usize = 2;
+/// What a build that encrypts nothing wants to be told.
+const PLAINTEXT_VARIABLE: &str = "OVERLAYD_MEASURE_PLAINTEXT";
+const PLAINTEXT_VALUE: &str = "nothing-is-encrypted";

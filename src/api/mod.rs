@@ -19,3 +19,10 @@ pub use client::{Client, ClientError};
 pub use error::{ApiError, ErrorKind};
 pub use server::{Backend, serve};
 pub use socket::{ApiListener, SocketError};
+
+/// What the program says that it is.
+pub const VERSION: &str = if crate::sa::ENCRYPTS {
+    env!("CARGO_PKG_VERSION")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " UNSAFE: ENCRYPTS NOTHING")
+};

@@ -10,6 +10,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use super::{CliError, netns};
+use crate::api::VERSION;
 use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
 use crate::cluster::Role;
 use crate::config::AgentConfig;
@@ -17,7 +18,7 @@ use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
-#[command(name = "overlayd", version, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "overlayd", version = VERSION, disable_help_subcommand = true, max_term_width = 110)]
 pub struct Cli {
     /// Unix socket of the agent [default: /run/overlayd/agent.sock]
     #[arg(long, global = true, env = "OVERLAYD_SOCKET", value_name = "PATH", hide_env_values = true, help_heading = GLOBAL)]
@@ -37,6 +38,12 @@ pub enum Command {
     Agent(AgentArguments),
     /// Show the main job on this machine: two hosts, an encrypted network, real packets
     Demo,
+    /// Measure the ciphers on this machine's processor, and recommend suites and lanes
+    Bench {
+        /// How long it takes, about
+        #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+    },
     /// A call to the agent.
     #[command(flatten)]
     Client(ClientCommand),

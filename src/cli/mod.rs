@@ -1,7 +1,7 @@
 //! The command line: arguments in, one call to the agent, text or JSON out.
 //!
-//! Every command but `agent` and `demo` is a client of the agent's socket and runs here; those two
-//! are programs of their own that `main` starts with what was parsed here. Rendering is pure, so
+//! Every command but `agent`, `demo` and `bench` is a client of the agent's socket and runs here; those
+//! three are programs of their own that `main` starts with what was parsed here. Rendering is pure, so
 //! tests compare whole screens.
 
 mod arguments;

@@ -1,4 +1,4 @@
-//! The kernel: TAP devices, UDP, epoll, netlink, namespaces, clocks. The only unsafe code.
+//! The kernel: TAP devices, UDP, epoll, netlink, namespaces, clocks, the processor. The only unsafe code.
 //!
 //! Thin, typed and free of policy: what to send, to whom and when is decided by `worker` and
 //! `agent`. The per-packet calls ([`tap::Tap::read_frame`], [`tap::Tap::write_frame`],
@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod container_port;
+pub mod cpu;
 pub mod epoll;
 pub mod eventfd;
 pub mod netlink;

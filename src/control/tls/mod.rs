@@ -27,6 +27,7 @@ use self::verify::{NodeVerifier, RootVerifier};
 use super::identity::{CertificateName, IdentityError, NodeIdentity};
 use super::trust::{Expected, Refusal, Trust};
 use crate::membership::JoinToken;
+use crate::sa;
 
 /// Reads the wall clock; `io::clock::wall_clock` outside tests.
 pub type Clock = fn() -> OffsetDateTime;
@@ -158,7 +159,9 @@ impl Protocol {
         match self {
             Self::Enrol => "overlayd-enrol/1",
             Self::Manager => "h2",
-            Self::Key => "overlayd-key/1",
+            Self::Key if sa::ENCRYPTS => "overlayd-key/1",
+            // Not to be confused with a node that encrypts.
+            Self::Key => "overlayd-key/null",
         }
     }
 

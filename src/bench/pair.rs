@@ -1,35 +1,38 @@
-//! Two lanes in memory that share an encrypted and a plain network, for benches and the allocation test.
+//! Two lanes in memory that share an encrypted and a plain network.
 //!
 //! What one sends is kept in a fixed buffer and fed to the other; nothing here allocates once built.
+//! For `overlayd bench`, the benchmarks and the allocation test.
 
+use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use overlayd::boot_time::BootTime;
-use overlayd::datapath::{
+use crate::boot_time::BootTime;
+use crate::datapath::{
     Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
 };
-use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
-use overlayd::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
-use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
-use overlayd::wire::vnet_hdr::{Checksum, Kind, Segmentation, VnetHeader};
+use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
+use crate::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
+use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
+use crate::wire::vnet_hdr::{Checksum, Kind, Segmentation, VnetHeader};
 
 /// The only local port of either node in the encrypted network.
-pub(crate) const PORT: PortSlot = PortSlot::new(0);
+pub const PORT: PortSlot = PortSlot::new(0);
 /// The first local port of either node in the plain network.
-pub(crate) const PLAIN_PORT: PortSlot = PortSlot::new(1);
+pub const PLAIN_PORT: PortSlot = PortSlot::new(1);
 /// The other one.
-pub(crate) const NEIGHBOR_PORT: PortSlot = PortSlot::new(2);
+pub const NEIGHBOR_PORT: PortSlot = PortSlot::new(2);
 /// The only link of either node.
-pub(crate) const LINK: LinkSlot = LinkSlot::new(0);
+pub const LINK: LinkSlot = LinkSlot::new(0);
 /// To be added to the number of a node for its endpoints in the plain network.
-pub(crate) const PLAIN: u8 = 2;
+pub const PLAIN: u8 = 2;
 const VTEP_OF_SENDER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 4789);
 /// What time it is, always.
-pub(crate) const NOW: BootTime = BootTime::from_nanos(1_000_000_000);
+pub const NOW: BootTime = BootTime::from_nanos(1_000_000_000);
 
 /// A sending and a receiving node.
-pub(crate) struct Pair {
+#[derive(Debug)]
+pub struct Pair {
     sender: Egress,
     sender_tables: Tables,
     receiver: Ingress,
@@ -40,10 +43,10 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// Both nodes keyed, with `endpoints` on each side of the network.
-    pub(crate) fn new(endpoints: u32) -> Self {
-        let limits = Limits::standard(Suite::Aes256Gcm);
+    pub fn new(suite: Suite, endpoints: u32) -> Self {
+        let limits = Limits::standard(suite);
         let spi = Spi::new(0x1000).expect("no reserved SPI");
-        let key = || KeyMaterial::new(Suite::Aes256Gcm, &[7; KeyMaterial::LEN]);
+        let key = || KeyMaterial::new(suite, &[7; KeyMaterial::LEN]);
         let mut sender = Egress::new(FloodLimit { frames_per_second: 1_000_000, burst: 1_000_000_000 });
         sender.install(LINK, Box::new(OutboundSa::new(spi, key(), limits, NOW)));
         let mut receiver = Ingress::new();
@@ -59,17 +62,17 @@ impl Pair {
     }
 
     /// The sender's container sends `frame` `count` times; the packets are on the wire after.
-    pub(crate) fn send(&mut self, frame: &[u8], count: usize) {
+    pub fn send(&mut self, frame: &[u8], count: usize) {
         self.send_as(&VnetHeader::COMPLETE, frame, count);
     }
 
     /// The same for a frame of which its kernel says `header`.
-    pub(crate) fn send_as(&mut self, header: &VnetHeader, frame: &[u8], count: usize) {
+    pub fn send_as(&mut self, header: &VnetHeader, frame: &[u8], count: usize) {
         self.send_from(PORT, header, frame, count);
     }
 
     /// The same for any port of the sender.
-    pub(crate) fn send_from(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8], count: usize) {
+    pub fn send_from(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8], count: usize) {
         let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: NOW };
         for _ in 0..count {
             self.sender.reserve(&self.sender_tables, port, &mut self.wire).fill(frame);
@@ -79,12 +82,12 @@ impl Pair {
     }
 
     /// The receiver takes all packets from the wire; how many frames its containers got.
-    pub(crate) fn receive(&mut self) -> usize {
+    pub fn receive(&mut self) -> usize {
         self.receive_changed(|_| {})
     }
 
     /// The same of packets that somebody changed on their way.
-    pub(crate) fn receive_changed(&mut self, change: fn(&mut [u8])) -> usize {
+    pub fn receive_changed(&mut self, change: fn(&mut [u8])) -> usize {
         let cx = Context { tables: &self.receiver_tables, counters: &self.counters, now: NOW };
         let mut inbox = Inbox { delivered: 0 };
         let mut rest = &mut self.wire.bytes[..];
@@ -106,62 +109,62 @@ impl Pair {
     }
 
     /// Somebody puts a datagram on the wire, `count` times.
-    pub(crate) fn throw(&mut self, datagram: &[u8], count: usize) {
+    pub fn throw(&mut self, datagram: &[u8], count: usize) {
         for _ in 0..count {
             self.wire.put(datagram);
         }
     }
 
     /// What both nodes counted.
-    pub(crate) fn counters(&self) -> &LaneCounters {
+    pub fn counters(&self) -> &LaneCounters {
         &self.counters
     }
 
     /// Packets that lie on the wire.
-    pub(crate) fn on_the_wire(&self) -> usize {
+    pub fn on_the_wire(&self) -> usize {
         self.wire.datagrams.len()
     }
 
     /// Frames that the sender's own container got, answers to its questions among them.
-    pub(crate) fn answered(&self) -> usize {
+    pub fn answered(&self) -> usize {
         self.wire.delivered
     }
 }
 
 /// The MAC address of an endpoint.
-pub(crate) fn mac(node: u8, endpoint: u32) -> MacAddr {
+pub fn mac(node: u8, endpoint: u32) -> MacAddr {
     let [a, b, c, d] = endpoint.to_be_bytes();
     MacAddr::new([2, node, a, b, c, d])
 }
 
 /// The IPv6 address of an endpoint of the plain network.
-pub(crate) fn ip6(node: u8, endpoint: u32) -> Ipv6Addr {
+pub fn ip6(node: u8, endpoint: u32) -> Ipv6Addr {
     Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(node) << 32 | u128::from(endpoint))
 }
 
 /// The IP address of an endpoint.
-pub(crate) fn ip(node: u8, endpoint: u32) -> Ipv4Addr {
+pub fn ip(node: u8, endpoint: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from_be_bytes([10, node, 0, 0]) + endpoint)
 }
 
 /// A UDP frame of `len` bytes from the sender's container to one of the receiver's.
-pub(crate) fn frame(len: usize) -> Vec<u8> {
+pub fn frame(len: usize) -> Vec<u8> {
     addressed(len, mac(1, 0))
 }
 
 /// The same in the plain network, or to the neighbour of the container there.
-pub(crate) fn plain_frame(len: usize, to: MacAddr) -> Vec<u8> {
+pub fn plain_frame(len: usize, to: MacAddr) -> Vec<u8> {
     between(len, (mac(PLAIN, 0), ip(PLAIN, 0)), (to, ip(PLAIN + 1, 0)))
 }
 
 /// A TCP super-frame with `payload` octets from the sender's container to one of the receiver's, as
 /// its kernel gives it, to be cut into segments of `size`.
-pub(crate) fn super_frame(payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
+pub fn super_frame(payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
     super_frame_in(0, payload, size)
 }
 
 /// The same in the plain network, where `network` is [`PLAIN`].
-pub(crate) fn super_frame_in(network: u8, payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
+pub fn super_frame_in(network: u8, payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
     let mut frame = Vec::new();
     etherparse::PacketBuilder::ethernet2(mac(network, 0).octets(), mac(network + 1, 0).octets())
         .ipv4(ip(network, 0).octets(), ip(network + 1, 0).octets(), 64)
@@ -172,7 +175,7 @@ pub(crate) fn super_frame_in(network: u8, payload: usize, size: u16) -> (VnetHea
     // The sum of the pseudo header, which is what a kernel leaves in the field.
     let len = u16::try_from(20 + payload).expect("a super-frame");
     let pseudo = [&frame[26..34], &[0, 6], &len.to_be_bytes()].concat();
-    let sum = !overlayd::wire::checksum::plain(&pseudo);
+    let sum = !crate::wire::checksum::plain(&pseudo);
     frame[50..52].copy_from_slice(&sum.to_be_bytes());
     let size = size.try_into().expect("not zero");
     let header = VnetHeader {
@@ -184,7 +187,7 @@ pub(crate) fn super_frame_in(network: u8, payload: usize, size: u16) -> (VnetHea
 }
 
 /// A broadcast frame of `len` bytes from the sender's container.
-pub(crate) fn broadcast(len: usize) -> Vec<u8> {
+pub fn broadcast(len: usize) -> Vec<u8> {
     addressed(len, MacAddr::BROADCAST)
 }
 
@@ -203,7 +206,7 @@ fn between(len: usize, from: (MacAddr, Ipv4Addr), to: (MacAddr, Ipv4Addr)) -> Ve
 }
 
 /// The network as `node` sees it: its own first endpoint has a port, all others are at the peer.
-pub(crate) fn network(endpoints: u32, node: u8) -> NetworkTable {
+pub fn network(endpoints: u32, node: u8) -> NetworkTable {
     let own = [EndpointSpec {
         mac: mac(node, 0),
         addresses: vec![IpAddr::V4(ip(node, 0))],
@@ -244,6 +247,7 @@ fn tables(endpoints: u32, node: u8) -> Tables {
         .build()
 }
 
+#[derive(Debug)]
 struct Wire {
     bytes: Vec<u8>,
     datagrams: Vec<usize>,
@@ -281,6 +285,7 @@ impl Outlet for Wire {
     fn notice(&mut self, _: Notice) {}
 }
 
+#[derive(Debug)]
 struct Inbox {
     delivered: usize,
 }
@@ -295,7 +300,7 @@ impl Outlet for Inbox {
     }
 
     fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
-        std::hint::black_box(pieces);
+        black_box(pieces);
         self.delivered += 1;
         true
     }
