@@ -196,6 +196,7 @@ mod tests {
     use super::*;
     use crate::datapath::FloodLimit;
     use crate::io::udp::{UdpOptions, UdpSocket};
+    use crate::wire::traffic_class::Dscp;
     use crate::worker::{self, LaneConfig};
 
     #[tokio::test]
@@ -231,6 +232,7 @@ mod tests {
             tables: Arc::clone(&tables),
             flood_limit: FloodLimit { frames_per_second: 1, burst: 1 },
             busy_poll: std::time::Duration::ZERO,
+            dscp: Dscp::Hidden,
         };
         DataPlane::new(&cluster.identity, vec![Arc::new(worker::spawn(config).expect("a lane"))], tables)
     }

@@ -40,6 +40,7 @@ use crate::io::udp::UdpSocket;
 use crate::membership::SignedMembership;
 use crate::negotiate::Hello;
 use crate::sa::Suite;
+use crate::wire::traffic_class::Dscp;
 use crate::wire::vxlan;
 use crate::worker::{self, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
 
@@ -143,6 +144,7 @@ impl Member {
             tables: Arc::clone(&tables),
             flood_limit,
             busy_poll: config.busy_poll,
+            dscp: if config.copy_dscp { Dscp::Copied } else { Dscp::Hidden },
         })?;
         let lane = Arc::new(lane);
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));

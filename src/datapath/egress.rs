@@ -10,7 +10,7 @@ use super::flood::{FloodLimit, TokenBucket};
 use super::reply::{self, EMPTY_REPLY};
 use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
-use super::tunnel::{self, EspTunnel, LinkState, Sent, Tunnel, VxlanTunnel};
+use super::tunnel::{self, EspTunnel, Flow, LinkState, Sent, Tunnel, VxlanTunnel};
 use super::{Context, MAX_FRAME_LEN, Outlet};
 use crate::drop_reason::DropReason;
 use crate::forward::policy::{self, Outward};
@@ -18,6 +18,7 @@ use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, R
 use crate::id::{LinkSlot, PortSlot};
 use crate::sa::{OutboundSa, Sealed};
 use crate::wire::frame::Frame;
+use crate::wire::traffic_class::{Dscp, TrafficClass};
 use crate::wire::transport::Transport;
 use crate::wire::vnet_hdr::{Checksum, Segmentation, VnetHeader};
 use crate::wire::{checksum, ethernet};
@@ -30,6 +31,7 @@ pub struct Egress {
     links: Vec<LinkState>,
     stage: Stage,
     flood: Flood,
+    dscp: Dscp,
 }
 
 impl Egress {
@@ -41,7 +43,15 @@ impl Egress {
             links: Vec::new(),
             stage: Stage::new(),
             flood: Flood { limit: flood_limit, buckets: Vec::new() },
+            dscp: Dscp::default(),
         }
+    }
+
+    /// Whether packets show the underlay the DSCP of the frames in them.
+    #[must_use]
+    pub fn with_dscp(mut self, dscp: Dscp) -> Self {
+        self.dscp = dscp;
+        self
     }
 
     /// Sends with `sa` to the link from now on.
@@ -91,21 +101,21 @@ impl Egress {
         outlet: &mut impl Outlet,
     ) {
         cx.counters.sent_by_port(port, frame_len);
-        let (stage, flood) = (&mut self.stage, &mut self.flood);
+        let (stage, flood, dscp) = (&mut self.stage, &mut self.flood, self.dscp);
         let sent = match find(cx.tables, port) {
             None => Err(DropReason::NoSuchPort),
             Some((row, network)) => match network.carrier() {
                 Carrier::Esp(directory) => {
                     let (arena, links) = (&mut self.esp, &mut self.links);
                     let tunnel = EspTunnel { cx: *cx, arena, links, net: row.net(), vni: network.vni() };
-                    Sender::new(port, row, network, directory).and_then(|sender| {
+                    Sender::new(port, row, network, directory, dscp).and_then(|sender| {
                         sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
                     })
                 }
                 Carrier::Vxlan(carrier) => {
                     let arena = &mut self.vxlan;
                     let tunnel = VxlanTunnel { cx: *cx, arena, net: row.net(), vni: network.vni() };
-                    Sender::new(port, row, network, carrier.directory()).and_then(|sender| {
+                    Sender::new(port, row, network, carrier.directory(), dscp).and_then(|sender| {
                         sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
                     })
                 }
@@ -129,6 +139,7 @@ struct Sender<'a, R> {
     row: &'a Row<R>,
     directory: &'a Directory<R>,
     max_len: usize,
+    dscp: Dscp,
 }
 
 impl<'a, R: Remote> Sender<'a, R> {
@@ -137,9 +148,10 @@ impl<'a, R: Remote> Sender<'a, R> {
         row: PortRow,
         network: &NetworkTable,
         directory: &'a Directory<R>,
+        dscp: Dscp,
     ) -> Result<Self, DropReason> {
         let row = row.endpoint(directory).ok_or(DropReason::NoSuchPort)?;
-        Ok(Self { port, row, directory, max_len: longest_frame(network) })
+        Ok(Self { port, row, directory, max_len: longest_frame(network), dscp })
     }
 
     /// Tells super-frames from ordinary ones.
@@ -198,10 +210,8 @@ impl<'a, R: Remote> Sender<'a, R> {
                 finish(tunnel.frame_mut(frame_len), unfinished)?;
                 let bytes = tunnel.frame(frame_len);
                 self.deliver_to_all(cx, &VnetHeader::COMPLETE, bytes, outlet);
-                let copy = stage.gather(bytes, frame_len);
-                self.send_to_all(cx, tunnel, |tunnel, remote| {
-                    tunnel.send_copy(remote, copy, frame.flow_hash(), outlet)
-                });
+                let (copy, flow) = (stage.gather(bytes, frame_len), self.flow(&frame, bytes));
+                self.send_to_all(cx, tunnel, |tunnel, remote| tunnel.send_copy(remote, copy, flow, outlet));
                 Ok(())
             }
             Outward::Forward => match self.destination(&frame)? {
@@ -210,8 +220,9 @@ impl<'a, R: Remote> Sender<'a, R> {
                     Ok(())
                 }
                 Place::Remote(remote) => {
+                    let flow = self.flow(&frame, bytes);
                     finish(tunnel.frame_mut(frame_len), unfinished)?;
-                    let sent = tunnel.send(remote, frame_len, frame.flow_hash(), outlet);
+                    let sent = tunnel.send(remote, frame_len, flow, outlet);
                     sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
                 }
             },
@@ -241,8 +252,9 @@ impl<'a, R: Remote> Sender<'a, R> {
             Outward::Forward if frame.destination.is_multicast() => {
                 self.permit_flood(cx, flood, cut.segments())?;
                 self.deliver_to_all(cx, cut.header(), bytes, outlet);
+                let flow = self.flow(&frame, bytes);
                 self.send_to_all(cx, tunnel, |tunnel, remote| {
-                    tunnel.send_segments(remote, &cut, bytes, frame.flow_hash(), outlet)
+                    tunnel.send_segments(remote, &cut, bytes, flow, outlet)
                 });
                 Ok(())
             }
@@ -252,7 +264,7 @@ impl<'a, R: Remote> Sender<'a, R> {
                     Ok(())
                 }
                 Place::Remote(remote) => {
-                    let sent = tunnel.send_segments(remote, &cut, bytes, frame.flow_hash(), outlet);
+                    let sent = tunnel.send_segments(remote, &cut, bytes, self.flow(&frame, bytes), outlet);
                     sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
                 }
             },
@@ -263,6 +275,10 @@ impl<'a, R: Remote> Sender<'a, R> {
         let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedFrame)?;
         let verdict = policy::outward(self.directory, self.row, &frame)?;
         Ok((frame, verdict))
+    }
+
+    fn flow(&self, frame: &Frame, bytes: &[u8]) -> Flow {
+        Flow { hash: frame.flow_hash(), class: TrafficClass::of_frame(bytes).outer(self.dscp) }
     }
 
     fn destination(&self, frame: &Frame) -> Result<Place<R>, DropReason> {

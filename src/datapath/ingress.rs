@@ -19,6 +19,7 @@ use crate::forward::{Carrier, Directory, Place, Remote, policy};
 use crate::id::{LinkSlot, Spi};
 use crate::sa::{Authenticated, InboundSa};
 use crate::wire::frame::Frame;
+use crate::wire::traffic_class::TrafficClass;
 use crate::wire::vnet_hdr::VnetHeader;
 use crate::wire::{esp, udp, vxlan};
 
@@ -63,12 +64,13 @@ impl Ingress {
         self.sas.get(&spi).map(|inbound| &*inbound.sa)
     }
 
-    /// Takes one datagram that came to the ESP port; its bytes are decrypted in place, and `batch`
-    /// may keep them until it is flushed.
+    /// Takes one datagram that came to the ESP port under an outer header of `class`; its bytes are
+    /// decrypted in place, and `batch` may keep them until it is flushed.
     pub fn receive_esp<'p>(
         &mut self,
         cx: &Context<'_>,
         from: SocketAddr,
+        class: TrafficClass,
         datagram: &'p mut [u8],
         batch: &mut Coalescer<'p>,
         outlet: &mut impl Outlet,
@@ -85,7 +87,7 @@ impl Ingress {
         };
         let link = *link;
         let delivered = match sa.open(cx.now, datagram) {
-            Ok(packet) => receive_authenticated(cx, link, packet, batch, outlet),
+            Ok(packet) => receive_authenticated(cx, link, class, packet, batch, outlet),
             Err(reason) => {
                 if sa.wants_rekey() {
                     outlet.notice(Notice::RekeyWanted { link, spi });
@@ -101,16 +103,17 @@ impl Ingress {
         }
     }
 
-    /// Takes one datagram that came to the plain VXLAN port.
+    /// Takes one datagram that came to the plain VXLAN port under an outer header of `class`.
     pub fn receive_vxlan<'p>(
         &mut self,
         cx: &Context<'_>,
         from: SocketAddr,
+        class: TrafficClass,
         datagram: &'p mut [u8],
         batch: &mut Coalescer<'p>,
         outlet: &mut impl Outlet,
     ) {
-        if let Err(reason) = receive_plain(cx, from, datagram, batch, outlet) {
+        if let Err(reason) = receive_plain(cx, from, class, datagram, batch, outlet) {
             cx.counters.drop_unplaced(reason, 1);
         }
     }
@@ -135,6 +138,7 @@ type Delivered = Result<(), DropReason>;
 fn receive_authenticated<'p>(
     cx: &Context<'_>,
     link: LinkSlot,
+    class: TrafficClass,
     packet: Authenticated<'p>,
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
@@ -154,7 +158,7 @@ fn receive_authenticated<'p>(
     match network.carrier() {
         Carrier::Esp(directory) => {
             let frame = &mut packet.into_payload()[udp::HEADER_LEN + vxlan::HEADER_LEN..][..frame_len];
-            receive_frame(cx, directory, link, frame, batch, outlet)
+            receive_frame(cx, directory, (link, class), frame, batch, outlet)
         }
         Carrier::Vxlan(_) => Err(DropReason::WrongVni),
     }
@@ -163,6 +167,7 @@ fn receive_authenticated<'p>(
 fn receive_plain<'p>(
     cx: &Context<'_>,
     from: SocketAddr,
+    class: TrafficClass,
     datagram: &'p mut [u8],
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
@@ -176,7 +181,7 @@ fn receive_plain<'p>(
     let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
     cx.counters.received_from_vtep(vtep, frame_len);
     let frame = &mut datagram[vxlan::HEADER_LEN..];
-    let delivered = receive_frame(cx, carrier.directory(), vtep, frame, batch, outlet);
+    let delivered = receive_frame(cx, carrier.directory(), (vtep, class), frame, batch, outlet);
     delivered.inspect_err(|reason| cx.counters.note_drop_at_vtep(vtep, *reason))
 }
 
@@ -184,13 +189,15 @@ fn receive_plain<'p>(
 fn receive_frame<'p, R: Remote>(
     cx: &Context<'_>,
     directory: &Directory<R>,
-    from: R,
+    (from, class): (R, TrafficClass),
     bytes: &'p mut [u8],
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
 ) -> Delivered {
     let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedVxlan)?;
     policy::inward(directory, from, &frame)?;
+    // Before it may be merged: a run has one traffic class.
+    class.enter(bytes)?;
     if frame.destination.is_multicast() {
         batch.flush(cx, outlet);
         for port in directory.local_ports() {

@@ -24,6 +24,8 @@ mod stage;
 mod tunnel;
 
 #[cfg(test)]
+mod congestion_tests;
+#[cfg(test)]
 mod flows;
 #[cfg(test)]
 mod merging_tests;

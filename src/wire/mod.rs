@@ -13,6 +13,7 @@ pub mod frame;
 pub mod ipv4;
 pub mod ipv6;
 pub mod ndp;
+pub mod traffic_class;
 pub mod transport;
 pub mod udp;
 pub mod vnet_hdr;
