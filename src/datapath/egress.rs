@@ -12,6 +12,7 @@ use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
 use super::tunnel::{self, EspTunnel, Flow, LinkState, Sent, Tunnel, VxlanTunnel};
 use super::{Context, MAX_FRAME_LEN, Outlet};
+use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
 use crate::forward::policy::{self, Outward};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, Row, Tables};
@@ -21,7 +22,7 @@ use crate::wire::frame::Frame;
 use crate::wire::traffic_class::{Dscp, TrafficClass};
 use crate::wire::transport::Transport;
 use crate::wire::vnet_hdr::{Checksum, Segmentation, VnetHeader};
-use crate::wire::{checksum, ethernet};
+use crate::wire::{checksum, ethernet, icmp, mss};
 
 /// A lane's way out: its outbound SAs, its buffers and its rate limits.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Egress {
     links: Vec<LinkState>,
     stage: Stage,
     flood: Flood,
+    /// Who is told how often that a packet is too big.
+    answers: Flood,
     dscp: Dscp,
 }
 
@@ -43,6 +46,7 @@ impl Egress {
             links: Vec::new(),
             stage: Stage::new(),
             flood: Flood { limit: flood_limit, buckets: Vec::new() },
+            answers: Flood { limit: ANSWER_LIMIT, buckets: Vec::new() },
             dscp: Dscp::default(),
         }
     }
@@ -72,6 +76,7 @@ impl Egress {
     /// Makes ready for a port that is new in its slot.
     pub fn add_port(&mut self, port: PortSlot) {
         *self.flood.bucket(port) = TokenBucket::default();
+        *self.answers.bucket(port) = TokenBucket::default();
     }
 
     /// The place to read the port's next frame into.
@@ -123,6 +128,27 @@ impl Egress {
         };
         if let Err(reason) = sent {
             cx.counters.drop_at_port(port, reason);
+            if reason == DropReason::FrameTooBig {
+                self.answer_too_big(cx, port, frame_len, outlet);
+            }
+        }
+    }
+
+    /// Tells the sender of the frame on the stage what would have passed.
+    fn answer_too_big(
+        &mut self,
+        cx: &Context<'_>,
+        port: PortSlot,
+        frame_len: usize,
+        outlet: &mut impl Outlet,
+    ) {
+        let Some((_, network)) = find(cx.tables, port) else { return };
+        let mut answer = [0; icmp::TOO_BIG_ROOM];
+        let len = icmp::write_too_big(self.stage.gathered(frame_len), network.mtu(), &mut answer);
+        if let Some(len) = len
+            && self.answers.take(port, 1, cx.now)
+        {
+            deliver(cx, port, &VnetHeader::COMPLETE, &[&answer[..len]], outlet);
         }
     }
 
@@ -138,6 +164,7 @@ struct Sender<'a, R> {
     port: PortSlot,
     row: &'a Row<R>,
     directory: &'a Directory<R>,
+    mtu: u16,
     max_len: usize,
     dscp: Dscp,
 }
@@ -151,7 +178,8 @@ impl<'a, R: Remote> Sender<'a, R> {
         dscp: Dscp,
     ) -> Result<Self, DropReason> {
         let row = row.endpoint(directory).ok_or(DropReason::NoSuchPort)?;
-        Ok(Self { port, row, directory, max_len: longest_frame(network), dscp })
+        let (mtu, max_len) = (network.mtu(), longest_frame(network));
+        Ok(Self { port, row, directory, mtu, max_len, dscp })
     }
 
     /// Tells super-frames from ordinary ones.
@@ -170,7 +198,7 @@ impl<'a, R: Remote> Sender<'a, R> {
             let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
             return self.forward_super(cx, &mut tunnel, flood, bytes, header, cut, outlet);
         }
-        if !stage.is_spared(frame_len) {
+        if frame_len > self.max_len || !stage.is_spared(frame_len) {
             let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
             self.judge(bytes)?;
             return Err(DropReason::FrameTooBig);
@@ -191,11 +219,9 @@ impl<'a, R: Remote> Sender<'a, R> {
         outlet: &mut impl Outlet,
     ) -> Sent {
         let unfinished = unfinished(tunnel.frame_mut(frame_len), header.checksum)?;
+        let (frame, verdict) = self.judge(tunnel.frame(frame_len))?;
+        mss::clamp(tunnel.frame_mut(frame_len), self.mtu, unfinished.is_none());
         let bytes = tunnel.frame(frame_len);
-        let (frame, verdict) = self.judge(bytes)?;
-        if frame_len > self.max_len {
-            return Err(DropReason::FrameTooBig);
-        }
         match verdict {
             Outward::Absorb => Ok(()),
             Outward::Ask(question) => {
@@ -326,6 +352,11 @@ struct Flood {
 }
 
 impl Flood {
+    fn take(&mut self, port: PortSlot, frames: usize, now: BootTime) -> bool {
+        let limit = self.limit;
+        self.bucket(port).take(limit, frames, now)
+    }
+
     fn bucket(&mut self, port: PortSlot) -> &mut TokenBucket {
         if self.buckets.len() <= port.index() {
             self.buckets.resize_with(port.index() + 1, TokenBucket::default);
@@ -386,5 +417,7 @@ fn find(tables: &Tables, port: PortSlot) -> Option<(PortRow, &NetworkTable)> {
     Some((row, tables.network(row.net())?))
 }
 
+/// A sender of many flows hears of each soon enough, and none can make the lane busy with answers.
+const ANSWER_LIMIT: FloodLimit = FloodLimit { frames_per_second: 100, burst: 100 };
 /// Policy refuses it by name, so it must not have been cut off.
 const VLAN_TAG_LEN: usize = 4;

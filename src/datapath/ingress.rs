@@ -21,7 +21,7 @@ use crate::sa::{Authenticated, InboundSa};
 use crate::wire::frame::Frame;
 use crate::wire::traffic_class::TrafficClass;
 use crate::wire::vnet_hdr::VnetHeader;
-use crate::wire::{esp, udp, vxlan};
+use crate::wire::{esp, mss, udp, vxlan};
 
 /// A lane's way in: its inbound SAs.
 #[derive(Debug, Default)]
@@ -133,6 +133,15 @@ struct Inbound {
     sa: Box<InboundSa>,
 }
 
+/// How a frame came here.
+struct Arrival<R> {
+    from: R,
+    /// Of the outer header.
+    class: TrafficClass,
+    /// Of the network.
+    mtu: u16,
+}
+
 type Delivered = Result<(), DropReason>;
 
 fn receive_authenticated<'p>(
@@ -158,7 +167,8 @@ fn receive_authenticated<'p>(
     match network.carrier() {
         Carrier::Esp(directory) => {
             let frame = &mut packet.into_payload()[udp::HEADER_LEN + vxlan::HEADER_LEN..][..frame_len];
-            receive_frame(cx, directory, (link, class), frame, batch, outlet)
+            let arrival = Arrival { from: link, class, mtu: network.mtu() };
+            receive_frame(cx, directory, arrival, frame, batch, outlet)
         }
         Carrier::Vxlan(_) => Err(DropReason::WrongVni),
     }
@@ -177,11 +187,12 @@ fn receive_plain<'p>(
     if cx.tables.is_encrypted(vni) {
         return Err(DropReason::PlaintextForEncryptedNetwork);
     }
-    let carrier = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
+    let (network, carrier) = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
     let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
     cx.counters.received_from_vtep(vtep, frame_len);
+    let arrival = Arrival { from: vtep, class, mtu: network.mtu() };
     let frame = &mut datagram[vxlan::HEADER_LEN..];
-    let delivered = receive_frame(cx, carrier.directory(), (vtep, class), frame, batch, outlet);
+    let delivered = receive_frame(cx, carrier.directory(), arrival, frame, batch, outlet);
     delivered.inspect_err(|reason| cx.counters.note_drop_at_vtep(vtep, *reason))
 }
 
@@ -189,7 +200,7 @@ fn receive_plain<'p>(
 fn receive_frame<'p, R: Remote>(
     cx: &Context<'_>,
     directory: &Directory<R>,
-    (from, class): (R, TrafficClass),
+    Arrival { from, class, mtu }: Arrival<R>,
     bytes: &'p mut [u8],
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
@@ -207,6 +218,7 @@ fn receive_frame<'p, R: Remote>(
     }
     match directory.by_mac(frame.destination).map(|row| row.place()) {
         Some(Place::Local(port)) => {
+            mss::clamp(bytes, mtu, true);
             batch.push(cx, port, bytes, outlet);
             Ok(())
         }

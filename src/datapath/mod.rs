@@ -37,6 +37,8 @@ mod spoofing_tests;
 mod super_frame_tests;
 #[cfg(test)]
 mod testbed;
+#[cfg(test)]
+mod too_big_tests;
 
 use std::net::SocketAddr;
 
