@@ -32,6 +32,8 @@ pub struct AgentConfig {
     pub busy_poll: Duration,
     /// What the kernel is asked to do for many packets at once.
     pub offload: OffloadConfig,
+    /// Whether outer headers show the DSCP of what containers send.
+    pub copy_dscp: bool,
     /// The file that every key is appended to, for Wireshark; only ever set by flag.
     pub esp_key_log: Option<PathBuf>,
 }
@@ -66,6 +68,7 @@ impl AgentConfig {
             flood: keys.flood,
             busy_poll: keys.busy_poll.0,
             offload: keys.offload,
+            copy_dscp: keys.copy_dscp,
             esp_key_log: None,
         })
     }
@@ -82,6 +85,7 @@ impl Default for AgentConfig {
             flood: FloodLimit::default(),
             busy_poll: BusyPoll::default().0,
             offload: OffloadConfig::default(),
+            copy_dscp: false,
             esp_key_log: None,
         }
     }
@@ -266,6 +270,7 @@ struct Keys {
     flood: FloodLimit,
     busy_poll: BusyPoll,
     offload: OffloadConfig,
+    copy_dscp: bool,
 }
 
 impl Default for Keys {
@@ -279,6 +284,7 @@ impl Default for Keys {
             flood: FloodLimit::default(),
             busy_poll: BusyPoll::default(),
             offload: OffloadConfig::default(),
+            copy_dscp: false,
         }
     }
 }
@@ -486,6 +492,7 @@ mod tests {
             socket = "/run/o1.sock"
             suites = ["chacha20-poly1305", "aes-256-gcm"]
             busy_poll = "20us"
+            copy_dscp = true
             [log]
             format = "json"
             level = "info,overlayd::control=debug"
@@ -503,6 +510,7 @@ mod tests {
         .expect("a configuration");
         assert_eq!(config.state_dir, Path::new("/var/lib/o1"));
         assert_eq!(config.socket, Path::new("/run/o1.sock"));
+        assert!(config.copy_dscp);
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
         assert_eq!(config.busy_poll, Duration::from_micros(20));
         assert_eq!(config.log.format, LogFormat::Json);

@@ -97,6 +97,8 @@ drop_reasons! {
     PeerIpSpoofed = "peer_ip_spoofed",
     /// From the wire: an ARP or neighbour message with a sender that is not placed on the peer.
     PeerNeighborSpoofed = "peer_neighbor_spoofed",
+    /// From the wire: congestion was marked on the way, and the inner packet's sender knows no ECN.
+    EcnIncapable = "ecn_incapable",
     /// From the wire: the inner destination is not an endpoint of this node; there is no transit.
     NotLocal = "not_local",
     /// From the wire: a frame of a kind that never crosses the overlay (ARP, router messages, VLAN).

@@ -524,9 +524,9 @@ fn transfer(
     let (mut ring, mut seen, mut messages) = (RecvRing::new(), Vec::new(), 0);
     eventually(Duration::from_secs(2), || {
         messages += receiver.recv(&mut ring).unwrap();
-        for (source, datagram) in ring.datagrams() {
-            assert_eq!(source, sender.local_addr().unwrap());
-            seen.push(datagram.to_vec());
+        for datagram in ring.datagrams() {
+            assert_eq!(datagram.from, sender.local_addr().unwrap());
+            seen.push(datagram.bytes.to_vec());
         }
         seen.len() >= datagrams.len()
     });

@@ -5,6 +5,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,9 +18,10 @@ use overlayd::id::{IfName, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vn
 use overlayd::io::clock::boot_time;
 use overlayd::io::container_port::ContainerPort;
 use overlayd::io::tap::TapOffloads;
-use overlayd::io::udp::{UdpOptions, UdpSocket};
+use overlayd::io::udp::{Datagram, RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
+use overlayd::wire::traffic_class::{Dscp, TrafficClass};
 use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
 
 #[path = "support/lane_allocations.rs"]
@@ -27,7 +30,7 @@ mod lane_allocations;
 mod streams;
 
 use lane_allocations::lane_allocations;
-use streams::{assert_run_is_intact, assert_stream_is_intact};
+use streams::{assert_run_is_intact, assert_run_is_intact_as, assert_stream_is_intact};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -60,6 +63,9 @@ fn trials() -> Vec<Trial> {
         super_frames_are_used_where_the_kernel_offers_them
         segmentation_that_the_kernel_refuses_is_given_up_and_told_once
         warm_lanes_allocate_nothing_in_either_direction
+        outer_header_shows_ecn_and_the_dscp_on_request_alone
+        congestion_that_the_underlay_marks_slows_the_stream_down
+        mark_that_no_sender_asked_for_is_a_counted_loss
     }
 }
 
@@ -216,6 +222,64 @@ fn warm_lanes_allocate_nothing_in_either_direction() {
     }
 }
 
+fn outer_header_shows_ecn_and_the_dscp_on_request_alone() {
+    for kind in [Kind::Encrypted { is_ipv6: false }, Kind::Encrypted { is_ipv6: true }, Kind::Plain] {
+        for dscp in [Dscp::Hidden, Dscp::Copied] {
+            let bed = Bed::built(kind, [TapOffloads::ALL; 2], &UdpOptions::default(), dscp);
+            bed.exchange_keys();
+            bed.assert_ping(0, 1);
+            for class in [EXPEDITED_ECT, TrafficClass::ZERO] {
+                let capture = bed.lab.host(2).capture().unwrap();
+                let [one, two] = [0, 1].map(|index| bed.nodes[index].container.namespace());
+                for address in [v4, v6] {
+                    assert_run_is_intact_as(class, (one, address(0).addr()), (two, address(1).addr()));
+                }
+                let seen = outer_classes(&capture.stop().unwrap());
+                let expected = class.outer(dscp).get();
+                let with_it = seen.iter().filter(|seen| **seen == expected).count();
+                // Two runs of datagrams, and what the containers' kernels say of themselves.
+                let are_known = seen.iter().all(|seen| [expected, 0].contains(seen));
+                assert!(with_it >= 2 && are_known, "{kind:?}, {dscp:?}, {class:?}: {seen:?}");
+            }
+        }
+    }
+}
+
+fn congestion_that_the_underlay_marks_slows_the_stream_down() {
+    for is_ipv6 in [false, true] {
+        let bed = Bed::new(Kind::Encrypted { is_ipv6 });
+        bed.exchange_keys();
+        bed.assert_ping(0, 1);
+        for node in &bed.nodes {
+            node.container.run_in(|| std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap()).unwrap();
+        }
+        let _marking = bed.mark_congestion(|class| class.get() & CE != 0);
+        let [one, two] = [0, 1].map(|index| bed.nodes[index].container.namespace());
+        for address in [v4(1).addr(), v6(1).addr()] {
+            assert_stream_is_intact(one, (two, address), STREAM);
+        }
+        let counted = |node: usize, file: &str, name| {
+            // Of the thread: the process is in another namespace.
+            let file = format!("/proc/thread-self/net/{file}");
+            let table = bed.nodes[node].container.run_in(|| std::fs::read_to_string(file).unwrap()).unwrap();
+            counter(&table, name)
+        };
+        assert!(counted(1, "netstat", "InCEPkts") > 10, "no mark reached the container over IPv4");
+        assert!(counted(1, "snmp6", "Ip6InCEPkts") > 10, "no mark reached the container over IPv6");
+        assert!(counted(0, "netstat", "TCPDeliveredCE") > 10, "the sender was not told");
+    }
+}
+
+fn mark_that_no_sender_asked_for_is_a_counted_loss() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    bed.exchange_keys();
+    bed.assert_ping(0, 1);
+    let _marking = bed.mark_congestion(|_| true);
+    assert_eq!(bed.ping(0, 1, 3).received(), 0);
+    assert!(bed.nodes[1].lane.counters().dropped(DropReason::EcnIncapable) >= 3);
+    assert_eq!(bed.nodes[1].lane.counters().link(LINK).last_drop, Some(DropReason::EcnIncapable));
+}
+
 /// How the only network of a [`Bed`] travels.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -249,13 +313,17 @@ impl Bed {
 
     /// What the kernels offer to the two lanes, and what the lanes ask of them for their sockets.
     fn with(kind: Kind, offloads: [TapOffloads; 2], options: &UdpOptions) -> Self {
+        Self::built(kind, offloads, options, Dscp::Hidden)
+    }
+
+    fn built(kind: Kind, offloads: [TapOffloads; 2], options: &UdpOptions, dscp: Dscp) -> Self {
         let lab = Lab::two_hosts(Underlay::default()).unwrap();
         let is_ipv6 = matches!(kind, Kind::Encrypted { is_ipv6: true });
         let address = |host: &Host| if is_ipv6 { host.v6() } else { host.v4() };
         let nodes = (0..2)
             .map(|index| {
                 let (host, peer) = (lab.host(index + 1), lab.host(2 - index));
-                node(host, [address(host), address(peer)], kind, index, offloads[index], options)
+                node(host, [address(host), address(peer)], kind, index, offloads[index], (options, dscp))
             })
             .collect();
         Self { nodes, lab, kind }
@@ -295,6 +363,19 @@ impl Bed {
         }
     }
 
+    /// From now on a router stands between the hosts that marks congestion on some packets of the first.
+    fn mark_congestion(&self, is_marked: fn(TrafficClass) -> bool) -> Marking {
+        let host = self.lab.host(2);
+        let is_ipv6 = matches!(self.kind, Kind::Encrypted { is_ipv6: true });
+        let ip = if is_ipv6 { host.v6() } else { host.v4() };
+        let bind = || UdpSocket::bind(SocketAddr::new(ip, 0), &UdpOptions::default()).unwrap();
+        let router = host.run_in(bind).unwrap();
+        let node = &self.nodes[0];
+        node.tables.store(Arc::new(tables(self.kind, 0, router.local_addr().unwrap())));
+        block_on(node.lane.execute(Command::Sync)).unwrap();
+        Marking::start(router, SocketAddr::new(ip, 4500), is_marked)
+    }
+
     fn ping(&self, from: usize, to: usize, count: u16) -> overlayd::lab::PingReport {
         let ping = Ping { count, ..Ping::default() };
         ping.run(self.nodes[from].container.namespace(), v4(to).addr()).unwrap()
@@ -314,13 +395,70 @@ impl Bed {
     }
 }
 
+/// A thread that passes datagrams on, some with CE in their headers, until it is dropped.
+struct Marking {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Marking {
+    fn start(router: UdpSocket, to: SocketAddr, is_marked: fn(TrafficClass) -> bool) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
+        let thread = std::thread::spawn(move || {
+            let mut ring = RecvRing::new();
+            while !over.load(Ordering::Relaxed) {
+                if router.recv(&mut ring).unwrap() == 0 {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                for Datagram { class, bytes, .. } in ring.datagrams() {
+                    let class = if is_marked(class) { TrafficClass::new(CE) } else { class };
+                    let sent = router.send_run_as(to, class, bytes, 60_000);
+                    assert_eq!(sent.unwrap().datagrams, 1);
+                }
+            }
+        });
+        Self { is_over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Marking {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(matches!(ended, Some(Ok(()))) || std::thread::panicking());
+    }
+}
+
+/// The traffic class of every datagram in a capture.
+fn outer_classes(frames: &[Vec<u8>]) -> Vec<u8> {
+    let is_udp = |frame: &&Vec<u8>| match frame.get(12..14) {
+        Some([8, 0]) => frame.get(23) == Some(&17),
+        Some([0x86, 0xdd]) => frame.get(20) == Some(&17),
+        Some(_) | None => false,
+    };
+    frames.iter().filter(is_udp).map(|frame| TrafficClass::of_frame(frame).get()).collect()
+}
+
+/// A number of `netstat` (lines of names, then of numbers) or of `snmp6` in `/proc/net`.
+fn counter(table: &str, name: &str) -> u64 {
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    let found = lines.iter().zip(lines.iter().skip(1)).find_map(|(names, numbers)| {
+        if names.first() == Some(&name) {
+            return names.get(1).copied();
+        }
+        numbers.get(names.iter().position(|known| *known == name)?).copied()
+    });
+    found.unwrap_or_else(|| panic!("no {name} in {table}")).parse().unwrap()
+}
+
 fn node(
     host: &Host,
     [own, peer]: [IpAddr; 2],
     kind: Kind,
     index: usize,
     offloads: TapOffloads,
-    options: &UdpOptions,
+    (options, dscp): (&UdpOptions, Dscp),
 ) -> Node {
     let container = host.container(["red", "blue"][index]).unwrap();
     let (lane, tables) = host
@@ -335,6 +473,7 @@ fn node(
                 tables: tables.clone(),
                 flood_limit: FloodLimit::default(),
                 busy_poll: Duration::from_micros(100),
+                dscp,
             };
             (worker::spawn(config).unwrap(), tables)
         })
@@ -412,4 +551,8 @@ const PORT: PortSlot = PortSlot::new(0);
 const MTU: u16 = 1388;
 /// Bytes of a stream.
 const STREAM: usize = 4 << 20;
+/// Congestion experienced.
+const CE: u8 = 3;
+/// DSCP 46, ECT(0).
+const EXPEDITED_ECT: TrafficClass = TrafficClass::new(0xba);
 const SPIS: [u32; 2] = [0x1000, 0x2000];

@@ -57,7 +57,7 @@ fn flooding_allocates_nothing() {
 }
 
 #[test]
-fn answering_arp_and_dropping_allocate_nothing() {
+fn answering_and_dropping_allocate_nothing() {
     let mut pair = Pair::new(Suite::Aes256Gcm, 100);
     let mut question = [0; arp::REPLY_LEN];
     arp::Packet {
@@ -70,13 +70,17 @@ fn answering_arp_and_dropping_allocate_nothing() {
     .write_frame(MacAddr::BROADCAST, &mut question);
     let mut spoofed = pair::frame(100);
     spoofed[6] ^= 4;
+    // UDP with DF.
+    let too_big = pair::frame(9_100);
     pair.send(&question, 1);
     pair.send(&spoofed, 1);
+    pair.send(&too_big, 1);
     let allocations = allocations_during(|| {
         pair.send(&question, 100);
         pair.send(&spoofed, 100);
+        pair.send(&too_big, 50);
     });
-    assert_eq!((allocations, pair.answered(), pair.on_the_wire()), (0, 101, 0));
+    assert_eq!((allocations, pair.answered(), pair.on_the_wire()), (0, 101 + 51, 0));
 }
 
 #[test]

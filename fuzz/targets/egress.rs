@@ -15,7 +15,7 @@ use overlayd::datapath::{
 use overlayd::id::PortSlot;
 use overlayd::sa::{InboundSa, Sealed};
 use overlayd::wire::vnet_hdr::VnetHeader;
-use overlayd::wire::{ethernet, udp, vxlan};
+use overlayd::wire::{ethernet, mss, udp, vxlan};
 
 use super::overlay::{
     At, ENCRYPTED_VNI, ENDPOINTS, Endpoint, LINKS, MTU, NO_PORT, NOW, PLAIN_VNI, array, at_port, esp_address,
@@ -38,7 +38,9 @@ pub fn run(data: &[u8]) {
         let place = egress.reserve(&tables, port, &mut judge);
         let frame = &bytes[..bytes.len().min(place.head.len() + place.rest.len())];
         place.fill(frame);
-        judge.submitted.push((port, frame.to_vec()));
+        let mut clamped = frame.to_vec();
+        mss::clamp(&mut clamped, MTU, true);
+        judge.submitted.push((port, clamped));
         egress.submit(&cx, port, &VnetHeader::COMPLETE, frame.len(), &mut judge);
         if what & 0x80 != 0 {
             egress.flush(&mut judge);
@@ -50,7 +52,7 @@ pub fn run(data: &[u8]) {
 /// The peers and the ports next door, who judge what they get.
 struct Judge {
     peers: [InboundSa; 2],
-    /// Every frame and the port that it came from.
+    /// Every frame, with the segment size of a SYN as it may leave, and the port that it came from.
     submitted: Vec<(PortSlot, Vec<u8>)>,
 }
 
@@ -95,8 +97,9 @@ impl Outlet for Judge {
     fn deliver(&mut self, port: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
         let frame = &pieces.concat();
         let receiver = at_port(port).expect("the port of an endpoint");
-        if self.submitted.last().is_some_and(|(asker, _)| *asker == port) {
-            assert!(is_answer(frame, receiver), "a port gets back what is no answer");
+        if let Some((_, sent)) = self.submitted.last().filter(|(asker, _)| *asker == port) {
+            let is_answer = is_answer_to_too_big(frame, sent) || is_answer(frame, receiver);
+            assert!(is_answer, "a port gets back what is no answer");
         } else {
             let sender = self.assert_may_leave(frame, receiver.is_encrypted, receiver.at);
             assert_ne!(sender, receiver);
@@ -109,6 +112,24 @@ impl Outlet for Judge {
     }
 
     fn notice(&mut self, _: Notice) {}
+}
+
+/// Whether a port is told that what it sent is too big, from where it sent it to.
+fn is_answer_to_too_big(frame: &[u8], sent: &[u8]) -> bool {
+    let (quoted, expected) = match frame.get(12..) {
+        Some([0x08, 0x00, ..]) => (42, [3, 4]),
+        Some([0x86, 0xdd, ..]) => (62, [2, 0]),
+        Some(_) | None => return false,
+    };
+    if frame.len() < quoted || frame[quoted - 8..quoted - 6] != expected {
+        return false;
+    }
+    let quote = &frame[quoted..];
+    assert!(sent.len() > ethernet::HEADER_LEN + usize::from(MTU), "it was not too big");
+    assert_eq!(frame[quoted - 2..quoted], MTU.to_be_bytes());
+    assert_eq!(quote, &sent[ethernet::HEADER_LEN..][..quote.len()]);
+    assert_eq!((&frame[..6], &frame[6..12]), (&sent[6..12], &sent[..6]));
+    true
 }
 
 fn address_of(endpoint: Endpoint) -> Option<SocketAddr> {

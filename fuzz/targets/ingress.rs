@@ -4,8 +4,8 @@
 //! it, and for that container; everything else is counted as exactly one drop, and nothing goes back
 //! to the wire.
 //!
-//! The low three bits of a record's first octet say what is done with it ([`run`]), bit 4 on name
-//! the link or VTEP.
+//! The low three bits of a record's first octet say what is done with it ([`run`]), bits 4 and 5 name
+//! the link or VTEP, the upper two are the ECN of the outer header.
 
 use overlayd::datapath::{
     Coalescer, Context, Encapsulated, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
@@ -13,6 +13,7 @@ use overlayd::datapath::{
 use overlayd::forward::Tables;
 use overlayd::id::{LinkSlot, PortSlot, Vni, VtepSlot};
 use overlayd::sa::{HEADER_LEN, MAX_TRAILER_LEN, OutboundSa, Sealed};
+use overlayd::wire::traffic_class::TrafficClass;
 use overlayd::wire::vnet_hdr::VnetHeader;
 use overlayd::wire::{udp, vxlan};
 
@@ -27,6 +28,7 @@ pub fn run(data: &[u8]) {
     for (what, bytes) in records(data) {
         let link = LINKS[usize::from(what >> 4 & 1)];
         let vtep = VtepSlot::new(u32::from(what >> 4 & 3));
+        node.class = TrafficClass::new(what >> 6);
         match what & 7 {
             0 => node.receive_esp(None, bytes),
             1 => node.receive_vxlan(Some(At::Vtep(vtep)), vtep, bytes),
@@ -48,6 +50,8 @@ struct Node {
     peers: [OutboundSa; 2],
     /// The last authentic packet.
     sealed: Vec<u8>,
+    /// Of the outer headers of what comes.
+    class: TrafficClass,
 }
 
 impl Node {
@@ -58,7 +62,8 @@ impl Node {
             ingress.install(link, Box::new(inbound));
             outbound
         });
-        Self { tables: tables(), ingress, counters: LaneCounters::new(), peers, sealed: Vec::new() }
+        let (counters, class) = (LaneCounters::new(), TrafficClass::ZERO);
+        Self { tables: tables(), ingress, counters, peers, sealed: Vec::new(), class }
     }
 
     fn receive_sealed(&mut self, link: LinkSlot, datagram: &[u8]) {
@@ -83,7 +88,8 @@ impl Node {
         let before = self.drops();
         let cx = Context { tables: &self.tables, counters: &self.counters, now: NOW };
         let (mut datagram, mut batch) = (datagram.to_vec(), Coalescer::new());
-        self.ingress.receive_esp(&cx, esp_address(LINKS[0]), &mut datagram, &mut batch, outlet);
+        let from = esp_address(LINKS[0]);
+        self.ingress.receive_esp(&cx, from, self.class, &mut datagram, &mut batch, outlet);
         batch.flush(&cx, outlet);
         self.assert_accounted(before, outlet.delivered);
     }
@@ -93,7 +99,8 @@ impl Node {
         let before = self.drops();
         let cx = Context { tables: &self.tables, counters: &self.counters, now: NOW };
         let (mut datagram, mut batch) = (datagram.to_vec(), Coalescer::new());
-        self.ingress.receive_vxlan(&cx, vtep_address(vtep), &mut datagram, &mut batch, outlet);
+        let from_vtep = vtep_address(vtep);
+        self.ingress.receive_vxlan(&cx, from_vtep, self.class, &mut datagram, &mut batch, outlet);
         batch.flush(&cx, outlet);
         self.assert_accounted(before, outlet.delivered);
     }

@@ -6,7 +6,8 @@
 
 use overlayd::id::MacAddr;
 use overlayd::wire::frame::{Content, Frame};
-use overlayd::wire::{arp, checksum, esp, ethernet, ipv4, ipv6, ndp, udp, vxlan};
+use overlayd::wire::traffic_class::TrafficClass;
+use overlayd::wire::{arp, checksum, esp, ethernet, icmp, ipv4, ipv6, mss, ndp, udp, vxlan};
 
 /// Panics where a promise of `wire` is broken.
 pub fn run(data: &[u8]) {
@@ -20,6 +21,7 @@ pub fn run(data: &[u8]) {
 fn frame(bytes: &[u8]) {
     let Ok(frame) = Frame::parse(bytes) else { return };
     assert!(udp::entropy_port(frame.flow_hash()) >= 49152);
+    rewritten(bytes, frame);
     let header = ethernet::Header::parse(bytes).expect("a frame has a header");
     assert_eq!((header.destination, header.source), (frame.destination, frame.source));
     let mut written = [0; ethernet::HEADER_LEN];
@@ -40,6 +42,31 @@ fn frame(bytes: &[u8]) {
         Ok(frame),
         "what follows the packet changes it"
     );
+}
+
+/// What a tunnel changes in a frame leaves it the same frame, and what is too big is answered to its
+/// sender and to nobody else.
+fn rewritten(bytes: &[u8], frame: Frame) {
+    for change in [
+        |bytes: &mut [u8]| mss::clamp(bytes, 1408, true),
+        |bytes: &mut [u8]| mss::clamp(bytes, 0, false),
+        |bytes: &mut [u8]| {
+            let _ = TrafficClass::new(0xff).enter(bytes);
+        },
+        |bytes: &mut [u8]| {
+            let _ = TrafficClass::new(1).enter(bytes);
+        },
+    ] {
+        let mut changed = bytes.to_vec();
+        change(&mut changed);
+        assert_eq!(Frame::parse(&changed), Ok(frame));
+    }
+    let mut room = [0; icmp::TOO_BIG_ROOM];
+    let Some(len) = icmp::write_too_big(bytes, 1408, &mut room) else { return };
+    let answer = Frame::parse(&room[..len]).expect("what we write is a frame");
+    assert_eq!((answer.destination, answer.source), (frame.source, frame.destination));
+    let (Content::Ipv4(_) | Content::Ipv6 { .. }) = answer.content else { panic!("{answer:?}") };
+    assert_eq!(icmp::write_too_big(&room[..len], 1408, &mut [0; icmp::TOO_BIG_ROOM]), None);
 }
 
 fn packets(bytes: &[u8]) {

@@ -4,6 +4,8 @@
 //! operator is told: whatever moment the agent dies at, the next start finishes or takes back what
 //! it finds. What the manager still believes is set right when the session begins again.
 
+mod mtu;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -13,7 +15,6 @@ use tokio::sync::Mutex;
 use super::container;
 use super::dataplane::DataPlane;
 use super::offloads::OffloadBook;
-use super::placement::effective_mtu;
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget};
 use crate::cluster::{Endpoint, NetworkView};
@@ -226,6 +227,7 @@ impl Attachments {
             || self.dataplane.port(attachment.id).await.is_none()
             || !self.is_there(attachment).await.unwrap_or(true)
             || (has_manager && !self.is_known(attachment).await)
+            || self.other_mtu(attachment).await.is_some()
     }
 
     async fn mend(&self, id: EndpointId, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
@@ -241,6 +243,9 @@ impl Attachments {
         }
         if self.dataplane.port(id).await.is_none() {
             self.reopen(attachment.clone()).await?;
+        }
+        if let Some(mtu) = self.other_mtu(&attachment).await {
+            self.set_mtu(attachment.clone(), mtu).await?;
         }
         match manager {
             Some(manager) if !self.is_known(&attachment).await => {
@@ -334,7 +339,7 @@ impl Attachments {
         if let Some(twin) = twin {
             return Err(container::attached_already(&twin));
         }
-        let mtu = effective_mtu(&self.in_view(&endpoint).await?);
+        let mtu = self.dataplane.mtu(&self.in_view(&endpoint).await?).await;
         let port = container::port(&attachment.ifname, &endpoint, &network, mtu);
         let tap = blocking(move || port.create(&netns)).await?;
         self.add_port(attachment.id, tap).await?;
@@ -376,10 +381,13 @@ impl Attachments {
     async fn reopen(&self, attachment: Attachment) -> Result<(), ApiError> {
         let (id, network) = (attachment.id, attachment.network.clone());
         let view = self.dataplane.view().await;
+        let found = attachment.endpoint.as_ref().and_then(|endpoint| view.networks.get(&endpoint.network));
+        let known = match found {
+            Some(network) => Some((network.clone(), self.dataplane.mtu(network).await)),
+            None => None,
+        };
         let tap = blocking(move || {
-            let network =
-                attachment.endpoint.as_ref().and_then(|endpoint| view.networks.get(&endpoint.network));
-            container::reopen(&attachment, network)
+            container::reopen(&attachment, known.as_ref().map(|(network, mtu)| (network, *mtu)))
         })
         .await?;
         self.add_port(id, tap).await?;

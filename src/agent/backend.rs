@@ -12,7 +12,6 @@ use tokio::sync::{Mutex, RwLock, mpsc};
 use super::attachments::blocking;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::placement::effective_mtu;
 use super::report;
 use crate::api::types::{
     AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
@@ -240,7 +239,7 @@ impl Backend for Daemon {
             let (formed, enrolled) = formation::join(&inner.store, request, inner.config.offload).await?;
             let member = inner.begin_new(formed).await?;
             tracing::info!(node = %enrolled.node, "joined");
-            Ok(JoinResponse { cluster: member.credentials.identity().cluster(), node: member.node.clone() })
+            Ok(JoinResponse { cluster: member.credentials.identity().cluster(), node: member.node() })
         })
         .await
     }
@@ -284,8 +283,8 @@ impl Backend for Daemon {
         let identity = member.credentials.identity();
         let membership = view.membership.verify(identity.root(), identity.cluster(), &BTreeSet::new());
         let epoch = membership.map_err(|error| ApiError::internal(error.to_string()))?.epoch;
-        let effective_mtu =
-            (!view.nodes.is_empty() || view.network.mtu.is_some()).then(|| effective_mtu(&view));
+        let is_known = !view.nodes.is_empty() || view.network.mtu.is_some();
+        let effective_mtu = if is_known { Some(member.dataplane.mtu(&view).await) } else { None };
         let (nodes, endpoints) = (view.nodes, view.endpoints);
         Ok(InspectNetworkResponse { network: view.network, effective_mtu, epoch, nodes, endpoints })
     }

@@ -12,8 +12,6 @@ use crate::io::netlink::{Link, Netlink, NetlinkError};
 use crate::io::netns::{NetNs, NetNsError};
 use crate::io::tap::Tap;
 
-use super::placement::effective_mtu;
-
 /// The container, if the agent sees the same one as the caller and can attach it.
 pub(super) fn check(request: &AttachRequest, attachments: &[Attachment]) -> Result<NetNs, ApiError> {
     let netns = NetNs::open(&request.netns.path).map_err(|e| ApiError::not_found(e.to_string()))?;
@@ -58,8 +56,9 @@ pub(super) fn open(wanted: &NetnsRef) -> Result<Option<NetNs>, ApiError> {
     }
 }
 
-/// Opens the interface of an attachment again, or makes it again if somebody removed it.
-pub(super) fn reopen(attachment: &Attachment, view: Option<&NetworkView>) -> Result<Tap, ApiError> {
+/// Opens the interface of an attachment again, or makes it again, as its network and MTU are now, if
+/// somebody removed it.
+pub(super) fn reopen(attachment: &Attachment, known: Option<(&NetworkView, u16)>) -> Result<Tap, ApiError> {
     let Some(netns) = open(&attachment.netns)? else {
         return Err(ApiError::not_found(format!(
             "{} is not there any more",
@@ -70,10 +69,9 @@ pub(super) fn reopen(attachment: &Attachment, view: Option<&NetworkView>) -> Res
         let name: IfName = link.name.parse().map_err(failed)?;
         return Ok(ContainerPort::reopen(&name, &netns)?);
     }
-    let (Some(endpoint), Some(view)) = (attachment.endpoint.as_ref(), view) else {
+    let (Some(endpoint), Some((view, mtu))) = (attachment.endpoint.as_ref(), known) else {
         return Err(ApiError::internal("somebody removed it, and its network is not known yet"));
     };
-    let mtu = attachment.mtu.unwrap_or_else(|| effective_mtu(view));
     Ok(port(&attachment.ifname, endpoint, &view.network, mtu).create(&netns)?)
 }
 
@@ -88,6 +86,16 @@ pub(super) fn port(name: &IfName, endpoint: &Endpoint, network: &Network, mtu: u
         gateways: network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect(),
         alias: alias(endpoint.id),
     }
+}
+
+/// Gives the interface another MTU; fine if it is gone.
+pub(super) fn set_mtu(attachment: &Attachment, mtu: u16) -> Result<(), ApiError> {
+    let Some(netns) = open(&attachment.netns)? else { return Ok(()) };
+    let set = Netlink::within(&netns, |netlink| match ours(netlink, attachment.id)? {
+        Some(link) => netlink.set_mtu(&link, mtu.into()),
+        None => Ok(()),
+    });
+    set.map_err(failed)
 }
 
 /// Removes the interface if it is there, whatever it is called now.

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::placement::{LinkKey, NotCarried, PeerSpec, Placement};
 use super::slots::Hold;
-use crate::cluster::View;
+use crate::cluster::{NetworkView, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
 use crate::id::{EndpointId, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
@@ -52,7 +52,7 @@ impl DataPlane {
         self.peers.subscribe()
     }
 
-    /// The version of the view that the lanes forward by.
+    /// The version of the view that the lanes forward by, told anew when they forward otherwise by it.
     pub(crate) fn followed(&self) -> watch::Receiver<Version> {
         self.followed.subscribe()
     }
@@ -70,6 +70,27 @@ impl DataPlane {
         self.settle(&mut placement).await?;
         self.followed.send_replace(version);
         Ok(())
+    }
+
+    /// Follows a new MTU of this node's underlay; returns once every lane forwards by it.
+    pub(crate) async fn follow_underlay(&self, mtu: u32) -> Result<(), LaneGone> {
+        let mut placement = self.placement.lock().await;
+        placement.follow_underlay(mtu);
+        self.publish(&mut placement).await?;
+        // What is made of the view is another now.
+        self.followed.send_modify(|_| {});
+        Ok(())
+    }
+
+    /// The MTU of the containers' interfaces in each network of the view, in bytes.
+    pub(crate) async fn mtus(&self) -> BTreeMap<NetworkId, u16> {
+        let placement = self.placement.lock().await;
+        placement.view().networks.iter().map(|(id, view)| (*id, placement.mtu(view))).collect()
+    }
+
+    /// The MTU of the containers' interfaces in a network, in bytes.
+    pub(crate) async fn mtu(&self, network: &NetworkView) -> u16 {
+        self.placement.lock().await.mtu(network)
     }
 
     /// Gives a local endpoint's interface to the lanes.
@@ -196,6 +217,7 @@ mod tests {
     use super::*;
     use crate::datapath::FloodLimit;
     use crate::io::udp::{UdpOptions, UdpSocket};
+    use crate::wire::traffic_class::Dscp;
     use crate::worker::{self, LaneConfig};
 
     #[tokio::test]
@@ -231,6 +253,7 @@ mod tests {
             tables: Arc::clone(&tables),
             flood_limit: FloodLimit { frames_per_second: 1, burst: 1 },
             busy_poll: std::time::Duration::ZERO,
+            dscp: Dscp::Hidden,
         };
         DataPlane::new(&cluster.identity, vec![Arc::new(worker::spawn(config).expect("a lane"))], tables)
     }

@@ -19,6 +19,7 @@ use super::manager::Manager;
 use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::tasks::{Tasks, Watched};
+use super::underlay;
 use crate::cluster::{Node, Role, View};
 use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::identity::NodeIdentity;
@@ -35,12 +36,11 @@ use crate::control::{enrol, renewal};
 use crate::id::{HostName, LaneId};
 use crate::io::clock::wall_clock;
 use crate::io::cpu;
-use crate::io::netlink::Netlink;
-use crate::io::netns::NetNs;
 use crate::io::udp::UdpSocket;
 use crate::membership::SignedMembership;
 use crate::negotiate::Hello;
 use crate::sa::Suite;
+use crate::wire::traffic_class::Dscp;
 use crate::wire::vxlan;
 use crate::worker::{self, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
 
@@ -54,6 +54,7 @@ pub(crate) struct Member {
     pub(super) offloads: Arc<OffloadBook>,
     pub(super) client: ManagerClient,
     pub(super) session: watch::Receiver<SessionStatus>,
+    underlay: watch::Receiver<u32>,
     pub(super) manager: Option<Arc<Manager>>,
     /// What the operator should know.
     pub(super) warnings: Vec<String>,
@@ -87,17 +88,11 @@ impl Sockets {
                 None
             }
         };
-        let underlay_mtu = tokio::task::spawn_blocking(move || {
-            Netlink::within(&NetNs::current()?, |netlink| netlink.holder_of(data.ip()))
-                .map(|link| link.mtu)
-                .map_err(anyhow::Error::from)
-        })
-        .await?
-        .context("the underlay's MTU cannot be read")?;
+        let underlay_mtu = underlay::mtu_at(data.ip()).await?;
         Ok(Self { tls, esp, vxlan, warnings, underlay_mtu })
     }
 
-    /// MTU of the interface that holds the data address, in bytes.
+    /// MTU of the interface that held the data address when it was bound, in bytes.
     pub(crate) fn underlay_mtu(&self) -> u32 {
         self.underlay_mtu
     }
@@ -144,9 +139,11 @@ impl Member {
             tables: Arc::clone(&tables),
             flood_limit,
             busy_poll: config.busy_poll,
+            dscp: if config.copy_dscp { Dscp::Copied } else { Dscp::Hidden },
         })?;
         let lane = Arc::new(lane);
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));
+        dataplane.follow_underlay(underlay_mtu).await?;
         dataplane.follow(Arc::new(view.clone())).await?;
         let offloads = Arc::new(OffloadBook::new(config.offload));
         let attachments =
@@ -183,8 +180,13 @@ impl Member {
         let (followed, trusting) = (Arc::clone(&dataplane), Arc::clone(&credentials));
         let views_followed = follow_views(following, store.clone(), followed, trusting, failed.clone());
         tasks.spawn("the cluster's view", views_followed);
-        let request = session_request(node.clone(), Arc::clone(&attachments));
-        tasks.spawn("the session", session::keep(client.clone(), request, views, status));
+        let (mtu, underlay) = watch::channel(underlay_mtu);
+        let request = session_request(node.clone(), underlay.clone(), Arc::clone(&attachments));
+        let session_kept = session::keep(client.clone(), request, underlay.clone(), views, status);
+        tasks.spawn("the session", session_kept);
+        let underlay_followed = underlay::follow(node.data, Arc::clone(&dataplane), mtu, failed.clone());
+        tasks.spawn("the underlay's MTU", underlay_followed);
+        tasks.spawn("the interfaces' MTU", Arc::clone(&attachments).keep_mtus());
         tasks.spawn("the endpoints", mend(Arc::clone(&attachments), client.clone(), session.clone()));
         keep_certificate(&mut tasks, &credentials, store, manager.as_ref(), &client);
         let tasks = Mutex::new(Some(tasks.watch(failed)));
@@ -197,10 +199,16 @@ impl Member {
             offloads,
             client,
             session,
+            underlay,
             manager,
             warnings,
             tasks,
         })
+    }
+
+    /// This node as it is now.
+    pub(crate) fn node(&self) -> Node {
+        Node { underlay_mtu: *self.underlay.borrow(), ..self.node.clone() }
     }
 
     /// Ends every task and waits for it; the lanes go on until the last caller lets go of the member.
@@ -381,10 +389,12 @@ async fn follow_views(
 /// What this node tells a manager at the beginning of a session.
 fn session_request(
     node: Node,
+    underlay: watch::Receiver<u32>,
     attachments: Arc<Attachments>,
 ) -> impl FnMut() -> futures_util::future::BoxFuture<'static, SessionRequest> + Send {
     move || {
-        let (node, attachments) = (node.clone(), Arc::clone(&attachments));
+        let node = Node { underlay_mtu: *underlay.borrow(), ..node.clone() };
+        let attachments = Arc::clone(&attachments);
         Box::pin(async move {
             loop {
                 match attachments.endpoints().await {

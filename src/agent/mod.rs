@@ -21,6 +21,7 @@ mod slots;
 mod tasks;
 #[cfg(test)]
 mod testbed;
+mod underlay;
 
 use std::sync::Arc;
 

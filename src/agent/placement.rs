@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::slots::{Hold, Slots};
+use super::underlay::effective_mtu;
 use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
-use crate::datapath::MAX_MTU;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot};
 use crate::membership::{KnownMemberships, MembershipError, News, SignedMembership};
@@ -43,6 +43,8 @@ pub(crate) struct PeerSpec {
 #[derive(Debug)]
 pub(crate) struct Placement {
     node: NodeId,
+    /// Of this node, as it is now; the view may not know it yet.
+    underlay_mtu: Option<u32>,
     view: Arc<View>,
     memberships: KnownMemberships,
     networks: Slots<NetworkId>,
@@ -82,6 +84,7 @@ impl Placement {
     pub(crate) fn new(identity: &NodeIdentity) -> Self {
         Self {
             node: identity.node(),
+            underlay_mtu: None,
             view: Arc::default(),
             memberships: KnownMemberships::new(identity.root().to_vec(), identity.cluster()),
             networks: Slots::default(),
@@ -97,6 +100,17 @@ impl Placement {
     /// The view that the tables follow.
     pub(crate) fn view(&self) -> &Arc<View> {
         &self.view
+    }
+
+    /// The MTU of the containers' interfaces in a network of the view.
+    pub(crate) fn mtu(&self, view: &NetworkView) -> u16 {
+        effective_mtu(view, self.node, self.underlay_mtu)
+    }
+
+    /// Takes note of the MTU of this node's underlay.
+    pub(crate) fn follow_underlay(&mut self, mtu: u32) {
+        self.underlay_mtu = Some(mtu);
+        self.built.clear();
     }
 
     /// The networks of the view that are not carried, and why.
@@ -308,7 +322,7 @@ impl Placement {
     }
 
     fn network_table(&self, view: &NetworkView) -> NetworkTable {
-        let (network, mtu) = (&view.network, effective_mtu(view));
+        let (network, mtu) = (&view.network, self.mtu(view));
         if network.encrypted {
             let members: BTreeSet<NodeId> = self.other_members(view).map(|node| node.id).collect();
             let link = |node| self.links.get(&(network.id, node)).map(LinkSlot::new);
@@ -373,26 +387,6 @@ impl Placement {
 pub(crate) fn vtep_of(node: &Node) -> SocketAddr {
     SocketAddr::new(node.data.ip(), vxlan::PORT)
 }
-
-/// MTU of the containers' interfaces in a network, in bytes: the operator's, or what fits through
-/// the smallest underlay of its members without a fragment.
-pub(crate) fn effective_mtu(view: &NetworkView) -> u16 {
-    if let Some(mtu) = view.network.mtu {
-        return mtu.min(MAX_MTU);
-    }
-    let underlay = view.nodes.iter().map(|node| node.underlay_mtu).min().unwrap_or(DEFAULT_UNDERLAY_MTU);
-    let over_ipv6 = view.nodes.iter().any(|node| node.data.is_ipv6());
-    let overhead = match (view.network.encrypted, over_ipv6) {
-        (true, false) => 92,
-        (true, true) => 112,
-        (false, false) => 50,
-        (false, true) => 70,
-    };
-    u16::try_from(underlay.saturating_sub(overhead)).unwrap_or(MAX_MTU).min(MAX_MTU)
-}
-
-/// Ethernet's: what a network without a member that says more is cut to.
-const DEFAULT_UNDERLAY_MTU: u32 = 1500;
 
 #[cfg(test)]
 mod tests {

@@ -44,7 +44,7 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
     let expires = member.credentials.identity().expires().unix_timestamp();
     Ok(ClusterStatus {
         id: member.credentials.identity().cluster(),
-        node: member.node.clone(),
+        node: member.node(),
         version: view.version,
         managers: managers.collect(),
         certificate_expires_unix_seconds: u64::try_from(expires).unwrap_or(0),

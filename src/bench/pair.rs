@@ -14,6 +14,7 @@ use crate::datapath::{
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
+use crate::wire::traffic_class::TrafficClass;
 use crate::wire::vnet_hdr::{Checksum, Kind, Segmentation, VnetHeader};
 
 /// The only local port of either node in the encrypted network.
@@ -96,11 +97,12 @@ impl Pair {
             let (datagram, behind) = rest.split_at_mut(len);
             change(datagram);
             // VXLAN begins with the flags 0x08, which no SPI here does.
+            let class = TrafficClass::ZERO;
             if datagram.first() == Some(&8) {
-                self.receiver.receive_vxlan(&cx, VTEP_OF_SENDER, datagram, &mut batch, &mut inbox);
+                self.receiver.receive_vxlan(&cx, VTEP_OF_SENDER, class, datagram, &mut batch, &mut inbox);
             } else {
                 let from = SocketAddr::from(([192, 0, 2, 1], 4500));
-                self.receiver.receive_esp(&cx, from, datagram, &mut batch, &mut inbox);
+                self.receiver.receive_esp(&cx, from, class, datagram, &mut batch, &mut inbox);
             }
             rest = behind;
         }

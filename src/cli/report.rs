@@ -83,6 +83,9 @@ pub(super) fn inspect(inspected: &InspectNetworkResponse) -> String {
         lines.add("Subnet", text);
     }
     match (network.mtu, effective_mtu) {
+        (Some(wanted), Some(mtu)) if *mtu < wanted => {
+            lines.add("MTU", format!("{mtu} (from the underlay, which is too small for {wanted})"));
+        }
         (Some(mtu), _) => lines.add("MTU", mtu),
         (None, Some(mtu)) => lines.add("MTU", format!("{mtu} (from the underlay)")),
         (None, None) => lines.add("MTU", "from the underlay"),

@@ -18,20 +18,27 @@ use crate::cluster::View;
 
 /// Keeps a session open for ever, publishing views and whether the manager is there.
 ///
-/// `request` is asked for the agent's state at each new session. Addresses of managers in a view
+/// `request` is asked for the agent's state at each new session, and another begins whenever `changes`
+/// says that the state is another. Addresses of managers in a view
 /// are used for later connections.
-pub async fn keep<R, F>(
+pub async fn keep<R, F, C>(
     client: ManagerClient,
     mut request: R,
+    mut changes: watch::Receiver<C>,
     views: watch::Sender<Arc<View>>,
     status: watch::Sender<SessionStatus>,
 ) where
     R: FnMut() -> F + Send,
     F: Future<Output = SessionRequest> + Send,
+    C: Send + Sync,
 {
     let mut backoff = Backoff::default();
     loop {
-        let ended = follow(&client, request().await, &views, &status, &mut backoff).await;
+        changes.mark_unchanged();
+        let ended = tokio::select! {
+            ended = follow(&client, request().await, &views, &status, &mut backoff) => ended,
+            Ok(()) = changes.changed() => continue,
+        };
         // A manager that stays away is worth one line, not one for each attempt.
         let known = matches!(&*status.borrow(), SessionStatus::Disconnected(before) if *before == ended);
         if !known {

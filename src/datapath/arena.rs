@@ -1,8 +1,9 @@
 //! The buffer in which packets are made at their final offset and leave as runs.
 //!
 //! A packet is written at the tail and committed, or overwritten by the next one. Packets to one
-//! receiver that follow each other with equal sizes (only the last may be shorter) form a run, which
-//! the kernel cuts again (`UDP_SEGMENT`); they lie next to each other, so a run is never copied.
+//! receiver that follow each other with one traffic class and equal sizes (only the last may be
+//! shorter) form a run, which the kernel cuts again (`UDP_SEGMENT`); they lie next to each other, so a
+//! run is never copied.
 //!
 //! The arena takes packets only against a token of its own kind, so what was not sealed cannot be
 //! in the arena for ESP. Used by `datapath::tunnel`.
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use crate::sa::Sealed;
+use crate::wire::traffic_class::TrafficClass;
 use crate::wire::{esp, ethernet};
 
 /// The largest MTU of a network, in bytes of IP.
@@ -68,12 +70,13 @@ impl<P: SendToken> SendArena<P> {
         &mut self.bytes[self.tail..][range]
     }
 
-    /// Takes the packet that was made at the tail.
-    pub fn commit(&mut self, to: SocketAddr, token: P) {
+    /// Takes the packet that was made at the tail; its outer header is to say `class`.
+    pub fn commit(&mut self, to: SocketAddr, class: TrafficClass, token: P) {
         let len = token.packet_len();
         self.tail += len;
-        let Some(run) = self.runs.last_mut().filter(|run| run.accepts(to, len)) else {
-            self.runs.push(Span { to, start: self.tail - len, end: self.tail, segment: len, packets: 1 });
+        let Some(run) = self.runs.last_mut().filter(|run| run.accepts(to, class, len)) else {
+            let (start, end) = (self.tail - len, self.tail);
+            self.runs.push(Span { to, class, start, end, segment: len, packets: 1 });
             return;
         };
         run.end = self.tail;
@@ -84,6 +87,7 @@ impl<P: SendToken> SendArena<P> {
     pub fn runs(&self) -> impl Iterator<Item = Run<'_, P>> {
         self.runs.iter().map(|run| Run {
             to: run.to,
+            class: run.class,
             bytes: &self.bytes[run.start..run.end],
             segment: run.segment,
             packets: run.packets,
@@ -108,6 +112,7 @@ impl<P: SendToken> Default for SendArena<P> {
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a, P> {
     to: SocketAddr,
+    class: TrafficClass,
     bytes: &'a [u8],
     segment: usize,
     packets: usize,
@@ -118,6 +123,11 @@ impl<'a, P> Run<'a, P> {
     /// The receiver.
     pub fn to(&self) -> SocketAddr {
         self.to
+    }
+
+    /// What their outer headers are to say.
+    pub fn class(&self) -> TrafficClass {
+        self.class
     }
 
     /// The packets, one behind the other.
@@ -171,6 +181,7 @@ impl SendToken for Encapsulated {
 #[derive(Debug)]
 struct Span {
     to: SocketAddr,
+    class: TrafficClass,
     start: usize,
     end: usize,
     segment: usize,
@@ -179,9 +190,10 @@ struct Span {
 
 impl Span {
     /// Whether a packet of `len` bytes to `to` may follow: a shorter one closes the run.
-    fn accepts(&self, to: SocketAddr, len: usize) -> bool {
+    fn accepts(&self, to: SocketAddr, class: TrafficClass, len: usize) -> bool {
         let bytes = self.end - self.start;
         self.to == to
+            && self.class == class
             && len <= self.segment
             && bytes == self.segment * self.packets
             && self.packets < MAX_PACKETS_PER_RUN
@@ -209,9 +221,23 @@ mod tests {
         for &(port, len) in sizes {
             assert!(arena.has_room());
             arena.next_packet()[..len].fill(7);
-            arena.commit(SocketAddr::from(([192, 0, 2, 1], port)), Encapsulated { len });
+            arena.commit(to(port), TrafficClass::ZERO, Encapsulated { len });
         }
         arena.runs().map(|run| (run.to().port(), run.packets(), run.bytes().len())).collect()
+    }
+
+    fn to(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn run_has_one_traffic_class() {
+        let mut arena = SendArena::<Encapsulated>::new();
+        for class in [2, 2, 3, 2, 0] {
+            arena.commit(to(1), TrafficClass::new(class), Encapsulated { len: 100 });
+        }
+        let runs: Vec<_> = arena.runs().map(|run| (run.class().get(), run.packets())).collect();
+        assert_eq!(runs, [(2, 2), (3, 1), (2, 1), (0, 1)]);
     }
 
     #[test]
@@ -237,7 +263,7 @@ mod tests {
         let mut arena = SendArena::<Encapsulated>::new();
         arena.next_packet().fill(1);
         assert_eq!(arena.runs().count(), 0);
-        arena.commit(SocketAddr::from(([192, 0, 2, 1], 1)), Encapsulated { len: 9 });
+        arena.commit(to(1), TrafficClass::ZERO, Encapsulated { len: 9 });
         arena.clear();
         assert_eq!(arena.runs().count(), 0);
     }
@@ -247,7 +273,7 @@ mod tests {
         let mut arena = SendArena::<Encapsulated>::new();
         while arena.has_room() {
             assert_eq!(arena.next_packet().len(), PACKET_ROOM);
-            arena.commit(SocketAddr::from(([192, 0, 2, 1], 1)), Encapsulated { len: PACKET_ROOM });
+            arena.commit(to(1), TrafficClass::ZERO, Encapsulated { len: PACKET_ROOM });
         }
     }
 }

@@ -10,17 +10,19 @@ use super::flood::{FloodLimit, TokenBucket};
 use super::reply::{self, EMPTY_REPLY};
 use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
-use super::tunnel::{self, EspTunnel, LinkState, Sent, Tunnel, VxlanTunnel};
+use super::tunnel::{self, EspTunnel, Flow, LinkState, Sent, Tunnel, VxlanTunnel};
 use super::{Context, MAX_FRAME_LEN, Outlet};
+use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
 use crate::forward::policy::{self, Outward};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, Row, Tables};
 use crate::id::{LinkSlot, PortSlot};
 use crate::sa::{OutboundSa, Sealed};
 use crate::wire::frame::Frame;
+use crate::wire::traffic_class::{Dscp, TrafficClass};
 use crate::wire::transport::Transport;
 use crate::wire::vnet_hdr::{Checksum, Segmentation, VnetHeader};
-use crate::wire::{checksum, ethernet};
+use crate::wire::{checksum, ethernet, icmp, mss};
 
 /// A lane's way out: its outbound SAs, its buffers and its rate limits.
 #[derive(Debug)]
@@ -30,6 +32,9 @@ pub struct Egress {
     links: Vec<LinkState>,
     stage: Stage,
     flood: Flood,
+    /// Who is told how often that a packet is too big.
+    answers: Flood,
+    dscp: Dscp,
 }
 
 impl Egress {
@@ -41,7 +46,16 @@ impl Egress {
             links: Vec::new(),
             stage: Stage::new(),
             flood: Flood { limit: flood_limit, buckets: Vec::new() },
+            answers: Flood { limit: ANSWER_LIMIT, buckets: Vec::new() },
+            dscp: Dscp::default(),
         }
+    }
+
+    /// Whether packets show the underlay the DSCP of the frames in them.
+    #[must_use]
+    pub fn with_dscp(mut self, dscp: Dscp) -> Self {
+        self.dscp = dscp;
+        self
     }
 
     /// Sends with `sa` to the link from now on.
@@ -62,6 +76,7 @@ impl Egress {
     /// Makes ready for a port that is new in its slot.
     pub fn add_port(&mut self, port: PortSlot) {
         *self.flood.bucket(port) = TokenBucket::default();
+        *self.answers.bucket(port) = TokenBucket::default();
     }
 
     /// The place to read the port's next frame into.
@@ -91,21 +106,21 @@ impl Egress {
         outlet: &mut impl Outlet,
     ) {
         cx.counters.sent_by_port(port, frame_len);
-        let (stage, flood) = (&mut self.stage, &mut self.flood);
+        let (stage, flood, dscp) = (&mut self.stage, &mut self.flood, self.dscp);
         let sent = match find(cx.tables, port) {
             None => Err(DropReason::NoSuchPort),
             Some((row, network)) => match network.carrier() {
                 Carrier::Esp(directory) => {
                     let (arena, links) = (&mut self.esp, &mut self.links);
                     let tunnel = EspTunnel { cx: *cx, arena, links, net: row.net(), vni: network.vni() };
-                    Sender::new(port, row, network, directory).and_then(|sender| {
+                    Sender::new(port, row, network, directory, dscp).and_then(|sender| {
                         sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
                     })
                 }
                 Carrier::Vxlan(carrier) => {
                     let arena = &mut self.vxlan;
                     let tunnel = VxlanTunnel { cx: *cx, arena, net: row.net(), vni: network.vni() };
-                    Sender::new(port, row, network, carrier.directory()).and_then(|sender| {
+                    Sender::new(port, row, network, carrier.directory(), dscp).and_then(|sender| {
                         sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
                     })
                 }
@@ -113,6 +128,27 @@ impl Egress {
         };
         if let Err(reason) = sent {
             cx.counters.drop_at_port(port, reason);
+            if reason == DropReason::FrameTooBig {
+                self.answer_too_big(cx, port, frame_len, outlet);
+            }
+        }
+    }
+
+    /// Tells the sender of the frame on the stage what would have passed.
+    fn answer_too_big(
+        &mut self,
+        cx: &Context<'_>,
+        port: PortSlot,
+        frame_len: usize,
+        outlet: &mut impl Outlet,
+    ) {
+        let Some((_, network)) = find(cx.tables, port) else { return };
+        let mut answer = [0; icmp::TOO_BIG_ROOM];
+        let len = icmp::write_too_big(self.stage.gathered(frame_len), network.mtu(), &mut answer);
+        if let Some(len) = len
+            && self.answers.take(port, 1, cx.now)
+        {
+            deliver(cx, port, &VnetHeader::COMPLETE, &[&answer[..len]], outlet);
         }
     }
 
@@ -128,7 +164,9 @@ struct Sender<'a, R> {
     port: PortSlot,
     row: &'a Row<R>,
     directory: &'a Directory<R>,
+    mtu: u16,
     max_len: usize,
+    dscp: Dscp,
 }
 
 impl<'a, R: Remote> Sender<'a, R> {
@@ -137,9 +175,11 @@ impl<'a, R: Remote> Sender<'a, R> {
         row: PortRow,
         network: &NetworkTable,
         directory: &'a Directory<R>,
+        dscp: Dscp,
     ) -> Result<Self, DropReason> {
         let row = row.endpoint(directory).ok_or(DropReason::NoSuchPort)?;
-        Ok(Self { port, row, directory, max_len: longest_frame(network) })
+        let (mtu, max_len) = (network.mtu(), longest_frame(network));
+        Ok(Self { port, row, directory, mtu, max_len, dscp })
     }
 
     /// Tells super-frames from ordinary ones.
@@ -158,7 +198,7 @@ impl<'a, R: Remote> Sender<'a, R> {
             let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
             return self.forward_super(cx, &mut tunnel, flood, bytes, header, cut, outlet);
         }
-        if !stage.is_spared(frame_len) {
+        if frame_len > self.max_len || !stage.is_spared(frame_len) {
             let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
             self.judge(bytes)?;
             return Err(DropReason::FrameTooBig);
@@ -179,11 +219,9 @@ impl<'a, R: Remote> Sender<'a, R> {
         outlet: &mut impl Outlet,
     ) -> Sent {
         let unfinished = unfinished(tunnel.frame_mut(frame_len), header.checksum)?;
+        let (frame, verdict) = self.judge(tunnel.frame(frame_len))?;
+        mss::clamp(tunnel.frame_mut(frame_len), self.mtu, unfinished.is_none());
         let bytes = tunnel.frame(frame_len);
-        let (frame, verdict) = self.judge(bytes)?;
-        if frame_len > self.max_len {
-            return Err(DropReason::FrameTooBig);
-        }
         match verdict {
             Outward::Absorb => Ok(()),
             Outward::Ask(question) => {
@@ -198,10 +236,8 @@ impl<'a, R: Remote> Sender<'a, R> {
                 finish(tunnel.frame_mut(frame_len), unfinished)?;
                 let bytes = tunnel.frame(frame_len);
                 self.deliver_to_all(cx, &VnetHeader::COMPLETE, bytes, outlet);
-                let copy = stage.gather(bytes, frame_len);
-                self.send_to_all(cx, tunnel, |tunnel, remote| {
-                    tunnel.send_copy(remote, copy, frame.flow_hash(), outlet)
-                });
+                let (copy, flow) = (stage.gather(bytes, frame_len), self.flow(&frame, bytes));
+                self.send_to_all(cx, tunnel, |tunnel, remote| tunnel.send_copy(remote, copy, flow, outlet));
                 Ok(())
             }
             Outward::Forward => match self.destination(&frame)? {
@@ -210,8 +246,9 @@ impl<'a, R: Remote> Sender<'a, R> {
                     Ok(())
                 }
                 Place::Remote(remote) => {
+                    let flow = self.flow(&frame, bytes);
                     finish(tunnel.frame_mut(frame_len), unfinished)?;
-                    let sent = tunnel.send(remote, frame_len, frame.flow_hash(), outlet);
+                    let sent = tunnel.send(remote, frame_len, flow, outlet);
                     sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
                 }
             },
@@ -241,8 +278,9 @@ impl<'a, R: Remote> Sender<'a, R> {
             Outward::Forward if frame.destination.is_multicast() => {
                 self.permit_flood(cx, flood, cut.segments())?;
                 self.deliver_to_all(cx, cut.header(), bytes, outlet);
+                let flow = self.flow(&frame, bytes);
                 self.send_to_all(cx, tunnel, |tunnel, remote| {
-                    tunnel.send_segments(remote, &cut, bytes, frame.flow_hash(), outlet)
+                    tunnel.send_segments(remote, &cut, bytes, flow, outlet)
                 });
                 Ok(())
             }
@@ -252,7 +290,7 @@ impl<'a, R: Remote> Sender<'a, R> {
                     Ok(())
                 }
                 Place::Remote(remote) => {
-                    let sent = tunnel.send_segments(remote, &cut, bytes, frame.flow_hash(), outlet);
+                    let sent = tunnel.send_segments(remote, &cut, bytes, self.flow(&frame, bytes), outlet);
                     sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
                 }
             },
@@ -263,6 +301,10 @@ impl<'a, R: Remote> Sender<'a, R> {
         let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedFrame)?;
         let verdict = policy::outward(self.directory, self.row, &frame)?;
         Ok((frame, verdict))
+    }
+
+    fn flow(&self, frame: &Frame, bytes: &[u8]) -> Flow {
+        Flow { hash: frame.flow_hash(), class: TrafficClass::of_frame(bytes).outer(self.dscp) }
     }
 
     fn destination(&self, frame: &Frame) -> Result<Place<R>, DropReason> {
@@ -310,6 +352,11 @@ struct Flood {
 }
 
 impl Flood {
+    fn take(&mut self, port: PortSlot, frames: usize, now: BootTime) -> bool {
+        let limit = self.limit;
+        self.bucket(port).take(limit, frames, now)
+    }
+
     fn bucket(&mut self, port: PortSlot) -> &mut TokenBucket {
         if self.buckets.len() <= port.index() {
             self.buckets.resize_with(port.index() + 1, TokenBucket::default);
@@ -370,5 +417,7 @@ fn find(tables: &Tables, port: PortSlot) -> Option<(PortRow, &NetworkTable)> {
     Some((row, tables.network(row.net())?))
 }
 
+/// A sender of many flows hears of each soon enough, and none can make the lane busy with answers.
+const ANSWER_LIMIT: FloodLimit = FloodLimit { frames_per_second: 100, burst: 100 };
 /// Policy refuses it by name, so it must not have been cut off.
 const VLAN_TAG_LEN: usize = 4;

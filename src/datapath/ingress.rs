@@ -19,8 +19,9 @@ use crate::forward::{Carrier, Directory, Place, Remote, policy};
 use crate::id::{LinkSlot, Spi};
 use crate::sa::{Authenticated, InboundSa};
 use crate::wire::frame::Frame;
+use crate::wire::traffic_class::TrafficClass;
 use crate::wire::vnet_hdr::VnetHeader;
-use crate::wire::{esp, udp, vxlan};
+use crate::wire::{esp, mss, udp, vxlan};
 
 /// A lane's way in: its inbound SAs.
 #[derive(Debug, Default)]
@@ -63,12 +64,13 @@ impl Ingress {
         self.sas.get(&spi).map(|inbound| &*inbound.sa)
     }
 
-    /// Takes one datagram that came to the ESP port; its bytes are decrypted in place, and `batch`
-    /// may keep them until it is flushed.
+    /// Takes one datagram that came to the ESP port under an outer header of `class`; its bytes are
+    /// decrypted in place, and `batch` may keep them until it is flushed.
     pub fn receive_esp<'p>(
         &mut self,
         cx: &Context<'_>,
         from: SocketAddr,
+        class: TrafficClass,
         datagram: &'p mut [u8],
         batch: &mut Coalescer<'p>,
         outlet: &mut impl Outlet,
@@ -85,7 +87,7 @@ impl Ingress {
         };
         let link = *link;
         let delivered = match sa.open(cx.now, datagram) {
-            Ok(packet) => receive_authenticated(cx, link, packet, batch, outlet),
+            Ok(packet) => receive_authenticated(cx, link, class, packet, batch, outlet),
             Err(reason) => {
                 if sa.wants_rekey() {
                     outlet.notice(Notice::RekeyWanted { link, spi });
@@ -101,16 +103,17 @@ impl Ingress {
         }
     }
 
-    /// Takes one datagram that came to the plain VXLAN port.
+    /// Takes one datagram that came to the plain VXLAN port under an outer header of `class`.
     pub fn receive_vxlan<'p>(
         &mut self,
         cx: &Context<'_>,
         from: SocketAddr,
+        class: TrafficClass,
         datagram: &'p mut [u8],
         batch: &mut Coalescer<'p>,
         outlet: &mut impl Outlet,
     ) {
-        if let Err(reason) = receive_plain(cx, from, datagram, batch, outlet) {
+        if let Err(reason) = receive_plain(cx, from, class, datagram, batch, outlet) {
             cx.counters.drop_unplaced(reason, 1);
         }
     }
@@ -130,11 +133,21 @@ struct Inbound {
     sa: Box<InboundSa>,
 }
 
+/// How a frame came here.
+struct Arrival<R> {
+    from: R,
+    /// Of the outer header.
+    class: TrafficClass,
+    /// Of the network.
+    mtu: u16,
+}
+
 type Delivered = Result<(), DropReason>;
 
 fn receive_authenticated<'p>(
     cx: &Context<'_>,
     link: LinkSlot,
+    class: TrafficClass,
     packet: Authenticated<'p>,
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
@@ -154,7 +167,8 @@ fn receive_authenticated<'p>(
     match network.carrier() {
         Carrier::Esp(directory) => {
             let frame = &mut packet.into_payload()[udp::HEADER_LEN + vxlan::HEADER_LEN..][..frame_len];
-            receive_frame(cx, directory, link, frame, batch, outlet)
+            let arrival = Arrival { from: link, class, mtu: network.mtu() };
+            receive_frame(cx, directory, arrival, frame, batch, outlet)
         }
         Carrier::Vxlan(_) => Err(DropReason::WrongVni),
     }
@@ -163,6 +177,7 @@ fn receive_authenticated<'p>(
 fn receive_plain<'p>(
     cx: &Context<'_>,
     from: SocketAddr,
+    class: TrafficClass,
     datagram: &'p mut [u8],
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
@@ -172,11 +187,12 @@ fn receive_plain<'p>(
     if cx.tables.is_encrypted(vni) {
         return Err(DropReason::PlaintextForEncryptedNetwork);
     }
-    let carrier = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
+    let (network, carrier) = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
     let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
     cx.counters.received_from_vtep(vtep, frame_len);
+    let arrival = Arrival { from: vtep, class, mtu: network.mtu() };
     let frame = &mut datagram[vxlan::HEADER_LEN..];
-    let delivered = receive_frame(cx, carrier.directory(), vtep, frame, batch, outlet);
+    let delivered = receive_frame(cx, carrier.directory(), arrival, frame, batch, outlet);
     delivered.inspect_err(|reason| cx.counters.note_drop_at_vtep(vtep, *reason))
 }
 
@@ -184,13 +200,15 @@ fn receive_plain<'p>(
 fn receive_frame<'p, R: Remote>(
     cx: &Context<'_>,
     directory: &Directory<R>,
-    from: R,
+    Arrival { from, class, mtu }: Arrival<R>,
     bytes: &'p mut [u8],
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
 ) -> Delivered {
     let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedVxlan)?;
     policy::inward(directory, from, &frame)?;
+    // Before it may be merged: a run has one traffic class.
+    class.enter(bytes)?;
     if frame.destination.is_multicast() {
         batch.flush(cx, outlet);
         for port in directory.local_ports() {
@@ -200,6 +218,7 @@ fn receive_frame<'p, R: Remote>(
     }
     match directory.by_mac(frame.destination).map(|row| row.place()) {
         Some(Place::Local(port)) => {
+            mss::clamp(bytes, mtu, true);
             batch.push(cx, port, bytes, outlet);
             Ok(())
         }

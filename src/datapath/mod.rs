@@ -24,6 +24,8 @@ mod stage;
 mod tunnel;
 
 #[cfg(test)]
+mod congestion_tests;
+#[cfg(test)]
 mod flows;
 #[cfg(test)]
 mod merging_tests;
@@ -35,6 +37,8 @@ mod spoofing_tests;
 mod super_frame_tests;
 #[cfg(test)]
 mod testbed;
+#[cfg(test)]
+mod too_big_tests;
 
 use std::net::SocketAddr;
 

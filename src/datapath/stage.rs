@@ -56,6 +56,11 @@ impl Stage {
         frame_len.min(self.head_len)
     }
 
+    /// The frame that was gathered last.
+    pub(super) fn gathered(&self, frame_len: usize) -> &[u8] {
+        &self.bytes[..frame_len]
+    }
+
     /// The whole frame, of which `head` was read elsewhere.
     pub(super) fn gather(&mut self, head: &[u8], frame_len: usize) -> &[u8] {
         self.bytes[..head.len()].copy_from_slice(head);

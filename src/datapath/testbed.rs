@@ -16,6 +16,7 @@ use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
 use crate::wire::arp;
+use crate::wire::traffic_class::TrafficClass;
 use crate::wire::vnet_hdr::VnetHeader;
 
 pub(super) const PORT: PortSlot = PortSlot::new(0);
@@ -141,6 +142,8 @@ pub(super) struct Node {
     pub(super) now: BootTime,
     pub(super) esp_address: SocketAddr,
     pub(super) vxlan_address: SocketAddr,
+    /// Of the outer headers of what arrives.
+    pub(super) class: TrafficClass,
 }
 
 impl Node {
@@ -154,6 +157,7 @@ impl Node {
             now: BootTime::from_nanos(1_000_000_000),
             esp_address: SocketAddr::from(([192, 0, 2, host], 4500)),
             vxlan_address: SocketAddr::from(([192, 0, 2, host], 4789)),
+            class: TrafficClass::ZERO,
         }
     }
 
@@ -179,10 +183,21 @@ impl Node {
     }
 
     pub(super) fn receive_esp_batch(&mut self, from: SocketAddr, datagrams: &mut [Vec<u8>]) {
+        let classes = vec![self.class; datagrams.len()];
+        self.receive_esp_batch_as(from, datagrams, &classes);
+    }
+
+    /// Each under an outer header of its own class.
+    pub(super) fn receive_esp_batch_as(
+        &mut self,
+        from: SocketAddr,
+        datagrams: &mut [Vec<u8>],
+        classes: &[TrafficClass],
+    ) {
         let cx = Context { tables: &self.tables, counters: &self.counters, now: self.now };
         let mut batch = Coalescer::new();
-        for datagram in datagrams {
-            self.ingress.receive_esp(&cx, from, datagram, &mut batch, &mut self.out);
+        for (datagram, class) in datagrams.iter_mut().zip(classes) {
+            self.ingress.receive_esp(&cx, from, *class, datagram, &mut batch, &mut self.out);
         }
         batch.flush(&cx, &mut self.out);
     }
@@ -195,7 +210,7 @@ impl Node {
         let cx = Context { tables: &self.tables, counters: &self.counters, now: self.now };
         let mut batch = Coalescer::new();
         for datagram in datagrams {
-            self.ingress.receive_vxlan(&cx, from, datagram, &mut batch, &mut self.out);
+            self.ingress.receive_vxlan(&cx, from, self.class, datagram, &mut batch, &mut self.out);
         }
         batch.flush(&cx, &mut self.out);
     }
@@ -230,6 +245,8 @@ impl Node {
 pub(super) struct Recorder {
     pub(super) esp: Vec<(SocketAddr, Vec<u8>)>,
     pub(super) vxlan: Vec<(SocketAddr, Vec<u8>)>,
+    /// Of each run sent in ESP.
+    pub(super) classes: Vec<u8>,
     pub(super) delivered: Vec<(PortSlot, VnetHeader, Vec<u8>)>,
     pub(super) merging: Merging,
     pub(super) notices: Vec<Notice>,
@@ -238,6 +255,7 @@ pub(super) struct Recorder {
 
 impl Outlet for Recorder {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
+        self.classes.push(run.class().get());
         self.esp.extend(run.datagrams().map(|datagram| (run.to(), datagram.to_vec())));
     }
 

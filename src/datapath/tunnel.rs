@@ -11,6 +11,7 @@ use crate::drop_reason::DropReason;
 use crate::forward::Remote;
 use crate::id::{LinkSlot, NetSlot, Vni, VtepSlot};
 use crate::sa::{OutboundSa, Sealed};
+use crate::wire::traffic_class::TrafficClass;
 use crate::wire::{esp, udp, vxlan};
 
 /// One way to another node.
@@ -25,7 +26,7 @@ pub(super) trait Tunnel<R: Remote> {
     fn frame_mut(&mut self, frame_len: usize) -> &mut [u8];
 
     /// Sends the frame of `frame_len` bytes at the tail.
-    fn send(&mut self, to: R, frame_len: usize, flow_hash: u64, outlet: &mut impl Outlet) -> Sent;
+    fn send(&mut self, to: R, frame_len: usize, flow: Flow, outlet: &mut impl Outlet) -> Sent;
 
     /// Makes room for one more frame and gives its place, having sent what is in the way.
     fn next_frame(&mut self, outlet: &mut impl Outlet) -> &mut [u8];
@@ -42,22 +43,31 @@ pub(super) trait Tunnel<R: Remote> {
         to: R,
         cut: &SuperFrame,
         frame: &[u8],
-        flow_hash: u64,
+        flow: Flow,
         outlet: &mut impl Outlet,
     ) -> Sent {
         self.make_room(cut.segments() * (cut.longest() + Self::OFFSET + esp::MAX_TRAILER_LEN), outlet);
         for index in 0..cut.segments() {
             let len = cut.write(frame, index, self.next_frame(outlet));
-            self.send(to, len, flow_hash, outlet)?;
+            self.send(to, len, flow, outlet)?;
         }
         Ok(())
     }
 
     /// Copies `frame` into the arena and sends it.
-    fn send_copy(&mut self, to: R, frame: &[u8], flow_hash: u64, outlet: &mut impl Outlet) -> Sent {
+    fn send_copy(&mut self, to: R, frame: &[u8], flow: Flow, outlet: &mut impl Outlet) -> Sent {
         self.next_frame(outlet)[..frame.len()].copy_from_slice(frame);
-        self.send(to, frame.len(), flow_hash, outlet)
+        self.send(to, frame.len(), flow, outlet)
     }
+}
+
+/// What the outer headers tell of the flow that a frame belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flow {
+    /// Packets of one flow have one; it becomes a port.
+    pub(super) hash: u64,
+    /// Of the outer IP header.
+    pub(super) class: TrafficClass,
 }
 
 /// Whether a frame is on its way.
@@ -91,7 +101,7 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
         self.arena.peek_mut(Self::OFFSET..Self::OFFSET + frame_len)
     }
 
-    fn send(&mut self, to: LinkSlot, frame_len: usize, flow_hash: u64, outlet: &mut impl Outlet) -> Sent {
+    fn send(&mut self, to: LinkSlot, frame_len: usize, flow: Flow, outlet: &mut impl Outlet) -> Sent {
         let now = self.cx.now;
         let state = link_state(self.links, to);
         let link = self.cx.tables.link(to).filter(|link| link.net == self.net);
@@ -102,11 +112,11 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
             return Err(DropReason::NoKey);
         };
         let packet = self.arena.next_packet();
-        let port = udp::entropy_port(flow_hash);
+        let port = udp::entropy_port(flow.hash);
         udp::write_header(&mut packet[UDP_OFFSET..], port, vxlan::PORT, vxlan::HEADER_LEN + frame_len);
         vxlan::write_header(&mut packet[VXLAN_OFFSET..], self.vni);
         match sa.seal(now, packet, udp::HEADER_LEN + vxlan::HEADER_LEN + frame_len) {
-            Ok(sealed) => self.arena.commit(link.remote, sealed),
+            Ok(sealed) => self.arena.commit(link.remote, flow.class, sealed),
             Err(reason) => {
                 if state.no_key_notice.permits(now) {
                     outlet.notice(Notice::NoKey { link: to });
@@ -155,11 +165,11 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
         self.arena.peek_mut(Self::OFFSET..Self::OFFSET + frame_len)
     }
 
-    fn send(&mut self, to: VtepSlot, frame_len: usize, _: u64, _: &mut impl Outlet) -> Sent {
+    fn send(&mut self, to: VtepSlot, frame_len: usize, flow: Flow, _: &mut impl Outlet) -> Sent {
         let vtep = self.cx.tables.vtep(to).filter(|vtep| vtep.net == self.net);
         let vtep = vtep.ok_or(DropReason::UnknownDestination)?;
         vxlan::write_header(self.arena.next_packet(), self.vni);
-        self.arena.commit(vtep.remote, Encapsulated { len: Self::OFFSET + frame_len });
+        self.arena.commit(vtep.remote, flow.class, Encapsulated { len: Self::OFFSET + frame_len });
         self.cx.counters.sent_to_vtep(to, frame_len);
         Ok(())
     }

@@ -51,9 +51,10 @@ impl Tables {
     }
 
     /// The unencrypted network with this VNI.
-    pub fn plain_network(&self, vni: Vni) -> Option<&PlainCarrier> {
-        match self.network(*self.plain_vnis.get(&vni)?)?.carrier() {
-            Carrier::Vxlan(carrier) => Some(carrier),
+    pub fn plain_network(&self, vni: Vni) -> Option<(&NetworkTable, &PlainCarrier)> {
+        let network = self.network(*self.plain_vnis.get(&vni)?)?;
+        match network.carrier() {
+            Carrier::Vxlan(carrier) => Some((network, carrier)),
             Carrier::Esp(_) => None,
         }
     }
@@ -297,7 +298,7 @@ mod tests {
         let slot = VtepSlot::new(4);
         let network = Arc::new(NetworkTable::plain(vni(6), 1450, vec![(slot, vtep)], vec![local(1, 0)]));
         let tables = TablesBuilder::default().network(NetSlot::new(2), network).build();
-        let carrier = tables.plain_network(vni(6)).expect("a plain network");
+        let (_, carrier) = tables.plain_network(vni(6)).expect("a plain network");
         assert_eq!(carrier.sender("::ffff:192.0.2.2".parse().expect("an address")), Some(slot));
         assert_eq!(carrier.sender([192, 0, 2, 3].into()), None);
         assert_eq!(tables.vtep(slot), Some(VtepRow { net: NetSlot::new(2), remote: vtep }));

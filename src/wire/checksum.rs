@@ -37,6 +37,13 @@ pub fn complete(bytes: &mut [u8], start: usize, offset: usize) -> Result<(), Mal
     Ok(())
 }
 
+/// The checksum after the word `old` among what it covers has become `new` (RFC 1624, equation 3): right
+/// if it was right, wrong if it was wrong.
+pub fn adjusted(checksum: u16, old: [u8; 2], new: [u8; 2]) -> u16 {
+    let sum = Sum::ZERO.plus_word(!checksum).plus_word(!u16::from_be_bytes(old));
+    sum.plus_word(u16::from_be_bytes(new)).checksum()
+}
+
 /// A sum in the making. All pieces but the last have an even length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sum(u64);
@@ -123,6 +130,19 @@ mod tests {
             proptest::prop_assert_eq!(u32::from(Sum::ZERO.plus(&bytes).folded()), expected);
             let (even, odd) = bytes.split_at(bytes.len() / 4 * 2);
             proptest::prop_assert_eq!(u32::from(Sum::ZERO.plus(even).plus(odd).folded()), expected);
+        }
+
+        #[test]
+        fn adjusted_checksum_is_the_one_made_anew(
+            mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 4..60), at in 0usize..29, new: [u8; 2]
+        ) {
+            // The first octet is not zero, as an IPv4 header's is not: the sum is never zero.
+            bytes[0] |= 0x40;
+            let at = 2 + at * 2 % (bytes.len() - 3) / 2 * 2;
+            let old = [bytes[at], bytes[at + 1]];
+            let before = plain(&bytes);
+            bytes[at..at + 2].copy_from_slice(&new);
+            proptest::prop_assert_eq!(adjusted(before, old, new), plain(&bytes));
         }
 
         #[test]

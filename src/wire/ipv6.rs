@@ -6,7 +6,7 @@
 //! ```
 //! The chain of extension headers is walked to its end, because neighbour discovery may hide
 //! behind it; a first fragment that does not show the whole chain is refused (RFC 7112), as is a
-//! fragment in a fragment. Called by `wire::frame`; `write_header` by `wire::ndp`.
+//! fragment in a fragment. Called by `wire::frame`; `write_header` by `wire::ndp` and `wire::icmp`.
 
 use std::net::Ipv6Addr;
 

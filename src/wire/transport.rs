@@ -17,6 +17,8 @@ pub const TCP_HEADER_LEN: usize = 20;
 pub const TCP_FLAGS: usize = 13;
 /// TCP: no more data.
 pub const FIN: u8 = 0x01;
+/// TCP: a connection begins.
+pub const SYN: u8 = 0x02;
 /// TCP: hand it to the application.
 pub const PSH: u8 = 0x08;
 /// TCP: the acknowledgment number counts.

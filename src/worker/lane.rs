@@ -14,6 +14,7 @@ use crate::datapath::{FloodLimit, LaneCounters};
 use crate::forward::Tables;
 use crate::id::LaneId;
 use crate::io::udp::{OffloadWatch, Offloads, UdpSocket};
+use crate::wire::traffic_class::Dscp;
 
 /// What a lane is made of.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct LaneConfig {
     pub flood_limit: FloodLimit,
     /// The longest that it looks for more before it sleeps; zero for never.
     pub busy_poll: Duration,
+    /// Whether the underlay sees the DSCP of what containers send.
+    pub dscp: Dscp,
 }
 
 /// Starts a lane's thread.

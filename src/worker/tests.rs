@@ -14,6 +14,7 @@ use crate::id::{LaneId, LinkSlot, NetSlot, PortSlot, Spi, Vni};
 use crate::io::clock::boot_time;
 use crate::io::udp::{UdpOptions, UdpSocket};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
+use crate::wire::traffic_class::Dscp;
 
 const LINK: LinkSlot = LinkSlot::new(0);
 
@@ -125,6 +126,7 @@ impl TestLane {
             tables: tables.clone(),
             flood_limit: FloodLimit::default(),
             busy_poll: Duration::from_micros(100),
+            dscp: Dscp::Hidden,
         };
         let lane = spawn(config).expect("a thread");
         let thrower = StdSocket::bind(any).expect("a socket");

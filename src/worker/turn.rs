@@ -23,7 +23,7 @@ use crate::id::PortSlot;
 use crate::io::clock;
 use crate::io::epoll::{Epoll, ReadyList};
 use crate::io::tap::{self, Tap, TapOffloads};
-use crate::io::udp::{RecvRing, SendOutcome, UdpSocket};
+use crate::io::udp::{Datagram, RecvRing, SendOutcome, UdpSocket};
 use crate::sa::Sealed;
 use crate::wire::vnet_hdr::VnetHeader;
 
@@ -51,7 +51,7 @@ impl Turns {
         }
         Ok(Self {
             tables: Cache::new(config.tables),
-            egress: Egress::new(config.flood_limit),
+            egress: Egress::new(config.flood_limit).with_dscp(config.dscp),
             ingress: Ingress::new(),
             next_expiry: BootTime::NEVER,
             wire: Wire { esp: config.esp, vxlan: config.vxlan, taps: Vec::new(), shared: shared.clone() },
@@ -111,8 +111,8 @@ impl Turns {
                 ESP_TOKEN => {
                     work.add(receive(&self.wire.esp, &mut self.received), self.received.bytes());
                     let mut batch = Coalescer::new();
-                    for (from, datagram) in self.received.datagrams() {
-                        self.ingress.receive_esp(&cx, from, datagram, &mut batch, &mut self.wire);
+                    for Datagram { from, class, bytes } in self.received.datagrams() {
+                        self.ingress.receive_esp(&cx, from, class, bytes, &mut batch, &mut self.wire);
                     }
                     batch.flush(&cx, &mut self.wire);
                 }
@@ -120,8 +120,8 @@ impl Turns {
                     let Some(socket) = &self.wire.vxlan else { continue };
                     work.add(receive(socket, &mut self.received), self.received.bytes());
                     let mut batch = Coalescer::new();
-                    for (from, datagram) in self.received.datagrams() {
-                        self.ingress.receive_vxlan(&cx, from, datagram, &mut batch, &mut self.wire);
+                    for Datagram { from, class, bytes } in self.received.datagrams() {
+                        self.ingress.receive_vxlan(&cx, from, class, bytes, &mut batch, &mut self.wire);
                     }
                     batch.flush(&cx, &mut self.wire);
                 }
@@ -220,13 +220,13 @@ impl Wire {
 
 impl Outlet for Wire {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
-        let sent = self.esp.send_run(run.to(), run.bytes(), run.segment());
+        let sent = self.esp.send_run_as(run.to(), run.class(), run.bytes(), run.segment());
         self.shared.account(DataSocket::Esp, sent, run.packets());
     }
 
     fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>) {
         let sent = self.vxlan.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), |vxlan| {
-            vxlan.send_run(run.to(), run.bytes(), run.segment())
+            vxlan.send_run_as(run.to(), run.class(), run.bytes(), run.segment())
         });
         self.shared.account(DataSocket::Vxlan, sent, run.packets());
     }

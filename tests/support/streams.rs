@@ -8,6 +8,7 @@ use std::time::Duration;
 use overlayd::io::netns::NetNs;
 use overlayd::io::udp::{RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::eventually;
+use overlayd::wire::traffic_class::TrafficClass;
 
 /// One TCP stream of `len` bytes.
 pub(crate) fn assert_stream_is_intact(from: &NetNs, (to, to_ip): (&NetNs, IpAddr), len: usize) {
@@ -26,17 +27,29 @@ pub(crate) fn assert_stream_is_intact(from: &NetNs, (to, to_ip): (&NetNs, IpAddr
 }
 
 /// A run of UDP datagrams that the kernel in `from` is to cut.
-pub(crate) fn assert_run_is_intact((from, from_ip): (&NetNs, IpAddr), (to, to_ip): (&NetNs, IpAddr)) {
+pub(crate) fn assert_run_is_intact(from: (&NetNs, IpAddr), to: (&NetNs, IpAddr)) {
+    assert_run_is_intact_as(TrafficClass::ZERO, from, to);
+}
+
+/// The same with a traffic class, which arrives too.
+pub(crate) fn assert_run_is_intact_as(
+    class: TrafficClass,
+    (from, from_ip): (&NetNs, IpAddr),
+    (to, to_ip): (&NetNs, IpAddr),
+) {
     let options = UdpOptions { coalescing: false, ..UdpOptions::default() };
     let receiver = to.run_in(|| UdpSocket::bind((to_ip, 0).into(), &options)).unwrap().unwrap();
     let sender = from.run_in(|| UdpSocket::bind((from_ip, 0).into(), &options)).unwrap().unwrap();
     let bytes = noise(30_300);
-    let outcome = sender.send_run(receiver.local_addr().unwrap(), &bytes, 1_000).unwrap();
+    let outcome = sender.send_run_as(receiver.local_addr().unwrap(), class, &bytes, 1_000).unwrap();
     assert_eq!(outcome.datagrams, 31);
     let (mut ring, mut arrived) = (RecvRing::new(), Vec::new());
     eventually(PATIENCE, || {
         while receiver.recv(&mut ring).unwrap() > 0 {
-            arrived.extend(ring.datagrams().map(|(_, datagram)| datagram.to_vec()));
+            for datagram in ring.datagrams() {
+                assert_eq!(datagram.class, class);
+                arrived.push(datagram.bytes.to_vec());
+            }
         }
         arrived.len() >= 31
     });

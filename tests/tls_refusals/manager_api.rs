@@ -48,8 +48,9 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
         let second = view.wait_for(|view| view.version == Version::new(2)).await.expect("a change").clone();
         assert_eq!(second.removed, BTreeSet::from([node(77)]));
     };
+    let (_settled, changes) = tokio::sync::watch::channel(());
     tokio::select! {
-        () = session::keep(client.clone(), request, views, status) => unreachable!("a session is kept for ever"),
+        () = session::keep(client.clone(), request, changes, views, status) => unreachable!("a session is kept for ever"),
         done = tokio::time::timeout(Duration::from_secs(10), following) => done.expect("in time"),
     }
 }

@@ -4,6 +4,7 @@
 //! by the agent, the laboratory and tests, never for the hot path. It must not be used on a thread
 //! that drives a tokio runtime; [`Netlink::within`] never does.
 
+mod changes;
 mod devices;
 
 use std::future::Future;
@@ -20,6 +21,7 @@ use netlink_packet_route::link::{
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
+pub use changes::LinkChanges;
 pub use devices::{Handover, Vxlan};
 
 use super::netns::{NetNs, NetNsError};

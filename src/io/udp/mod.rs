@@ -22,7 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use receive::RecvRing;
+use crate::wire::traffic_class::TrafficClass;
+
+pub use receive::{Datagram, RecvRing};
 pub use send::SendOutcome;
 
 /// A bound, nonblocking UDP socket of one address family.
@@ -71,7 +73,8 @@ impl UdpSocket {
     }
 
     /// Sends `bytes` to `to` as datagrams of `segment` bytes each, the last as long as what remains:
-    /// at most [`MAX_RUN_DATAGRAMS`] datagrams and [`MAX_RUN_BYTES`] bytes.
+    /// at most [`MAX_RUN_DATAGRAMS`] datagrams and [`MAX_RUN_BYTES`] bytes. Their IP headers have
+    /// traffic class zero.
     ///
     /// `Ok` with fewer datagrams sent than the run has means that the rest is lost.
     ///
@@ -82,7 +85,24 @@ impl UdpSocket {
     /// # Panics
     /// When `segment` is zero.
     pub fn send_run(&self, to: SocketAddr, bytes: &[u8], segment: u16) -> io::Result<SendOutcome> {
-        send::run(&self.socket, &self.offloads.segmentation, to, bytes, usize::from(segment))
+        self.send_run_as(to, TrafficClass::ZERO, bytes, segment)
+    }
+
+    /// As [`Self::send_run`], with `class` in the IP headers.
+    ///
+    /// # Errors
+    /// As [`Self::send_run`].
+    ///
+    /// # Panics
+    /// As [`Self::send_run`].
+    pub fn send_run_as(
+        &self,
+        to: SocketAddr,
+        class: TrafficClass,
+        bytes: &[u8],
+        segment: u16,
+    ) -> io::Result<SendOutcome> {
+        send::run(&self.socket, &self.offloads.segmentation, to, class, bytes, usize::from(segment))
     }
 
     /// Fetches what has arrived into `ring`, whose previous content goes; the number of messages
@@ -186,6 +206,11 @@ fn configure(socket: &Socket, local: SocketAddr, options: &UdpOptions) -> Result
     if options.dont_fragment {
         dont_fragment(socket, local).map_err(refused("IP_MTU_DISCOVER"))?;
     }
+    let class = match local {
+        SocketAddr::V4(_) => set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
+        SocketAddr::V6(_) => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
+    };
+    class.map_err(refused("IP_RECVTOS"))?;
     if !options.checksum {
         set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).map_err(refused("SO_NO_CHECK"))?;
     }
@@ -244,28 +269,42 @@ pub const MAX_RUN_BYTES: usize = 65_507;
 mod tests {
     use super::*;
 
-    fn exchange(sender: &UdpOptions, receiver: &UdpOptions, local: &str) -> (UdpSocket, Vec<Vec<u8>>) {
+    fn exchange(sender: &UdpOptions, receiver: &UdpOptions, local: &str) -> UdpSocket {
+        let from = exchange_as(TrafficClass::ZERO, sender, receiver, local);
+        exchange_as(TrafficClass::new(0xbb), sender, receiver, local);
+        from
+    }
+
+    fn exchange_as(
+        class: TrafficClass,
+        sender: &UdpOptions,
+        receiver: &UdpOptions,
+        local: &str,
+    ) -> UdpSocket {
         let from = UdpSocket::bind(local.parse().unwrap(), sender).unwrap();
         let to = UdpSocket::bind(local.parse().unwrap(), receiver).unwrap();
         let bytes: Vec<u8> = (0..5_300u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
-        let outcome = from.send_run(to.local_addr().unwrap(), &bytes, 1_000).unwrap();
+        let outcome = from.send_run_as(to.local_addr().unwrap(), class, &bytes, 1_000).unwrap();
         assert_eq!(outcome.datagrams, 6);
         assert_eq!(outcome.gave_up_segmentation, !sender.checksum);
+        let single = from.send_run_as(to.local_addr().unwrap(), class, &bytes[..7], 1_000).unwrap();
+        assert_eq!(single, SendOutcome { datagrams: 1, gave_up_segmentation: false });
 
         let mut ring = RecvRing::new();
         let mut seen = Vec::new();
         while to.recv(&mut ring).unwrap() > 0 {
-            for (source, datagram) in ring.datagrams() {
-                assert_eq!(source, from.local_addr().unwrap());
-                seen.push(datagram.to_vec());
+            for datagram in ring.datagrams() {
+                assert_eq!((datagram.from, datagram.class), (from.local_addr().unwrap(), class));
+                seen.push(datagram.bytes.to_vec());
             }
         }
+        assert_eq!(seen.pop().as_deref(), Some(&bytes[..7]));
         assert_eq!(seen, bytes.chunks(1_000).map(<[u8]>::to_vec).collect::<Vec<_>>());
-        (from, seen)
+        from
     }
 
     #[test]
-    fn a_run_arrives_with_its_datagram_boundaries_whatever_the_kernel_offers() {
+    fn a_run_arrives_with_its_boundaries_and_its_class_whatever_the_kernel_offers() {
         let plain = UdpOptions { segmentation: false, coalescing: false, ..UdpOptions::default() };
         for local in ["127.0.0.1:0", "[::1]:0"] {
             for sender in [&UdpOptions::default(), &plain] {
@@ -280,11 +319,11 @@ mod tests {
     fn segmentation_is_given_up_at_the_first_refusal_and_the_run_still_arrives() {
         // udp_send_skb refuses UDP_SEGMENT to sockets that send no checksum.
         let refused = UdpOptions { checksum: false, ..UdpOptions::default() };
-        let (from, _) = exchange(&refused, &UdpOptions::default(), "127.0.0.1:0");
+        let from = exchange(&refused, &UdpOptions::default(), "127.0.0.1:0");
         assert!(!from.offloads().segmentation);
         let again = from.send_run(from.local_addr().unwrap(), &[0; 2_000], 1_000).unwrap();
         assert_eq!(again, SendOutcome { datagrams: 2, gave_up_segmentation: false });
-        let (from, _) = exchange(&UdpOptions::default(), &UdpOptions::default(), "127.0.0.1:0");
+        let from = exchange(&UdpOptions::default(), &UdpOptions::default(), "127.0.0.1:0");
         assert!(from.offloads().segmentation);
     }
 

@@ -1,4 +1,8 @@
 //! Receiving many datagrams with one call: `recvmmsg`, each message with the run that `UDP_GRO` made.
+//!
+//! A run has one traffic class: GRO merges no datagrams whose classes differ (`inet_gro_flush` and
+//! `ipv6_gro_flush` in include/net/gro.h). Kernels before 6.9 that lack its "add flush check in
+//! udp_gro_receive_segment" do merge them, and tell the first one's.
 
 #![expect(unsafe_code, reason = "recvmmsg has no safe wrapper")]
 
@@ -7,6 +11,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd;
 
 use socket2::Socket;
+
+use crate::wire::traffic_class::TrafficClass;
 
 /// Room for what one [`super::UdpSocket::recv`] fetches; made once, used for every call.
 #[derive(Debug)]
@@ -29,14 +35,15 @@ impl RecvRing {
     /// The most messages that one call fetches; when it fetched as many, more may be waiting.
     pub const CAPACITY: usize = MESSAGES;
 
-    /// Each datagram fetched by the last call, with its sender, in the order of arrival; empty ones
-    /// are left out.
-    pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
+    /// Each datagram fetched by the last call, in the order of arrival; empty ones are left out.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
         let messages = self.bytes.chunks_exact_mut(MESSAGE_BYTES).zip(self.slots.iter());
         messages.take(self.filled).filter_map(|(bytes, slot)| Some((slot.sender()?, slot, bytes))).flat_map(
-            |(sender, slot, bytes)| {
+            |(from, slot, bytes)| {
+                let Control { segment, class } = slot.control();
                 let message = &mut bytes[..slot.length];
-                message.chunks_mut(slot.segment_bytes()).map(move |datagram| (sender, datagram))
+                let segment = segment.filter(|segment| *segment > 0).unwrap_or(slot.length.max(1));
+                message.chunks_mut(segment).map(move |bytes| Datagram { from, class, bytes })
             },
         )
     }
@@ -87,6 +94,17 @@ impl Default for RecvRing {
     }
 }
 
+/// One datagram that arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Datagram<'a> {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// What its IP header said.
+    pub class: TrafficClass,
+    /// Its payload.
+    pub bytes: &'a mut [u8],
+}
+
 /// What the kernel says of one message.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
@@ -118,27 +136,51 @@ impl Slot {
         }
     }
 
-    /// The length of each datagram of the message but the last.
-    fn segment_bytes(&self) -> usize {
-        self.coalesced_segment().filter(|segment| *segment > 0).unwrap_or(self.length.max(1))
-    }
-
-    /// The value of the `UDP_GRO` control message (`struct cmsghdr`, then an int), if there is one.
-    fn coalesced_segment(&self) -> Option<usize> {
-        const LENGTH: usize = size_of::<usize>();
-        const HEADER: usize = size_of::<libc::cmsghdr>();
-        let mut rest = self.control.get(..self.control_length)?;
-        loop {
-            let length = usize::from_ne_bytes(rest.get(..LENGTH)?.try_into().ok()?);
-            let level = libc::c_int::from_ne_bytes(rest.get(LENGTH..LENGTH + 4)?.try_into().ok()?);
-            let kind = libc::c_int::from_ne_bytes(rest.get(LENGTH + 4..LENGTH + 8)?.try_into().ok()?);
-            if (level, kind) == (libc::SOL_UDP, libc::UDP_GRO) {
-                let value = libc::c_int::from_ne_bytes(rest.get(HEADER..HEADER + 4)?.try_into().ok()?);
-                return usize::try_from(value).ok();
+    /// What the control messages say.
+    fn control(&self) -> Control {
+        const INT: usize = size_of::<libc::c_int>();
+        let mut found = Control { segment: None, class: TrafficClass::ZERO };
+        let mut rest = self.control.get(..self.control_length).unwrap_or_default();
+        while let Some((level, kind, value, following)) = split_control(rest) {
+            match (level, kind) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let value = value.first_chunk::<INT>().map(|value| libc::c_int::from_ne_bytes(*value));
+                    found.segment = value.and_then(|value| usize::try_from(value).ok());
+                }
+                // One octet (ip_cmsg_recv_tos in net/ipv4/ip_sockglue.c).
+                (libc::IPPROTO_IP, libc::IP_TOS) => {
+                    found.class = value.first().copied().map(TrafficClass::new).unwrap_or_default();
+                }
+                // An int (ip6_datagram_recv_common_ctl in net/ipv6/datagram.c).
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    let value = value.first_chunk::<INT>().map(|value| libc::c_int::from_ne_bytes(*value));
+                    let octet = value.and_then(|value| u8::try_from(value).ok());
+                    found.class = octet.map(TrafficClass::new).unwrap_or_default();
+                }
+                (_, _) => {}
             }
-            rest = rest.get(length.max(HEADER).next_multiple_of(LENGTH)..)?;
+            rest = following;
         }
+        found
     }
+}
+
+/// What the control messages of one message say.
+struct Control {
+    /// The length of each datagram of a run but the last.
+    segment: Option<usize>,
+    class: TrafficClass,
+}
+
+/// Level, type and value of the first control message (`struct cmsghdr`), and what follows it.
+fn split_control(bytes: &[u8]) -> Option<(libc::c_int, libc::c_int, &[u8], &[u8])> {
+    const LENGTH: usize = size_of::<usize>();
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let length = usize::from_ne_bytes(*bytes.first_chunk::<LENGTH>()?);
+    let level = libc::c_int::from_ne_bytes(bytes.get(LENGTH..LENGTH + 4)?.try_into().ok()?);
+    let kind = libc::c_int::from_ne_bytes(bytes.get(LENGTH + 4..LENGTH + 8)?.try_into().ok()?);
+    let value = bytes.get(HEADER..length)?;
+    Some((level, kind, value, bytes.get(length.next_multiple_of(LENGTH)..).unwrap_or_default()))
 }
 
 const MESSAGES: usize = 16;
@@ -150,5 +192,5 @@ const MESSAGE_BYTES: usize = 1 << 16;
 /// `struct sockaddr_in6`, the longer of the two.
 const NAME_LEN: libc::socklen_t = 28;
 
-/// One `UDP_GRO` message takes 24.
+/// One `UDP_GRO` message takes 24, one of the traffic class as much.
 const CONTROL_BYTES: usize = 64;

@@ -1,0 +1,52 @@
+//! Hearing of changed interfaces, for those who would otherwise ask again and again.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, future};
+use rtnetlink::MulticastGroup;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::NetlinkError;
+
+/// Says when an interface of a namespace has come, gone or changed; not which and how. Changes that
+/// nobody has waited for yet are one.
+#[derive(Debug)]
+pub struct LinkChanges {
+    changed: Arc<Notify>,
+    listening: JoinHandle<()>,
+}
+
+impl LinkChanges {
+    /// Listens in the namespace of the calling thread; within a tokio runtime.
+    ///
+    /// # Errors
+    /// When no socket can be had.
+    pub fn subscribe() -> Result<Self, NetlinkError> {
+        let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
+            .map_err(|source| NetlinkError::Connect { source })?;
+        let changed = Arc::new(Notify::new());
+        let told = Arc::clone(&changed);
+        let listening = tokio::spawn(async move {
+            // Messages that the kernel could not keep for us arrive as one that says so.
+            let hear = async {
+                while messages.next().await.is_some() {
+                    told.notify_one()
+                }
+            };
+            future::join(connection, hear).await;
+        });
+        Ok(Self { changed, listening })
+    }
+
+    /// Waits for a change.
+    pub async fn next(&self) {
+        self.changed.notified().await;
+    }
+}
+
+impl Drop for LinkChanges {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}

@@ -1,0 +1,238 @@
+//! Packet sizes end to end: what is too big is answered, connections fit, and the MTU follows the
+//! underlay's.
+
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use overlayd::drop_reason::DropReason;
+use overlayd::io::netlink::Netlink;
+use overlayd::lab::{Host, Underlay, eventually, tcp_throughput};
+
+use support::swarm::{Attached, Family, PATIENCE, Swarm, V4_SUBNET, V6_SUBNET};
+use support::test_program;
+
+test_program! {
+    sender_of_a_packet_that_is_too_big_hears_of_it
+    connections_fit_whatever_the_containers_believe
+    large_underlay_is_used_without_a_fragment
+    containers_follow_the_underlay_up_and_down
+    smaller_underlay_counts_at_once_without_a_manager
+    agent_that_starts_on_another_underlay_fits_its_containers
+}
+
+fn sender_of_a_packet_that_is_too_big_hears_of_it() {
+    for is_encrypted in [true, false] {
+        let (swarm, [one, two]) = pair(is_encrypted);
+        // As a router in the container would with packets from an interface of its own.
+        set_mtu(&one, 9_000);
+        for address in two.addresses() {
+            let before = swarm.agent(1).dropped(DropReason::FrameTooBig);
+            assert!(is_datagram_received(&one, &two, address, 3_000), "{address}: {}", swarm.drops());
+            let dropped = swarm.agent(1).dropped(DropReason::FrameTooBig) - before;
+            assert!(dropped >= 1, "none was too big, so nothing was answered");
+        }
+    }
+}
+
+fn connections_fit_whatever_the_containers_believe() {
+    for is_encrypted in [true, false] {
+        let (swarm, [one, two]) = pair(is_encrypted);
+        set_mtu(&one, 9_000);
+        set_mtu(&two, 9_000);
+        for address in two.addresses() {
+            let (from, to) = (one.container.namespace(), two.container.namespace());
+            let report = tcp_throughput(from, to, address, Duration::from_millis(500)).unwrap();
+            assert!(report.bytes > 1_000_000, "{report:?}");
+        }
+        for agent in &swarm.agents {
+            assert_eq!(agent.dropped(DropReason::FrameTooBig), 0, "the segments were not lowered at once");
+        }
+    }
+}
+
+fn large_underlay_is_used_without_a_fragment() {
+    let underlay = Underlay { mtu: 9_000, segment_offload: false };
+    for (is_encrypted, mtu) in [(true, 8_908), (false, 8_950)] {
+        let (swarm, [one, two]) = pair_over(underlay, is_encrypted);
+        assert_eq!([one.response.mtu, two.response.mtu], [mtu; 2]);
+        assert_eq!(swarm.agent(1).inspect("red").effective_mtu, Some(mtu));
+        let longest = assert_carries(&swarm, &one, &two, mtu);
+        assert!((8_990..=9_000).contains(&longest), "{longest}");
+    }
+}
+
+fn containers_follow_the_underlay_up_and_down() {
+    let underlay = Underlay { mtu: 1_500, segment_offload: false };
+    let (swarm, [one, two]) = pair_over(underlay, true);
+    let stream = Stream::start(&one, &two);
+    for (underlay, mtu) in [(1_500, 1_408), (9_000, 8_908), (1_500, 1_408), (2_000, 1_908)] {
+        for host in swarm.lab.all() {
+            set_underlay_mtu(host, underlay);
+        }
+        await_mtu(&swarm, &[&one, &two], mtu);
+        for agent in &swarm.agents {
+            let inspect = || agent.inspect("red").effective_mtu == Some(mtu);
+            assert!(eventually(PATIENCE, inspect), "agent {} does not show {mtu}", agent.number);
+            assert_eq!(agent.status().cluster.unwrap().node.underlay_mtu, underlay);
+        }
+        stream.assert_flows();
+        let longest = assert_carries(&swarm, &one, &two, mtu);
+        let underlay = usize::try_from(underlay).unwrap();
+        assert!(longest <= underlay && longest > underlay - 4, "{longest} of {underlay}");
+        stream.assert_flows();
+    }
+}
+
+fn smaller_underlay_counts_at_once_without_a_manager() {
+    let swarm = Swarm::formed(3, Family::V4, Underlay { mtu: 9_000, ..Underlay::default() });
+    swarm.create_encrypted("red");
+    let [two, three] = [2, 3].map(|number| swarm.attach(number, "red", &format!("c{number}")));
+    for number in [2, 3] {
+        swarm.agent(number).await_keys(1);
+    }
+    swarm.assert_joined(&two, &three);
+    swarm.agent(1).kill();
+    set_underlay_mtu(swarm.lab.host(2), 1_500);
+    await_mtu(&swarm, &[&two], 1_408);
+    assert_eq!(mtu_of(&three), 8_908, "nobody could tell it");
+    for (from, to) in [(&two, &three), (&three, &two)] {
+        for address in to.addresses() {
+            let namespaces = (from.container.namespace(), to.container.namespace());
+            let report = tcp_throughput(namespaces.0, namespaces.1, address, Duration::from_millis(300));
+            assert!(report.unwrap().bytes > 1_000_000, "to {address}");
+        }
+    }
+    // Once the manager is back, everybody hears of it.
+    swarm.start(1);
+    await_mtu(&swarm, &[&two, &three], 1_408);
+}
+
+fn agent_that_starts_on_another_underlay_fits_its_containers() {
+    let (swarm, [one, two]) = pair(true);
+    swarm.agent(2).kill();
+    for host in swarm.lab.all() {
+        set_underlay_mtu(host, 3_000);
+    }
+    swarm.start(2);
+    await_mtu(&swarm, &[&one, &two], 2_908);
+    swarm.assert_joined(&one, &two);
+}
+
+/// Two hosts with a container each that reach each other.
+fn pair(is_encrypted: bool) -> (Swarm, [Attached; 2]) {
+    pair_over(Underlay::default(), is_encrypted)
+}
+
+fn pair_over(underlay: Underlay, is_encrypted: bool) -> (Swarm, [Attached; 2]) {
+    let swarm = Swarm::formed(2, Family::V4, underlay);
+    let encrypted: &[&str] = if is_encrypted { &["--encrypted"] } else { &[] };
+    swarm.create(&[encrypted, &["--subnet", V4_SUBNET, "--subnet", V6_SUBNET, "red"]].concat());
+    let containers = [1, 2].map(|number| swarm.attach(number, "red", &format!("c{number}")));
+    if is_encrypted {
+        swarm.await_keys(1);
+    }
+    swarm.assert_joined(&containers[0], &containers[1]);
+    (swarm, containers)
+}
+
+/// Sends datagrams, again and again, until one of them arrives whole.
+fn is_datagram_received(from: &Attached, to: &Attached, address: IpAddr, len: usize) -> bool {
+    let receiver = to.container.run_in(|| UdpSocket::bind((address, 0)).unwrap()).unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let sender = from.container.run_in(|| UdpSocket::bind(SocketAddr::new(any, 0)).unwrap()).unwrap();
+    let (bytes, mut buffer) = (vec![7; len], vec![0; len + 1]);
+    eventually(PATIENCE, || {
+        // An answer to an earlier one is reported here.
+        let _ = sender.send_to(&bytes, receiver.local_addr().unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        receiver.recv(&mut buffer).is_ok_and(|received| buffer[..received] == bytes)
+    })
+}
+
+/// Asserts that the largest packets cross, in both families and both ways, that no packet on the underlay is
+/// a fragment, and that all IPv4 ones forbid it; octets of the longest.
+fn assert_carries(swarm: &Swarm, one: &Attached, two: &Attached, mtu: u16) -> usize {
+    let capture = swarm.capture(1);
+    for (from, to) in [(one, two), (two, one)] {
+        for address in to.addresses() {
+            let headers = if address.is_ipv4() { 28 } else { 48 };
+            assert!(is_datagram_received(from, to, address, usize::from(mtu) - headers), "{address}");
+        }
+    }
+    let mut longest = 0;
+    for frame in capture.stop().unwrap().iter().filter(|frame| frame[12..14] == [8, 0]) {
+        let is_datagram = frame[23] == 17;
+        assert!(!is_datagram || frame[20..22] == [0x40, 0], "may be fragmented: {:?}", &frame[14..34]);
+        if is_datagram {
+            longest = longest.max(frame.len() - 14);
+        }
+    }
+    longest
+}
+
+/// A TCP connection that sends for as long as it lives.
+struct Stream {
+    received: Arc<AtomicU64>,
+}
+
+impl Stream {
+    fn start(from: &Attached, to: &Attached) -> Self {
+        let address = to.address(Family::V4);
+        let listener = to.container.run_in(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut sender = from.container.run_in(|| TcpStream::connect(to).unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        // They end with the test's process.
+        std::thread::spawn(move || {
+            while sender.write_all(&[7; 4_096]).is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let received = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&received);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1 << 16];
+            while let Ok(len @ 1..) = receiver.read(&mut buffer) {
+                counted.fetch_add(len as u64, Ordering::Relaxed);
+            }
+        });
+        Self { received }
+    }
+
+    fn assert_flows(&self) {
+        let before = self.received.load(Ordering::Relaxed);
+        let flows = eventually(PATIENCE, || self.received.load(Ordering::Relaxed) > before + (1 << 18));
+        assert!(flows, "the connection has come to a halt");
+    }
+}
+
+fn await_mtu(swarm: &Swarm, containers: &[&Attached], mtu: u16) {
+    for container in containers {
+        let is_there = eventually(PATIENCE, || mtu_of(container) == u32::from(mtu));
+        assert!(is_there, "{} instead of {mtu}: {}", mtu_of(container), swarm.drops());
+    }
+}
+
+fn mtu_of(container: &Attached) -> u32 {
+    Netlink::within(container.container.namespace(), |netlink| netlink.link(container.ifname())).unwrap().mtu
+}
+
+fn set_underlay_mtu(host: &Host, mtu: u32) {
+    Netlink::within(host.namespace(), |netlink| netlink.set_mtu(&netlink.link(&Host::underlay_name())?, mtu))
+        .unwrap();
+}
+
+fn set_mtu(container: &Attached, mtu: u32) {
+    Netlink::within(container.container.namespace(), |netlink| {
+        netlink.set_mtu(&netlink.link(container.ifname())?, mtu)
+    })
+    .unwrap();
+}
