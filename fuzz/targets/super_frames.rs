@@ -18,6 +18,7 @@ use overlayd::forward::Tables;
 use overlayd::id::{LinkSlot, PortSlot, Vni};
 use overlayd::sa::{HEADER_LEN, InboundSa, MAX_TRAILER_LEN, OutboundSa, Sealed};
 use overlayd::wire::checksum;
+use overlayd::wire::traffic_class::TrafficClass;
 use overlayd::wire::transport::{Protocol, Transport};
 use overlayd::wire::vnet_hdr::{self, Checksum, VnetHeader};
 use overlayd::wire::{ethernet, udp, vxlan};
@@ -110,7 +111,8 @@ impl Node {
         let mut expected: BTreeMap<PortSlot, Vec<&[u8]>> = BTreeMap::new();
         let (mut batch, mut drops) = (Coalescer::new(), self.counters.drops());
         for (packet, (link, frame)) in packets.iter_mut().zip(frames) {
-            self.ingress.receive_esp(&cx, esp_address(*link), packet, &mut batch, &mut delivered);
+            let class = TrafficClass::ZERO;
+            self.ingress.receive_esp(&cx, esp_address(*link), class, packet, &mut batch, &mut delivered);
             let now = self.counters.drops();
             if std::mem::replace(&mut drops, now) == now {
                 for port in receivers(frame) {

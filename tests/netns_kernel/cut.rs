@@ -31,7 +31,7 @@ pub(crate) fn compare() {
         segments += ours.len();
         kinds.insert((case.headers.is_ipv6, case.headers.protocol == Protocol::Tcp));
     }
-    assert!(segments > 5 * CASES as usize && kinds.len() == 4, "{segments} segments of {kinds:?}");
+    assert!(segments as u64 > 5 * CASES && kinds.len() == 4, "{segments} segments of {kinds:?}");
 }
 
 /// A super-frame.

@@ -119,7 +119,7 @@ impl Headers {
             }
         } else {
             let header_len = u16::try_from(20 + self.ip_options.len()).unwrap();
-            let [words, _] = (header_len / 4 << 8).to_be_bytes();
+            let [words, _] = ((header_len / 4) << 8).to_be_bytes();
             frame.extend([8, 0, 0x40 | words, self.class]);
             frame.extend((header_len + length).to_be_bytes());
             frame.extend(self.id.to_be_bytes());
