@@ -6,13 +6,12 @@
 //! and called by one lane.
 
 use super::arena::{Encapsulated, SendArena};
-use super::flood::{FloodLimit, TokenBucket};
+use super::flood::{Flood, FloodLimit};
 use super::reply::{self, EMPTY_REPLY};
 use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
 use super::tunnel::{self, EspTunnel, Flow, LinkState, Sent, Tunnel, VxlanTunnel};
 use super::{Context, MAX_FRAME_LEN, Outlet};
-use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
 use crate::forward::policy::{self, Outward};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, Row, Tables};
@@ -38,15 +37,15 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// A way out without keys.
-    pub fn new(flood_limit: FloodLimit) -> Self {
+    /// A way out without keys; `flood` may be shared with other lanes.
+    pub fn new(flood: impl Into<Flood>) -> Self {
         Self {
             esp: SendArena::new(),
             vxlan: SendArena::new(),
             links: Vec::new(),
             stage: Stage::new(),
-            flood: Flood { limit: flood_limit, buckets: Vec::new() },
-            answers: Flood { limit: ANSWER_LIMIT, buckets: Vec::new() },
+            flood: flood.into(),
+            answers: ANSWER_LIMIT.into(),
             dscp: Dscp::default(),
         }
     }
@@ -75,8 +74,8 @@ impl Egress {
 
     /// Makes ready for a port that is new in its slot.
     pub fn add_port(&mut self, port: PortSlot) {
-        *self.flood.bucket(port) = TokenBucket::default();
-        *self.answers.bucket(port) = TokenBucket::default();
+        self.flood.fill(port);
+        self.answers.fill(port);
     }
 
     /// The place to read the port's next frame into.
@@ -106,7 +105,7 @@ impl Egress {
         outlet: &mut impl Outlet,
     ) {
         cx.counters.sent_by_port(port, frame_len);
-        let (stage, flood, dscp) = (&mut self.stage, &mut self.flood, self.dscp);
+        let (stage, flood, dscp) = (&mut self.stage, &self.flood, self.dscp);
         let sent = match find(cx.tables, port) {
             None => Err(DropReason::NoSuchPort),
             Some((row, network)) => match network.carrier() {
@@ -189,7 +188,7 @@ impl<'a, R: Remote> Sender<'a, R> {
         cx: &Context<'_>,
         mut tunnel: impl Tunnel<R>,
         stage: &mut Stage,
-        flood: &mut Flood,
+        flood: &Flood,
         header: &VnetHeader,
         frame_len: usize,
         outlet: &mut impl Outlet,
@@ -213,7 +212,7 @@ impl<'a, R: Remote> Sender<'a, R> {
         cx: &Context<'_>,
         tunnel: &mut impl Tunnel<R>,
         stage: &mut Stage,
-        flood: &mut Flood,
+        flood: &Flood,
         header: &VnetHeader,
         frame_len: usize,
         outlet: &mut impl Outlet,
@@ -261,7 +260,7 @@ impl<'a, R: Remote> Sender<'a, R> {
         &self,
         cx: &Context<'_>,
         tunnel: &mut impl Tunnel<R>,
-        flood: &mut Flood,
+        flood: &Flood,
         bytes: &[u8],
         header: &VnetHeader,
         cut: Segmentation,
@@ -315,9 +314,8 @@ impl<'a, R: Remote> Sender<'a, R> {
         }
     }
 
-    fn permit_flood(&self, cx: &Context<'_>, flood: &mut Flood, frames: usize) -> Sent {
-        let limit = flood.limit;
-        let is_permitted = flood.bucket(self.port).take(limit, frames, cx.now);
+    fn permit_flood(&self, cx: &Context<'_>, flood: &Flood, frames: usize) -> Sent {
+        let is_permitted = flood.take(self.port, frames, cx.now);
         if is_permitted { Ok(()) } else { Err(DropReason::FloodRateLimited) }
     }
 
@@ -341,27 +339,6 @@ impl<'a, R: Remote> Sender<'a, R> {
                 cx.counters.drop_at_port(self.port, reason);
             }
         }
-    }
-}
-
-/// Who may flood how much.
-#[derive(Debug)]
-struct Flood {
-    limit: FloodLimit,
-    buckets: Vec<TokenBucket>,
-}
-
-impl Flood {
-    fn take(&mut self, port: PortSlot, frames: usize, now: BootTime) -> bool {
-        let limit = self.limit;
-        self.bucket(port).take(limit, frames, now)
-    }
-
-    fn bucket(&mut self, port: PortSlot) -> &mut TokenBucket {
-        if self.buckets.len() <= port.index() {
-            self.buckets.resize_with(port.index() + 1, TokenBucket::default);
-        }
-        &mut self.buckets[port.index()]
     }
 }
 

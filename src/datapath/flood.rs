@@ -1,11 +1,17 @@
 //! How much broadcast and multicast a container may cause: a token bucket for each port.
 //!
 //! One flooded frame is one token, however many receivers it is replicated to; a super-frame is as
-//! many as it has segments. Owned by `datapath::egress`.
+//! many as it has segments. The lanes of a node share the buckets, so that the limit is the
+//! container's and not the lane's: a bucket is one number, changed by compare and swap, and touched
+//! by flooded frames alone. Used by `datapath::egress`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::boot_time::BootTime;
+use crate::id::PortSlot;
 
-/// Rate and burst of flooded frames of one port and lane.
+/// Rate and burst of flooded frames of one port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FloodLimit {
     /// Frames a second in the long run.
@@ -20,30 +26,50 @@ impl Default for FloodLimit {
     }
 }
 
-/// The tokens of one port, counted in the nanoseconds that it takes to earn them.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct TokenBucket {
-    /// When the bucket will be full again (the generic cell rate algorithm, ITU-T I.371).
-    full_at: BootTime,
+/// The limit, and what every port has used of it; clones share it.
+#[derive(Debug, Clone)]
+pub struct Flood {
+    limit: FloodLimit,
+    /// When each bucket will be full again, in nanoseconds (the generic cell rate algorithm, ITU-T
+    /// I.371). Ports whose slots are [`BUCKETS`] apart share one.
+    full_at: Arc<[AtomicU64]>,
 }
 
-impl TokenBucket {
-    /// Takes a token for each of `frames`, if there are so many.
-    pub(super) fn take(&mut self, limit: FloodLimit, frames: usize, now: BootTime) -> bool {
-        let Some(cost_ns) = NANOS_PER_SECOND.checked_div(u64::from(limit.frames_per_second)) else {
+impl Flood {
+    /// Takes a token of the port's for each of `frames`, if there are so many.
+    pub(super) fn take(&self, port: PortSlot, frames: usize, now: BootTime) -> bool {
+        let FloodLimit { frames_per_second, burst } = self.limit;
+        let Some(cost_ns) = NANOS_PER_SECOND.checked_div(u64::from(frames_per_second)) else {
             return false;
         };
-        let debt_ns = self.full_at.as_nanos().saturating_sub(now.as_nanos());
-        let more_ns = cost_ns * frames as u64;
-        if debt_ns + more_ns > cost_ns * u64::from(limit.burst) {
-            return false;
-        }
-        self.full_at = BootTime::from_nanos(now.as_nanos() + debt_ns + more_ns);
-        true
+        let take = |full_at: u64| {
+            let debt_ns = full_at.saturating_sub(now.as_nanos()) + cost_ns * frames as u64;
+            (debt_ns <= cost_ns * u64::from(burst)).then(|| now.as_nanos() + debt_ns)
+        };
+        // The number is all that is shared: nothing else is published by it.
+        self.bucket(port).fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    /// Fills the bucket of a port that is new in its slot.
+    pub(super) fn fill(&self, port: PortSlot) {
+        self.bucket(port).store(0, Ordering::Relaxed);
+    }
+
+    fn bucket(&self, port: PortSlot) -> &AtomicU64 {
+        &self.full_at[port.index() % BUCKETS]
+    }
+}
+
+impl From<FloodLimit> for Flood {
+    fn from(limit: FloodLimit) -> Self {
+        Self { limit, full_at: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect() }
     }
 }
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// More than a node has containers; 32 KiB.
+const BUCKETS: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -52,30 +78,53 @@ mod tests {
     use super::*;
 
     const LIMIT: FloodLimit = FloodLimit { frames_per_second: 10, burst: 3 };
+    const PORT: PortSlot = PortSlot::new(7);
 
     #[test]
     fn burst_then_the_rate_then_the_burst_again() {
-        let mut bucket = TokenBucket::default();
+        let flood = Flood::from(LIMIT);
         let start = BootTime::from_nanos(5_000_000_000);
-        let taken = |bucket: &mut TokenBucket, now| (0..10).filter(|_| bucket.take(LIMIT, 1, now)).count();
-        assert_eq!(taken(&mut bucket, start), 3);
-        assert_eq!(taken(&mut bucket, start + Duration::from_millis(99)), 0);
-        assert_eq!(taken(&mut bucket, start + Duration::from_millis(100)), 1);
-        assert_eq!(taken(&mut bucket, start + Duration::from_secs(60)), 3);
+        let taken = |now| (0..10).filter(|_| flood.take(PORT, 1, now)).count();
+        assert_eq!(taken(start), 3);
+        assert_eq!(taken(start + Duration::from_millis(99)), 0);
+        assert_eq!(taken(start + Duration::from_millis(100)), 1);
+        assert_eq!(taken(start + Duration::from_secs(60)), 3);
     }
 
     #[test]
     fn super_frame_costs_its_segments_or_nothing() {
-        let mut bucket = TokenBucket::default();
+        let flood = Flood::from(LIMIT);
         let now = BootTime::from_nanos(5_000_000_000);
-        assert!(!bucket.take(LIMIT, 4, now), "more than the burst");
-        assert!(bucket.take(LIMIT, 3, now));
-        assert!(!bucket.take(LIMIT, 1, now));
+        assert!(!flood.take(PORT, 4, now), "more than the burst");
+        assert!(flood.take(PORT, 3, now));
+        assert!(!flood.take(PORT, 1, now));
     }
 
     #[test]
     fn rate_of_zero_floods_nothing() {
-        let limit = FloodLimit { frames_per_second: 0, burst: 3 };
-        assert!(!TokenBucket::default().take(limit, 1, BootTime::from_nanos(1)));
+        let flood = Flood::from(FloodLimit { frames_per_second: 0, burst: 3 });
+        assert!(!flood.take(PORT, 1, BootTime::from_nanos(1)));
+    }
+
+    #[test]
+    fn ports_have_buckets_of_their_own_and_a_new_one_begins_with_a_full_one() {
+        let flood = Flood::from(LIMIT);
+        let now = BootTime::from_nanos(5_000_000_000);
+        assert!(flood.take(PORT, 3, now) && flood.take(PortSlot::new(8), 3, now));
+        flood.fill(PORT);
+        assert!(flood.take(PORT, 3, now) && !flood.take(PortSlot::new(8), 1, now));
+    }
+
+    #[test]
+    fn lanes_that_flood_at_once_have_one_burst_together() {
+        let flood = Flood::from(FloodLimit { frames_per_second: 1, burst: 1000 });
+        let now = BootTime::from_nanos(5_000_000_000);
+        let lane = || {
+            let flood = flood.clone();
+            std::thread::spawn(move || (0..1000).filter(|_| flood.take(PORT, 1, now)).count())
+        };
+        let lanes: Vec<_> = (0..4).map(|_| lane()).collect();
+        let taken: usize = lanes.into_iter().map(|lane| lane.join().expect("no panic")).sum();
+        assert_eq!(taken, 1000);
     }
 }

@@ -46,7 +46,7 @@ pub use arena::{Encapsulated, MAX_FRAME_LEN, MAX_MTU, Run, SendArena, SendToken}
 pub use coalesce::{Coalescer, Merging};
 pub use counters::{LaneCounters, PeerCounters, PortCounters};
 pub use egress::Egress;
-pub use flood::FloodLimit;
+pub use flood::{Flood, FloodLimit};
 pub use ingress::Ingress;
 pub use segment::SuperFrame;
 pub use stage::Place;
