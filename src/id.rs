@@ -187,6 +187,35 @@ impl LaneId {
     }
 }
 
+/// How many lanes a node has, 1 to [`LaneId::MAX_LANES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LaneCount(u8);
+
+impl LaneCount {
+    /// One lane, which does everything.
+    pub const ONE: Self = Self(1);
+
+    /// Refuses zero and more than there can be.
+    pub const fn new(lanes: u8) -> Option<Self> {
+        if lanes == 0 || lanes > LaneId::MAX_LANES { None } else { Some(Self(lanes)) }
+    }
+
+    /// So many, as far as there can be.
+    pub fn clamped(lanes: usize) -> Self {
+        Self(u8::try_from(lanes).unwrap_or(LaneId::MAX_LANES).clamp(1, LaneId::MAX_LANES))
+    }
+
+    /// The number.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Every lane, in order.
+    pub fn ids(self) -> impl Iterator<Item = LaneId> {
+        (0..self.0).map(LaneId)
+    }
+}
+
 macro_rules! numbers {
     ($($(#[$doc:meta])* $name:ident($inner:ty);)*) => {$(
         $(#[$doc])*
@@ -478,6 +507,15 @@ mod tests {
         assert_eq!(spi.lane(), lane);
         assert!(Spi::for_lane(0x0000_00ff, lane).is_none());
         assert!(LaneId::new(64).is_none());
+    }
+
+    #[test]
+    fn there_is_a_lane_for_each_core_as_far_as_an_spi_can_name_them() {
+        for (cores, lanes) in [(0, 1), (1, 1), (2, 2), (64, 64), (65, 64), (500, 64)] {
+            assert_eq!(LaneCount::clamped(cores).get(), lanes);
+        }
+        assert!([0, 65, 255].iter().all(|lanes| LaneCount::new(*lanes).is_none()));
+        assert_eq!(LaneCount::clamped(3).ids().map(LaneId::index).collect::<Vec<_>>(), [0, 1, 2]);
     }
 
     #[test]

@@ -14,5 +14,6 @@ pub mod netns;
 pub mod packet;
 mod socket_option;
 pub mod spawner;
+pub mod steer;
 pub mod tap;
 pub mod udp;

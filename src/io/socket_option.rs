@@ -17,3 +17,23 @@ pub(super) fn set(
     let status = unsafe { libc::setsockopt(socket, level, option, (&raw const value).cast(), length) };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Lets a classic BPF program choose among the sockets of the group of `SO_REUSEPORT` that this one
+/// is in, by the index that it returns.
+pub(super) fn attach_reuseport_program(socket: RawFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    let len = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let length = libc::socklen_t::try_from(size_of_val(&program)).expect("a small structure");
+    // SAFETY: the kernel reads `length` bytes of `program` and copies the `len` instructions that it
+    // points to, which are borrowed for the call; it writes neither.
+    let status = unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            length,
+        )
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

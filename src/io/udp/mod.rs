@@ -168,6 +168,11 @@ pub struct OffloadWatch {
 }
 
 impl OffloadWatch {
+    /// For two sockets, one of which sends and the other receives.
+    pub(super) fn of(send: &UdpSocket, receive: &UdpSocket) -> Self {
+        Self { coalescing: receive.offloads.coalescing, ..send.offload_watch() }
+    }
+
     /// What the kernel does for the socket now.
     pub fn now(&self) -> Offloads {
         Offloads { segmentation: self.segmentation.load(Ordering::Relaxed), coalescing: self.coalescing }
