@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use overlayd::bench::pair;
-use overlayd::id::IfName;
+use overlayd::id::{IfName, LaneCount};
 use overlayd::io::clock::boot_time;
 use overlayd::io::container_port::ContainerPort;
 use overlayd::io::netlink::Netlink;
@@ -76,8 +76,8 @@ fn container() -> (Lab, Container, Tap) {
         gateways: Vec::new(),
         alias: String::new(),
     };
-    let tap = port.create(container.namespace()).expect("an interface");
-    (lab, container, tap)
+    let mut queues = port.create(container.namespace(), LaneCount::ONE).expect("an interface");
+    (lab, container, queues.remove(0))
 }
 
 fn eth0() -> IfName {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::id::{LaneCount, LaneId};
 use crate::sa::{LimitOverrides, Limits, Suite};
 
 /// All that the agent is told at its start.
@@ -24,6 +25,8 @@ pub struct AgentConfig {
     pub log: LogConfig,
     /// Ciphers in order of preference; empty means that the agent chooses by the processor.
     pub suites: Vec<Suite>,
+    /// Threads that carry packets; absent means that the agent has one for each core.
+    pub lanes: Option<LaneCount>,
     /// Lowered limits of SAs.
     pub limits: LimitOverrides,
     /// What one container may flood.
@@ -64,6 +67,7 @@ impl AgentConfig {
             socket: keys.socket.0,
             log: keys.log,
             suites: keys.suites.0,
+            lanes: keys.lanes.map(|lanes| lanes.0),
             limits: keys.limits.0,
             flood: keys.flood,
             busy_poll: keys.busy_poll.0,
@@ -81,6 +85,7 @@ impl Default for AgentConfig {
             socket: DEFAULT_SOCKET.into(),
             log: LogConfig::default(),
             suites: Vec::new(),
+            lanes: None,
             limits: LimitOverrides::default(),
             flood: FloodLimit::default(),
             busy_poll: BusyPoll::default().0,
@@ -266,6 +271,7 @@ struct Keys {
     socket: AbsolutePath,
     log: LogConfig,
     suites: SuitePreference,
+    lanes: Option<Lanes>,
     limits: LoweredLimits,
     flood: FloodLimit,
     busy_poll: BusyPoll,
@@ -280,6 +286,7 @@ impl Default for Keys {
             socket: AbsolutePath(DEFAULT_SOCKET.into()),
             log: LogConfig::default(),
             suites: SuitePreference(Vec::new()),
+            lanes: None,
             limits: LoweredLimits::default(),
             flood: FloodLimit::default(),
             busy_poll: BusyPoll::default(),
@@ -345,6 +352,24 @@ impl TryFrom<Vec<Suite>> for SuitePreference {
             return Err("suites names one twice".into());
         }
         Ok(Self(suites))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "i64")]
+struct Lanes(LaneCount);
+
+impl TryFrom<i64> for Lanes {
+    type Error = String;
+
+    fn try_from(lanes: i64) -> Result<Self, String> {
+        let count = u8::try_from(lanes).ok().and_then(LaneCount::new);
+        let most = LaneId::MAX_LANES;
+        count.map(Self).ok_or_else(|| {
+            format!(
+                "lanes = {lanes} is not possible: a node has 1 to {most}; without the key, one for each core"
+            )
+        })
     }
 }
 
@@ -493,6 +518,7 @@ mod tests {
             suites = ["chacha20-poly1305", "aes-256-gcm"]
             busy_poll = "20us"
             copy_dscp = true
+            lanes = 64
             [log]
             format = "json"
             level = "info,overlayd::control=debug"
@@ -513,6 +539,7 @@ mod tests {
         assert!(config.copy_dscp);
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
         assert_eq!(config.busy_poll, Duration::from_micros(20));
+        assert_eq!(config.lanes.map(LaneCount::get), Some(64));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");
         assert_eq!((config.flood.packets_per_second(), config.flood.burst()), (1000, 5));
@@ -551,6 +578,10 @@ mod tests {
             ("suites = []", 1, "suites is empty"),
             ("suites = [\"aes-256-gcm\", \"aes-256-gcm\"]", 1, "twice"),
             ("suites = [\"none\"]", 1, "`none`"),
+            ("lanes = 0", 1, "lanes = 0 is not possible"),
+            ("lanes = 65", 1, "lanes = 65 is not possible: a node has 1 to 64"),
+            ("lanes = -1", 1, "lanes = -1"),
+            ("lanes = \"many\"", 1, "\"many\""),
             ("\n[limits]\nhard_packets = 99999999999", 2, "hard_packets = 99999999999"),
             ("[limits]\nsoft_packets = 0", 1, "stop all traffic"),
             ("[limits]\nsoft_packets = 9\nhard_packets = 8", 1, "above hard_packets = 8"),

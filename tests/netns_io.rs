@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use overlayd::id::{IfName, MacAddr, Vni};
+use overlayd::id::{IfName, LaneCount, MacAddr, Vni};
 use overlayd::io::container_port::{ContainerPort, PortError};
 use overlayd::io::epoll::{Epoll, ReadyList};
 use overlayd::io::netlink::{Netlink, NetlinkError, Vxlan};
@@ -50,8 +50,8 @@ fn trials() -> Vec<Trial> {
         taken_interface_name_is_refused_and_nothing_is_left_behind
         failed_configuration_leaves_nothing_behind
         persistent_tap_outlives_its_process_and_is_opened_again
-        deleted_device_is_told_to_its_reader
-        end_of_the_container_is_told_to_the_reader_of_its_tap
+        deleted_device_is_told_to_its_readers
+        end_of_the_container_is_told_to_the_readers_of_its_tap
         reopened_tap_keeps_the_namespace_but_its_path_tells
         tap_errors_name_their_cause
         tap_of_an_interface_that_is_down_loses_frames_without_an_error
@@ -122,7 +122,7 @@ fn taken_interface_name_is_refused_and_nothing_is_left_behind() {
     let (_lab, container, _tap) = container_with_port();
     let here = Netlink::here().unwrap();
     let before = (here.links().unwrap().len(), links_of(&container));
-    let refused = port().create(container.namespace()).unwrap_err();
+    let refused = port().create(container.namespace(), LaneCount::ONE).unwrap_err();
     assert!(matches!(refused, PortError::NameTaken { .. }), "{refused}");
     assert_eq!((here.links().unwrap().len(), links_of(&container)), before);
 }
@@ -137,54 +137,66 @@ fn failed_configuration_leaves_nothing_behind() {
         ContainerPort { mtu: 10_000_000, ..port() },
         ContainerPort { mac: MacAddr::BROADCAST, ..port() },
     ] {
-        broken.create(container.namespace()).unwrap_err();
+        broken.create(container.namespace(), LANES).unwrap_err();
         assert_eq!(here.links().unwrap().len(), before);
         assert_eq!(links_of(&container), ["lo"]);
     }
-    port().create(container.namespace()).unwrap();
+    assert_eq!(port().create(container.namespace(), LANES).unwrap().len(), 3);
 }
 
 fn persistent_tap_outlives_its_process_and_is_opened_again() {
-    let (_lab, container, tap) = container_with_port();
-    drop(tap);
+    let (_lab, container, queues) = container_with_queues();
+    drop(queues);
     assert_eq!(links_of(&container), ["eth0", "lo"]);
-    let tap = ContainerPort::reopen(&eth0(), container.namespace()).unwrap();
-    assert_eq!(tap.name().unwrap(), eth0());
-    assert!(arp_is_answered(&tap));
+    // Whatever number of lanes the next process has.
+    for lanes in [LaneCount::ONE, LaneCount::clamped(5), LANES] {
+        let queues = ContainerPort::reopen(&eth0(), container.namespace(), lanes).unwrap();
+        assert_eq!(queues.len(), usize::from(lanes.get()));
+        for queue in &queues {
+            assert_eq!(queue.name().unwrap(), eth0());
+            assert!(arp_is_answered(queue, &queues));
+        }
+    }
 
     ContainerPort::remove(&eth0(), container.namespace()).unwrap();
     ContainerPort::remove(&eth0(), container.namespace()).expect("it is gone already, which is fine");
     assert_eq!(links_of(&container), ["lo"]);
 }
 
-fn deleted_device_is_told_to_its_reader() {
-    let (_lab, container, tap) = container_with_port();
-    let epoll = Epoll::new().unwrap();
-    epoll.add(&tap, 1).unwrap();
+fn deleted_device_is_told_to_its_readers() {
+    let (_lab, container, queues) = container_with_queues();
+    let epolls = queues.iter().map(|tap| {
+        let epoll = Epoll::new().unwrap();
+        epoll.add(tap, 1).unwrap();
+        epoll
+    });
+    let epolls: Vec<_> = epolls.collect();
     Netlink::within(container.namespace(), |netlink| netlink.delete(&netlink.link(&eth0())?)).unwrap();
-    assert_gone(&tap);
-    let mut ready = ReadyList::with_capacity(1);
-    epoll.wait(&mut ready, Some(Duration::from_secs(1))).unwrap();
-    assert!(ready.iter().any(|ready| ready.failed), "epoll says nothing of a device that is gone");
+    queues.iter().for_each(assert_gone);
+    for epoll in epolls {
+        let mut ready = ReadyList::with_capacity(1);
+        epoll.wait(&mut ready, Some(Duration::from_secs(1))).unwrap();
+        assert!(ready.iter().any(|ready| ready.failed), "epoll says nothing of a device that is gone");
+    }
 }
 
-fn end_of_the_container_is_told_to_the_reader_of_its_tap() {
-    let (_lab, container, tap) = container_with_port();
+fn end_of_the_container_is_told_to_the_readers_of_its_tap() {
+    let (_lab, container, queues) = container_with_queues();
     drop(container);
-    assert_gone(&tap);
+    queues.iter().for_each(assert_gone);
 }
 
 fn reopened_tap_keeps_the_namespace_but_its_path_tells() {
-    let (_lab, container, tap) = container_with_port();
-    drop(tap);
-    let tap = ContainerPort::reopen(&eth0(), container.namespace()).unwrap();
+    let (_lab, container, queues) = container_with_queues();
+    drop(queues);
+    let queues = ContainerPort::reopen(&eth0(), container.namespace(), LANES).unwrap();
     let (path, namespace) = (container.path(), NetNs::open(&container.path()).unwrap());
     assert!(namespace.is_at(&path));
     drop(container);
     assert!(!namespace.is_at(&path));
     drop(namespace);
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(tap.name().expect("its namespace lives on"), eth0());
+    assert_eq!(queues[0].name().expect("its namespace lives on"), eth0());
     ContainerPort::remove_at(&eth0(), &path).expect("there is nothing to remove at the path");
 }
 
@@ -442,12 +454,24 @@ fn hold_a_laboratory() -> ! {
 }
 
 fn container_with_port() -> (Lab, Container, Tap) {
+    let (lab, container, mut queues) = container_for(LaneCount::ONE);
+    (lab, container, queues.remove(0))
+}
+
+/// A container with an interface of several queues.
+fn container_with_queues() -> (Lab, Container, Vec<Tap>) {
+    container_for(LANES)
+}
+
+fn container_for(lanes: LaneCount) -> (Lab, Container, Vec<Tap>) {
     let lab = Lab::two_hosts(Underlay::default()).unwrap();
     let container = lab.host(1).container("blue").unwrap();
     // As an agent does it: from its host's namespace.
-    let tap = lab.host(1).run_in(|| port().create(container.namespace())).unwrap().unwrap();
-    (lab, container, tap)
+    let queues = lab.host(1).run_in(|| port().create(container.namespace(), lanes)).unwrap().unwrap();
+    (lab, container, queues)
 }
+
+const LANES: LaneCount = LaneCount::new(3).expect("in range");
 
 fn port() -> ContainerPort {
     ContainerPort {
@@ -534,12 +558,13 @@ fn transfer(
     messages
 }
 
-/// Asks for the container's MAC and sees its kernel answer.
-fn arp_is_answered(tap: &Tap) -> bool {
-    assert!(tap.write_frame(&VnetHeader::COMPLETE, &[&arp_request()]).unwrap());
+/// Asks for the container's MAC by one queue and sees its kernel answer by any.
+fn arp_is_answered(asked: &Tap, queues: &[Tap]) -> bool {
+    assert!(asked.write_frame(&VnetHeader::COMPLETE, &[&arp_request()]).unwrap());
     let mut frame = [0; 2048];
     eventually(Duration::from_secs(2), || {
-        while let Some((_, length)) = tap.read_frame(&mut frame, &mut []).unwrap() {
+        let read = |frame: &mut [u8]| queues.iter().find_map(|tap| tap.read_frame(frame, &mut []).unwrap());
+        while let Some((_, length)) = read(&mut frame) {
             if length >= 42 && frame[12..14] == [0x08, 0x06] && frame[21] == 2 {
                 return frame[28..32] == [10, 1, 0, 2];
             }

@@ -14,10 +14,10 @@ use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::drop_reason::DropReason;
 use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
-use overlayd::id::{IfName, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
+use overlayd::id::{IfName, LaneCount, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use overlayd::io::clock::boot_time;
 use overlayd::io::container_port::ContainerPort;
-use overlayd::io::tap::TapOffloads;
+use overlayd::io::tap::{Tap, TapOffloads};
 use overlayd::io::udp::{Datagram, RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
@@ -142,7 +142,7 @@ fn deleted_port_is_reported_and_its_slot_can_be_used_again() {
             LaneEvent::SegmentationGivenUp { socket } => panic!("this kernel refused a run of {socket:?}"),
         }
     }
-    let tap = host.run_in(|| port(0).create(node.container.namespace())).unwrap().unwrap();
+    let tap = tap(host, &node.container, 0);
     block_on(node.lane.execute(Command::AddPort { slot: PORT, tap })).unwrap();
     bed.assert_ping(0, 1);
 }
@@ -468,21 +468,27 @@ fn node(
             let tables = Arc::new(ArcSwap::from_pointee(tables(kind, index, peer)));
             let config = LaneConfig {
                 id: LaneId::new(0).unwrap(),
-                esp: bind(4500),
-                vxlan: Some(bind(4789)),
+                esp: bind(4500).into(),
+                vxlan: Some(bind(4789).into()),
                 tables: tables.clone(),
-                flood_limit: FloodLimit::default(),
+                flood: FloodLimit::default().into(),
                 busy_poll: Duration::from_micros(100),
                 dscp,
             };
             (worker::spawn(config).unwrap(), tables)
         })
         .unwrap();
-    let mut tap = host.run_in(|| port(index).create(container.namespace())).unwrap().unwrap();
+    let mut tap = tap(host, &container, index);
     assert_eq!(tap.offloads(), TapOffloads::ALL, "this kernel cannot show what the test is about");
     tap.set_offloads(offloads).unwrap();
     block_on(lane.execute(Command::AddPort { slot: PORT, tap })).unwrap();
     Node { lane, tables, container }
+}
+
+/// The only queue of a container's interface.
+fn tap(host: &Host, container: &Container, index: usize) -> Tap {
+    let create = || port(index).create(container.namespace(), LaneCount::ONE);
+    host.run_in(create).unwrap().unwrap().remove(0)
 }
 
 fn tables(kind: Kind, node: usize, peer: SocketAddr) -> Tables {

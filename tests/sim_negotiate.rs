@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use overlayd::boot_time::BootTime;
 use overlayd::drop_reason::DropReason;
-use overlayd::id::{BootId, Epoch, LaneId, NetworkId, NodeId, Spi, Vni};
+use overlayd::id::{BootId, Epoch, LaneCount, LaneId, NetworkId, NodeId, Spi, Vni};
 use overlayd::negotiate::{
     Action, Env, ExchangeId, Hello, Link, LinkConfig, Message, Reason, SpiPool, Standing, take_frame,
 };
@@ -29,6 +29,24 @@ fn two_nodes_agree_and_packets_pass_both_ways_on_every_lane() {
         world.assert_agreed();
         assert_eq!(world.nodes.each_ref().map(|node| node.established), [1, 1]);
     }
+}
+
+#[test]
+fn node_that_cannot_steer_receives_by_its_first_lane_and_sends_by_all() {
+    let mut world = World::new(14, [3, 4]);
+    world.configure(|config, side| {
+        if side == RESPONDER {
+            config.receiving_lanes = LaneCount::ONE;
+        }
+    });
+    world.connect();
+    world.settle();
+    world.assert_agreed();
+    let keys = |side: usize| world.nodes[side].link.established().unwrap();
+    let receivers = |side| keys(side).inbound.iter().map(|spi| spi.lane().index()).collect::<Vec<_>>();
+    assert_eq!(receivers(RESPONDER), [0, 0, 0]);
+    assert_eq!(receivers(INITIATOR), [0, 1, 2, 0]);
+    assert_eq!(keys(RESPONDER).outbound.len(), 4);
 }
 
 #[test]
@@ -348,6 +366,7 @@ impl World {
                 network: NetworkId::from_entropy([3; 16]),
                 vni: Vni::new(77).unwrap(),
                 hello: Hello { boot_id: BootId::from_entropy(rng.random()), lanes: lanes[side] },
+                receiving_lanes: LaneCount::new(lanes[side]).unwrap(),
                 suites: vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305],
                 limits: LimitOverrides::default(),
             })

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use overlayd::boot_time::BootTime;
-use overlayd::id::{BootId, Epoch, NetworkId, NodeId, Vni};
+use overlayd::id::{BootId, Epoch, LaneCount, NetworkId, NodeId, Vni};
 use overlayd::negotiate::{
     Action, Env, ExchangeId, Hello, Install, Link, LinkConfig, LinkFrame, Message, SpiPool, Standing,
     take_frame,
@@ -80,6 +80,7 @@ impl Side {
             network: network(),
             vni: Vni::new(VNI).expect("in range"),
             hello: Hello { boot_id: BootId::from_entropy([4; 16]), lanes: OUR_LANES },
+            receiving_lanes: LaneCount::new(OUR_LANES).expect("in range"),
             suites: vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305],
             limits: LimitOverrides::default(),
         };

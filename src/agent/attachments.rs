@@ -341,8 +341,9 @@ impl Attachments {
         }
         let mtu = self.dataplane.mtu(&self.in_view(&endpoint).await?).await;
         let port = container::port(&attachment.ifname, &endpoint, &network, mtu);
-        let tap = blocking(move || port.create(&netns)).await?;
-        self.add_port(attachment.id, tap).await?;
+        let lanes = self.dataplane.lane_count();
+        let queues = blocking(move || port.create(&netns, lanes)).await?;
+        self.add_port(attachment.id, queues).await?;
         attachment.state = AttachmentState::Ready;
         attachment.endpoint = Some(endpoint.clone());
         attachment.mtu = Some(mtu);
@@ -386,18 +387,20 @@ impl Attachments {
             Some(network) => Some((network.clone(), self.dataplane.mtu(network).await)),
             None => None,
         };
-        let tap = blocking(move || {
-            container::reopen(&attachment, known.as_ref().map(|(network, mtu)| (network, *mtu)))
+        let lanes = self.dataplane.lane_count();
+        let queues = blocking(move || {
+            container::reopen(&attachment, known.as_ref().map(|(network, mtu)| (network, *mtu)), lanes)
         })
         .await?;
-        self.add_port(id, tap).await?;
+        self.add_port(id, queues).await?;
         tracing::info!(endpoint = %id, %network, "interface is back");
         Ok(())
     }
 
-    async fn add_port(&self, endpoint: EndpointId, mut tap: Tap) -> Result<(), ApiError> {
-        self.offloads.enter(endpoint, &mut tap).map_err(|error| ApiError::internal(error.to_string()))?;
-        Ok(self.dataplane.add_port(endpoint, tap).await?)
+    async fn add_port(&self, endpoint: EndpointId, mut queues: Vec<Tap>) -> Result<(), ApiError> {
+        let entered = self.offloads.enter(endpoint, &mut queues);
+        entered.map_err(|error| ApiError::internal(error.to_string()))?;
+        Ok(self.dataplane.add_port(endpoint, queues).await?)
     }
 
     async fn remove_port(&self, endpoint: EndpointId) -> Result<(), LaneGone> {

@@ -28,8 +28,9 @@ use crate::config::AgentConfig;
 use crate::control::rpc::messages;
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::store::Store;
-use crate::id::BootId;
+use crate::id::{BootId, LaneCount};
 use crate::io::clock::boot_time;
+use crate::io::cpu;
 use crate::negotiate::Hello;
 
 /// The agent behind its socket.
@@ -41,6 +42,7 @@ struct Inner {
     config: AgentConfig,
     store: Store,
     started: BootTime,
+    lanes: LaneCount,
     hello: Hello,
     member: RwLock<Option<Arc<Member>>>,
     /// Joining and leaving, one at a time.
@@ -55,12 +57,14 @@ impl Daemon {
         store: Store,
         failed: mpsc::Sender<anyhow::Error>,
     ) -> anyhow::Result<Self> {
-        let formed = formation::resume(&store, config.offload).await?;
-        let hello = Hello { boot_id: BootId::from_entropy(rand::random()), lanes: LANES };
+        let lanes = config.lanes.unwrap_or_else(|| LaneCount::clamped(cpu::cores()));
+        let formed = formation::resume(&store, lanes, config.offload).await?;
+        let hello = Hello { boot_id: BootId::from_entropy(rand::random()), lanes: lanes.get() };
         let inner = Inner {
             config,
             store,
             started: boot_time(),
+            lanes,
             hello,
             member: RwLock::new(None),
             forming: Mutex::new(()),
@@ -218,7 +222,7 @@ impl Backend for Daemon {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
-            let formed = formation::init(&inner.store, request, inner.config.offload).await?;
+            let formed = formation::init(&inner.store, request, inner.lanes, inner.config.offload).await?;
             let member = inner.begin_new(formed).await?;
             let manager =
                 member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
@@ -236,7 +240,8 @@ impl Backend for Daemon {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
-            let (formed, enrolled) = formation::join(&inner.store, request, inner.config.offload).await?;
+            let (lanes, offload) = (inner.lanes, inner.config.offload);
+            let (formed, enrolled) = formation::join(&inner.store, request, lanes, offload).await?;
             let member = inner.begin_new(formed).await?;
             tracing::info!(node = %enrolled.node, "joined");
             Ok(JoinResponse { cluster: member.credentials.identity().cluster(), node: member.node() })
@@ -371,8 +376,6 @@ impl From<ManagerError> for ApiError {
     }
 }
 
-/// Lanes of this node.
-const LANES: u8 = 1;
 const LET_GO_INTERVAL: Duration = Duration::from_millis(5);
 /// Longer than any call to a manager waits.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(25);

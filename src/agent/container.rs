@@ -6,7 +6,7 @@ use crate::api::ApiError;
 use crate::api::types::{AttachRequest, NetnsReference};
 use crate::cluster::{Endpoint, Network, NetworkView};
 use crate::control::store::local::{Attachment, NetnsRef};
-use crate::id::{EndpointId, IfName};
+use crate::id::{EndpointId, IfName, LaneCount};
 use crate::io::container_port::{ContainerPort, PortError};
 use crate::io::netlink::{Link, Netlink, NetlinkError};
 use crate::io::netns::{NetNs, NetNsError};
@@ -57,8 +57,12 @@ pub(super) fn open(wanted: &NetnsRef) -> Result<Option<NetNs>, ApiError> {
 }
 
 /// Opens the interface of an attachment again, or makes it again, as its network and MTU are now, if
-/// somebody removed it.
-pub(super) fn reopen(attachment: &Attachment, known: Option<(&NetworkView, u16)>) -> Result<Tap, ApiError> {
+/// somebody removed it; a queue for each lane.
+pub(super) fn reopen(
+    attachment: &Attachment,
+    known: Option<(&NetworkView, u16)>,
+    lanes: LaneCount,
+) -> Result<Vec<Tap>, ApiError> {
     let Some(netns) = open(&attachment.netns)? else {
         return Err(ApiError::not_found(format!(
             "{} is not there any more",
@@ -67,12 +71,12 @@ pub(super) fn reopen(attachment: &Attachment, known: Option<(&NetworkView, u16)>
     };
     if let Some(link) = Netlink::within(&netns, |netlink| ours(netlink, attachment.id)).map_err(failed)? {
         let name: IfName = link.name.parse().map_err(failed)?;
-        return Ok(ContainerPort::reopen(&name, &netns)?);
+        return Ok(ContainerPort::reopen(&name, &netns, lanes)?);
     }
     let (Some(endpoint), Some((view, mtu))) = (attachment.endpoint.as_ref(), known) else {
         return Err(ApiError::internal("somebody removed it, and its network is not known yet"));
     };
-    Ok(port(&attachment.ifname, endpoint, &view.network, mtu).create(&netns)?)
+    Ok(port(&attachment.ifname, endpoint, &view.network, mtu).create(&netns, lanes)?)
 }
 
 /// What the interface of an endpoint is to be.

@@ -16,7 +16,7 @@ use super::slots::Hold;
 use crate::cluster::{NetworkView, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
-use crate::id::{EndpointId, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
+use crate::id::{EndpointId, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
 use crate::io::tap::Tap;
 use crate::membership::{MembershipError, SignedMembership};
 use crate::worker::{Command, Lane, LaneGone};
@@ -45,6 +45,11 @@ impl DataPlane {
     /// The lanes.
     pub(crate) fn lanes(&self) -> &[Arc<Lane>] {
         &self.lanes
+    }
+
+    /// How many there are: the queues of an interface.
+    pub(crate) fn lane_count(&self) -> LaneCount {
+        LaneCount::clamped(self.lanes.len())
     }
 
     /// The peers that keys are needed with, whenever they change.
@@ -93,13 +98,15 @@ impl DataPlane {
         self.placement.lock().await.mtu(network)
     }
 
-    /// Gives a local endpoint's interface to the lanes.
-    pub(crate) async fn add_port(&self, endpoint: EndpointId, tap: Tap) -> Result<(), LaneGone> {
+    /// Gives a local endpoint's interface to the lanes, a queue to each.
+    pub(crate) async fn add_port(&self, endpoint: EndpointId, queues: Vec<Tap>) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
         let slot = placement.hold_port(endpoint);
         self.publish(&mut placement).await?;
-        let [lane] = self.lanes.as_slice() else { unreachable!("a TAP has one queue, so there is one lane") };
-        lane.execute(Command::AddPort { slot, tap }).await
+        for (lane, tap) in self.lanes.iter().zip(queues) {
+            lane.execute(Command::AddPort { slot, tap }).await?;
+        }
+        Ok(())
     }
 
     /// Takes a local endpoint's interface from the lanes; returns once no lane has it open.
@@ -248,10 +255,12 @@ mod tests {
         let tables = Arc::new(ArcSwap::default());
         let config = LaneConfig {
             id: LaneId::new(0).expect("a lane"),
-            esp: UdpSocket::bind(([127, 0, 0, 1], 0).into(), &UdpOptions::default()).expect("a socket"),
+            esp: UdpSocket::bind(([127, 0, 0, 1], 0).into(), &UdpOptions::default())
+                .expect("a socket")
+                .into(),
             vxlan: None,
             tables: Arc::clone(&tables),
-            flood_limit: FloodLimit { frames_per_second: 1, burst: 1 },
+            flood: FloodLimit { frames_per_second: 1, burst: 1 }.into(),
             busy_poll: std::time::Duration::ZERO,
             dscp: Dscp::Hidden,
         };

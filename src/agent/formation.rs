@@ -23,7 +23,7 @@ use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
 use crate::control::tls::Credentials;
 use crate::control::trust::Trust;
-use crate::id::ClusterId;
+use crate::id::{ClusterId, LaneCount};
 use crate::io::clock::wall_clock;
 use crate::membership::token::JoinToken;
 
@@ -35,7 +35,11 @@ pub(super) struct Formed {
 }
 
 /// The member that this node was when the agent last ran, if it was one.
-pub(super) async fn resume(store: &Store, offload: OffloadConfig) -> anyhow::Result<Option<Formed>> {
+pub(super) async fn resume(
+    store: &Store,
+    lanes: LaneCount,
+    offload: OffloadConfig,
+) -> anyhow::Result<Option<Formed>> {
     let opened = store.clone();
     let found = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let member = opened.identity::<NodeIdentity>()?.zip(opened.settings()?);
@@ -47,7 +51,7 @@ pub(super) async fn resume(store: &Store, offload: OffloadConfig) -> anyhow::Res
     })
     .await??;
     let Some((identity, settings)) = found else { return Ok(None) };
-    let sockets = Sockets::bind(&settings, offload).await?;
+    let sockets = Sockets::bind(&settings, lanes, offload).await?;
     Ok(Some(Formed { identity, settings, sockets }))
 }
 
@@ -55,6 +59,7 @@ pub(super) async fn resume(store: &Store, offload: OffloadConfig) -> anyhow::Res
 pub(super) async fn init(
     store: &Store,
     request: InitRequest,
+    lanes: LaneCount,
     offload: OffloadConfig,
 ) -> Result<Formed, ApiError> {
     let data_ip = request.data_ip.unwrap_or(request.advertise.ip());
@@ -71,7 +76,7 @@ pub(super) async fn init(
         data: SocketAddr::new(data_ip, request.data_port),
         managers: vec![request.advertise],
     };
-    let sockets = Sockets::bind(&settings, offload).await.map_err(cannot)?;
+    let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(cannot)?;
     let node = |identity: &NodeIdentity, mtu| Node {
         id: identity.node(),
         name: host_name(),
@@ -116,6 +121,7 @@ pub(super) async fn init(
 pub(super) async fn join(
     store: &Store,
     request: JoinRequest,
+    lanes: LaneCount,
     offload: OffloadConfig,
 ) -> Result<(Formed, Enrolled), ApiError> {
     let token: JoinToken =
@@ -128,7 +134,7 @@ pub(super) async fn join(
     let listen = everywhere(advertise);
     let mut settings =
         NodeSettings { listen, advertise, data: SocketAddr::new(data_ip, 0), managers: vec![manager] };
-    let tried = Sockets::bind(&settings, offload).await.map_err(cannot)?;
+    let tried = Sockets::bind(&settings, lanes, offload).await.map_err(cannot)?;
     let machine = Joining {
         host: host_name(),
         advertise: Some(advertise.ip()),
@@ -142,7 +148,7 @@ pub(super) async fn join(
     if !enrolled.managers.is_empty() {
         settings.managers.clone_from(&enrolled.managers);
     }
-    let sockets = Sockets::bind(&settings, offload).await.map_err(|error| {
+    let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(|error| {
         ApiError::conflict(format!(
             "{error:#}; the manager knows this machine as node {} now: remove that when nothing else helps",
             enrolled.node

@@ -14,7 +14,7 @@ use super::slots::Hold;
 use crate::api::types::PeerState;
 use crate::boot_time::BootTime;
 use crate::control::tls::Credentials;
-use crate::id::{NetworkId, NodeId, Spi};
+use crate::id::{LaneCount, NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
 use crate::negotiate::{Env, Established, Hello, Install, LaneKey, SpiPool};
 use crate::sa::{InboundSa, LimitOverrides, OutboundSa, Suite};
@@ -24,6 +24,7 @@ use crate::worker::{Command, LaneGone};
 pub(crate) struct Keys {
     pub(super) node: NodeId,
     pub(super) hello: Hello,
+    pub(super) receiving_lanes: LaneCount,
     pub(super) suites: Vec<Suite>,
     pub(super) limits: LimitOverrides,
     pub(super) dataplane: Arc<DataPlane>,
@@ -43,9 +44,9 @@ pub(crate) struct LinkStatus {
 }
 
 impl Keys {
-    /// For this run of the agent, which `hello` names.
+    /// For this run of the agent, which `hello` names, with as many lanes that receive.
     pub(crate) fn new(
-        hello: Hello,
+        (hello, receiving_lanes): (Hello, LaneCount),
         (suites, limits): (Vec<Suite>, LimitOverrides),
         dataplane: Arc<DataPlane>,
         credentials: Arc<Credentials>,
@@ -54,6 +55,7 @@ impl Keys {
         Self {
             node: credentials.identity().node(),
             hello,
+            receiving_lanes,
             suites,
             limits,
             dataplane,

@@ -33,16 +33,17 @@ use crate::control::store::local::NodeSettings;
 use crate::control::tls::{Credentials, verify_identity};
 use crate::control::trust::Trust;
 use crate::control::{enrol, renewal};
-use crate::id::{HostName, LaneId};
+use crate::forward::Tables;
+use crate::id::{HostName, LaneCount};
 use crate::io::clock::wall_clock;
 use crate::io::cpu;
-use crate::io::udp::UdpSocket;
+use crate::io::steer::Group;
 use crate::membership::SignedMembership;
 use crate::negotiate::Hello;
 use crate::sa::Suite;
 use crate::wire::traffic_class::Dscp;
 use crate::wire::vxlan;
-use crate::worker::{self, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
+use crate::worker::{self, DataSocket, Flood, FloodLimit, Lane, LaneConfig, LaneEvent};
 
 /// A running member of a cluster. Dropping it ends everything of it, though not at once.
 pub(crate) struct Member {
@@ -64,25 +65,36 @@ pub(crate) struct Member {
 /// The sockets of a member, bound before anything is promised to anybody.
 pub(crate) struct Sockets {
     tls: TcpListener,
-    esp: UdpSocket,
-    vxlan: Option<UdpSocket>,
+    esp: Group,
+    vxlan: Option<Group>,
     warnings: Vec<String>,
     underlay_mtu: u32,
 }
 
 impl Sockets {
-    /// Binds what `settings` name.
-    pub(crate) async fn bind(settings: &NodeSettings, offload: OffloadConfig) -> Result<Self> {
+    /// Binds what `settings` name, for so many lanes.
+    pub(crate) async fn bind(
+        settings: &NodeSettings,
+        lanes: LaneCount,
+        offload: OffloadConfig,
+    ) -> Result<Self> {
         let tls = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("cannot listen on TCP {}: choose another with --listen-addr", settings.listen)
         })?;
         let data = settings.data;
         let options = offloads::socket_options(offload);
-        let esp = UdpSocket::bind(data, &options)
+        let esp = Group::bind_esp(data, lanes, &options)
             .context("cannot receive encrypted data: give an address of this machine with --data-addr")?;
         let mut warnings = Vec::new();
-        let vxlan = match UdpSocket::bind(SocketAddr::new(data.ip(), vxlan::PORT), &options) {
-            Ok(socket) => Some(socket),
+        if let Some(refusal) = &esp.refusal {
+            warnings.push(format!(
+                "one lane of {} receives all encrypted data: the kernel does not steer by SPI ({refusal}); Linux \
+                 4.5 and later do, unless a sandbox forbids SO_ATTACH_REUSEPORT_CBPF",
+                lanes.get()
+            ));
+        }
+        let vxlan = match Group::bind_vxlan(SocketAddr::new(data.ip(), vxlan::PORT), lanes, &options) {
+            Ok(group) => Some(group),
             Err(error) => {
                 warnings.push(format!("unencrypted networks carry nothing here: {error}"));
                 None
@@ -109,6 +121,7 @@ impl Member {
         failed: mpsc::Sender<anyhow::Error>,
     ) -> Result<Self> {
         let Sockets { tls, esp, vxlan, warnings, underlay_mtu } = sockets;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         offloads::tell_refused(config.offload, DataSocket::Esp, esp.offloads());
         if let Some(vxlan) = &vxlan {
             offloads::tell_refused(config.offload, DataSocket::Vxlan, vxlan.offloads());
@@ -128,21 +141,10 @@ impl Member {
             tracing::error!("{warning}");
         }
 
+        let receiving_lanes = esp.receiving();
         let tables = Arc::new(ArcSwap::default());
-        let id = LaneId::new(0).expect("zero is a lane");
-        let flood_limit =
-            FloodLimit { frames_per_second: config.flood.packets_per_second(), burst: config.flood.burst() };
-        let lane = worker::spawn(LaneConfig {
-            id,
-            esp,
-            vxlan,
-            tables: Arc::clone(&tables),
-            flood_limit,
-            busy_poll: config.busy_poll,
-            dscp: if config.copy_dscp { Dscp::Copied } else { Dscp::Hidden },
-        })?;
-        let lane = Arc::new(lane);
-        let dataplane = Arc::new(DataPlane::new(&credentials.identity(), vec![Arc::clone(&lane)], tables));
+        let lanes = start_lanes(config, esp, vxlan, &tables)?;
+        let dataplane = Arc::new(DataPlane::new(&credentials.identity(), lanes, tables));
         dataplane.follow_underlay(underlay_mtu).await?;
         dataplane.follow(Arc::new(view.clone())).await?;
         let offloads = Arc::new(OffloadBook::new(config.offload));
@@ -159,7 +161,7 @@ impl Member {
             None => None,
         };
         let keys = Arc::new(Keys::new(
-            hello,
+            (hello, receiving_lanes),
             (suites(config), config.limits),
             Arc::clone(&dataplane),
             Arc::clone(&credentials),
@@ -175,8 +177,8 @@ impl Member {
         let (channels, connected) = mpsc::channel(64);
         let doors = Doors { key_channels: channels, manager: doors };
         tasks.spawn("the TLS port", listen(tls, Arc::clone(&credentials), doors));
-        let lanes = serve_peers(Arc::clone(&keys), connected, lane, Arc::clone(&attachments), failed.clone());
-        tasks.spawn("the key exchange", lanes);
+        let peers = serve_peers(Arc::clone(&keys), connected, Arc::clone(&attachments), failed.clone());
+        tasks.spawn("the key exchange", peers);
         let (followed, trusting) = (Arc::clone(&dataplane), Arc::clone(&credentials));
         let views_followed = follow_views(following, store.clone(), followed, trusting, failed.clone());
         tasks.spawn("the cluster's view", views_followed);
@@ -250,6 +252,28 @@ pub(crate) fn membership_signer(credentials: &Arc<Credentials>) -> Box<SignMembe
     })
 }
 
+/// One for each of the sockets for ESP.
+fn start_lanes(
+    config: &AgentConfig,
+    esp: Group,
+    vxlan: Option<Group>,
+    tables: &Arc<ArcSwap<Tables>>,
+) -> Result<Vec<Arc<Lane>>> {
+    let limit =
+        FloodLimit { frames_per_second: config.flood.packets_per_second(), burst: config.flood.burst() };
+    let flood = Flood::from(limit);
+    let count = LaneCount::clamped(esp.lanes.len());
+    let vxlan = vxlan.into_iter().flat_map(|group| group.lanes).map(Some).chain(std::iter::repeat(None));
+    let sockets = count.ids().zip(esp.lanes).zip(vxlan);
+    let configs = sockets.map(|((id, esp), vxlan)| {
+        let (tables, flood) = (Arc::clone(tables), flood.clone());
+        let dscp = if config.copy_dscp { Dscp::Copied } else { Dscp::Hidden };
+        LaneConfig { id, esp, vxlan, tables, flood, busy_poll: config.busy_poll, dscp }
+    });
+    tracing::info!(lanes = count.get(), "packets are carried");
+    configs.map(|lane| Ok(Arc::new(worker::spawn(lane)?))).collect()
+}
+
 async fn load_view(store: &Store) -> Result<View> {
     let store = store.clone();
     Ok(tokio::task::spawn_blocking(move || store.view()).await??.unwrap_or_default())
@@ -320,33 +344,35 @@ fn open_doors(
     Some(ManagerDoors { rpc, enrol })
 }
 
-/// Keeps the peers keyed, and hands what the lane has to tell to whom it concerns.
+/// Keeps the peers keyed, and hands what the lanes have to tell to whom it concerns.
 async fn serve_peers(
     keys: Arc<Keys>,
     connected: mpsc::Receiver<crate::control::key_channel::KeyChannel>,
-    lane: Arc<Lane>,
     attachments: Arc<Attachments>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
     let (events, happened) = mpsc::channel(1024);
-    let peers = peers::keep(keys, connected, happened);
-    let told = async {
-        while let Some(event) = lane.next_event().await {
-            match event {
-                LaneEvent::PortGone { slot } => attachments.port_gone(slot).await,
-                LaneEvent::SegmentationGivenUp { socket } => offloads::tell_given_up(socket),
-                LaneEvent::RekeyWanted { .. } | LaneEvent::NoKey { .. } | LaneEvent::UnknownSpi { .. } => {
-                    // Full: what traffic causes is repeated while the cause lasts.
-                    let _ = events.try_send(event);
-                }
-            }
-        }
-    };
+    let lanes = keys.dataplane.lanes().to_vec();
+    let told = lanes.iter().map(|lane| Box::pin(hear(lane, &events, &attachments)));
     tokio::select! {
-        _ = peers => {}
-        () = told => {}
+        _ = peers::keep(Arc::clone(&keys), connected, happened) => {}
+        _ = futures_util::future::select_all(told) => {}
     }
     let _ = failed.send(anyhow::anyhow!("a packet lane has ended")).await;
+}
+
+/// Passes on what a lane has to tell until it has ended.
+async fn hear(lane: &Lane, events: &mpsc::Sender<LaneEvent>, attachments: &Attachments) {
+    while let Some(event) = lane.next_event().await {
+        match event {
+            LaneEvent::PortGone { slot } => attachments.port_gone(slot).await,
+            LaneEvent::SegmentationGivenUp { socket } => offloads::tell_given_up(socket),
+            LaneEvent::RekeyWanted { .. } | LaneEvent::NoKey { .. } | LaneEvent::UnknownSpi { .. } => {
+                // Full: what traffic causes is repeated while the cause lasts.
+                let _ = events.try_send(event);
+            }
+        }
+    }
 }
 
 /// Makes the lanes forward by each new view, and keeps it for the next start.

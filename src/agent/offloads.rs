@@ -33,12 +33,13 @@ impl OffloadBook {
         Self { wanted, taps: Mutex::default() }
     }
 
-    /// Takes from an endpoint's TAP what is not wanted, and notes what it has.
-    pub(crate) fn enter(&self, endpoint: EndpointId, tap: &mut Tap) -> Result<(), TapError> {
+    /// Takes from an endpoint's TAP what is not wanted, and notes what it has; `queues` are all of it,
+    /// since each has to know.
+    pub(crate) fn enter(&self, endpoint: EndpointId, queues: &mut [Tap]) -> Result<(), TapError> {
         let OffloadConfig { tap_checksum, tap_tcp, tap_udp, .. } = self.wanted;
         let wanted = TapOffloads { checksum: tap_checksum, tcp: tap_tcp, udp: tap_udp };
-        tap.limit_offloads(wanted)?;
-        let granted = tap.offloads();
+        queues.iter_mut().try_for_each(|tap| tap.limit_offloads(wanted))?;
+        let granted = queues.first().map_or(TapOffloads::NONE, Tap::offloads);
         let refused = refused_of_tap(wanted, granted);
         let mut taps = self.lock();
         taps.granted.insert(endpoint, granted);

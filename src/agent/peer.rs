@@ -318,6 +318,7 @@ impl Peer {
                 network,
                 vni: link.membership.vni,
                 hello: self.keys.hello,
+                receiving_lanes: self.keys.receiving_lanes,
                 suites: self.keys.suites.clone(),
                 limits: self.keys.limits,
             };

@@ -355,6 +355,8 @@ pub struct ClusterStatus {
     pub managers: Vec<ManagerStatus>,
     /// When this node's certificate expires, in seconds since 1970 UTC.
     pub certificate_expires_unix_seconds: u64,
+    /// Threads of this node that carry packets.
+    pub lane_count: u8,
     /// Networks that this node is a member of.
     pub network_count: u64,
     /// Endpoints on this node.

@@ -131,6 +131,7 @@ fn cluster_status(lines: &mut Lines, cluster: &ClusterStatus) {
         lines.add("Manager", format!("{} ({}) at {}, {state}", node.id, node.name, node.advertise));
     }
     lines.add("Carries", format!("{} networks, {} endpoints", cluster.network_count, cluster.endpoint_count));
+    lines.add("Lanes", cluster.lane_count);
     offloads(lines, &cluster.offloads);
     if node.role == Role::Worker && !managers.iter().any(|manager| manager.connected) {
         lines.add("WARNING", "no manager is connected: what is attached works, nothing can be changed");
@@ -307,6 +308,7 @@ mod tests {
                 version: crate::id::Version::new(12),
                 managers: vec![manager],
                 certificate_expires_unix_seconds: 1_800_000_000,
+                lane_count: 4,
                 network_count: 2,
                 endpoint_count: 5,
                 offloads: vec![
@@ -331,6 +333,7 @@ mod tests {
              Certificate: until 2027-01-15T08:00:00Z\n\
              Manager:     0000000000000000000000000 (m) at 192.0.2.1:2377, NOT CONNECTED\n\
              Carries:     2 networks, 5 endpoints\n\
+             Lanes:       4\n\
              Offloads:    ESP: UDP_SEGMENT REFUSED by the kernel, UDP_GRO on\n\
              Offloads:    containers: checksum on, TCP off, UDP REFUSED by the kernel for 2 of 5\n\
              WARNING:     no manager is connected: what is attached works, nothing can be changed\n"

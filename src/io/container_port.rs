@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::netlink::{Handover, Netlink, NetlinkError};
 use super::netns::{NetNs, NetNsError};
 use super::tap::{Tap, TapError};
-use crate::id::{IfName, MacAddr};
+use crate::id::{IfName, LaneCount, MacAddr};
 
 /// What an interface is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,36 +32,41 @@ pub struct ContainerPort {
 }
 
 impl ContainerPort {
-    /// Makes the interface in `container`, ready for traffic when this returns, and gives its queue.
+    /// Makes the interface in `container`, ready for traffic when this returns, and gives its queues,
+    /// one for each lane.
     ///
-    /// The device is made in the calling thread's namespace and moved, so the queue does not keep
-    /// the container's namespace alive, and tells by [`super::tap::is_gone`] when it has ended. It is
-    /// persistent: a process that dies leaves the container its interface.
+    /// The device is made in the calling thread's namespace and moved, with all queues open already,
+    /// so none of them keeps the container's namespace alive, and each tells by
+    /// [`super::tap::is_gone`] when it has ended. It is persistent: a process that dies leaves the
+    /// container its interface.
     ///
     /// # Errors
     /// [`PortError::NameTaken`] when the container has an interface of this name; in every case
     /// nothing is left in either namespace.
-    pub fn create(&self, container: &NetNs) -> Result<Tap, PortError> {
-        // Until it is persistent, the device goes with this descriptor.
+    pub fn create(&self, container: &NetNs, lanes: LaneCount) -> Result<Vec<Tap>, PortError> {
+        // Until it is persistent, the device goes with these descriptors.
         let tap = create_nameless()?;
-        self.hand_over(&tap, container)?;
+        let name = tap.name()?;
+        let others = lanes.ids().skip(1).map(|_| Tap::open(&name)).collect::<Result<Vec<_>, _>>()?;
+        self.hand_over(&name, container)?;
         Netlink::within(container, |netlink| {
             let link = netlink.link(&self.name)?;
             netlink.configure(&link, &self.addresses, &self.gateways)
         })?;
         tap.set_persistent(true)?;
-        Ok(tap)
+        Ok(std::iter::once(tap).chain(others).collect())
     }
 
-    /// Opens a queue of the interface again, after the process that made it has died.
+    /// Opens queues of the interface again, one for each lane, after the process that made it has
+    /// died; it may have had more lanes or fewer.
     ///
-    /// Unlike [`Self::create`]'s, this queue keeps the namespace alive (see [`super::tap`]): watch
-    /// [`NetNs::is_at`] and close it when the container has gone.
+    /// Unlike [`Self::create`]'s, these queues keep the namespace alive (see [`super::tap`]): watch
+    /// [`NetNs::is_at`] and close them when the container has gone.
     ///
     /// # Errors
     /// [`TapError::NoSuchInterface`] when the container or somebody else has removed it.
-    pub fn reopen(name: &IfName, container: &NetNs) -> Result<Tap, PortError> {
-        Ok(container.run_in(|| Tap::open(name))??)
+    pub fn reopen(name: &IfName, container: &NetNs, lanes: LaneCount) -> Result<Vec<Tap>, PortError> {
+        Ok(container.run_in(|| lanes.ids().map(|_| Tap::open(name)).collect::<Result<Vec<_>, _>>())??)
     }
 
     /// Removes the interface; fine if it is gone already.
@@ -88,11 +93,10 @@ impl ContainerPort {
         }
     }
 
-    fn hand_over(&self, tap: &Tap, container: &NetNs) -> Result<(), PortError> {
+    fn hand_over(&self, temporary: &IfName, container: &NetNs) -> Result<(), PortError> {
         let here = NetNs::current()?;
-        let temporary = tap.name()?;
         let moved = Netlink::within(&here, |netlink| {
-            let link = netlink.link(&temporary)?;
+            let link = netlink.link(temporary)?;
             let dress = Handover {
                 name: &self.name,
                 mac: self.mac,

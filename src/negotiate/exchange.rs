@@ -117,7 +117,7 @@ impl Exchange {
 
 impl Link {
     /// Initiator: sends an offer. Our inbound SAs are one for each lane of the sending peer, spread
-    /// over our lanes.
+    /// over our receiving lanes.
     pub(super) fn begin<R: CryptoRng>(&mut self, env: &mut Env<'_, R>) {
         let Some(peer) = self.channel.filter(|_| self.may_exchange()) else { return };
         let share = KeyShare::generate(env.rng);
@@ -342,11 +342,12 @@ impl Link {
         }
     }
 
-    /// One SPI for each lane that the peer sends with.
+    /// One SPI for each lane that the peer sends with. All that the lane sends to this node, of
+    /// whichever network, is for one lane here.
     fn allocate<R: CryptoRng>(&self, env: &mut Env<'_, R>, peer: Hello) -> Vec<Spi> {
         lanes(peer.lanes)
             .map(|sender| {
-                let receiver = u8::from(sender) % self.config.hello.lanes;
+                let receiver = u8::from(sender) % self.config.receiving_lanes.get();
                 let receiver = LaneId::new(receiver).expect("fewer than 64");
                 env.spis.allocate(receiver, env.rng)
             })

@@ -16,7 +16,7 @@ use super::reason::Reason;
 use super::rekey::{ASK_AGAIN, Backoff, replacement_time};
 use super::spi_pool::SpiPool;
 use crate::boot_time::BootTime;
-use crate::id::{BootId, Epoch, NetworkId, NodeId, Spi, Vni};
+use crate::id::{BootId, Epoch, LaneCount, NetworkId, NodeId, Spi, Vni};
 use crate::sa::key_schedule::Parties;
 use crate::sa::{LimitOverrides, Suite};
 
@@ -31,8 +31,10 @@ pub struct LinkConfig {
     pub network: NetworkId,
     /// Its VNI.
     pub vni: Vni,
-    /// What this node says of itself on every channel.
+    /// What this node says of itself on every channel; its lanes are those that send.
     pub hello: Hello,
+    /// How many of them receive, from the first on: all, or one where the kernel cannot steer.
+    pub receiving_lanes: LaneCount,
     /// The ciphers to offer and to accept, best first ([`Suite::preferred`]).
     pub suites: Vec<Suite>,
     /// The configured limits of the SAs.

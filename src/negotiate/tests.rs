@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use super::message::{Answer, LinkMessage, Offer};
 use super::*;
 use crate::boot_time::BootTime;
-use crate::id::{BootId, Epoch, NetworkId, NodeId, Vni};
+use crate::id::{BootId, Epoch, LaneCount, NetworkId, NodeId, Vni};
 use crate::sa::{LimitOverrides, Suite};
 
 #[test]
@@ -156,6 +156,7 @@ impl Side {
             network: NetworkId::from_entropy([3; 16]),
             vni: Vni::new(7).unwrap(),
             hello: Hello { boot_id: BootId::from_entropy([4; 16]), lanes: 2 },
+            receiving_lanes: LaneCount::new(2).unwrap(),
             suites: vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305],
             limits: LimitOverrides::default(),
         };

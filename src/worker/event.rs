@@ -22,12 +22,12 @@ pub enum LaneEvent {
         /// The SA; it may have been replaced meanwhile.
         spi: Spi,
     },
-    /// Traffic waits for a key; told at most once a second for each link.
+    /// Traffic waits for a key; told by each lane at most once a second for each link.
     NoKey {
         /// The link.
         link: LinkSlot,
     },
-    /// A packet came for an SA that is not here; told at most once a second.
+    /// A packet came for an SA that is not here; told by each lane at most once a second.
     UnknownSpi {
         /// The SPI in the packet.
         spi: Spi,
@@ -39,7 +39,7 @@ pub enum LaneEvent {
         /// Which.
         socket: DataSocket,
     },
-    /// The TAP's device is gone; the lane has closed its queue.
+    /// The TAP's device is gone; told by the first lane, and every lane closes its queue.
     PortGone {
         /// The port's slot.
         slot: PortSlot,

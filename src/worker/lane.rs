@@ -10,10 +10,11 @@ use arc_swap::ArcSwap;
 use super::command::{Command, CommandRing};
 use super::event::{EventRing, LaneEvent};
 use super::turn::Turns;
-use crate::datapath::{FloodLimit, LaneCounters};
+use crate::datapath::{Flood, LaneCounters};
 use crate::forward::Tables;
 use crate::id::LaneId;
-use crate::io::udp::{OffloadWatch, Offloads, UdpSocket};
+use crate::io::steer::LaneSockets;
+use crate::io::udp::{OffloadWatch, Offloads};
 use crate::wire::traffic_class::Dscp;
 
 /// What a lane is made of.
@@ -22,14 +23,14 @@ pub struct LaneConfig {
     /// Its number; the low bits of the SPIs that it receives on.
     pub id: LaneId,
     /// Where ESP leaves and arrives.
-    pub esp: UdpSocket,
+    pub esp: LaneSockets,
     /// Where plain VXLAN leaves and arrives. A lane that has none drops the frames of unencrypted
-    /// networks as `SendFailed`; with one receiving socket for several lanes, only one has it.
-    pub vxlan: Option<UdpSocket>,
+    /// networks as `SendFailed`.
+    pub vxlan: Option<LaneSockets>,
     /// Where the agent publishes tables.
     pub tables: Arc<ArcSwap<Tables>>,
-    /// Broadcast and multicast that one container may cause.
-    pub flood_limit: FloodLimit,
+    /// Broadcast and multicast that one container may cause by all lanes together.
+    pub flood: Flood,
     /// The longest that it looks for more before it sleeps; zero for never.
     pub busy_poll: Duration,
     /// Whether the underlay sees the DSCP of what containers send.
@@ -47,7 +48,7 @@ pub fn spawn(config: LaneConfig) -> io::Result<Lane> {
         counters: Arc::new(LaneCounters::new()),
     });
     let id = config.id;
-    let (esp, vxlan) = (config.esp.offload_watch(), config.vxlan.as_ref().map(UdpSocket::offload_watch));
+    let (esp, vxlan) = (config.esp.offload_watch(), config.vxlan.as_ref().map(LaneSockets::offload_watch));
     let turns = Turns::new(config, shared.clone())?;
     let thread = std::thread::Builder::new().name(format!("lane-{id}")).spawn(move || turns.run())?;
     Ok(Lane { id, shared, esp, vxlan, thread: Some(thread) })
@@ -88,7 +89,7 @@ impl Lane {
         &self.shared.counters
     }
 
-    /// What the kernel does now for its socket of encrypted networks, and for that of unencrypted ones.
+    /// What the kernel does now for its sockets of encrypted networks, and for those of unencrypted ones.
     pub fn offloads(&self) -> (Offloads, Option<Offloads>) {
         (self.esp.now(), self.vxlan.as_ref().map(OffloadWatch::now))
     }

@@ -19,4 +19,4 @@ pub use command::Command;
 pub use event::{DataSocket, LaneEvent};
 pub use lane::{Lane, LaneConfig, LaneGone, spawn};
 
-pub use crate::datapath::{FloodLimit, LaneCounters, PeerCounters, PortCounters};
+pub use crate::datapath::{Flood, FloodLimit, LaneCounters, PeerCounters, PortCounters};

@@ -121,10 +121,10 @@ impl TestLane {
         let tables = Arc::new(ArcSwap::from_pointee(Tables::default()));
         let config = LaneConfig {
             id: LaneId::new(0).expect("a lane"),
-            esp,
-            vxlan: Some(vxlan),
+            esp: esp.into(),
+            vxlan: Some(vxlan.into()),
             tables: tables.clone(),
-            flood_limit: FloodLimit::default(),
+            flood: FloodLimit::default().into(),
             busy_poll: Duration::from_micros(100),
             dscp: Dscp::Hidden,
         };

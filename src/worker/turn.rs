@@ -22,6 +22,7 @@ use crate::forward::Tables;
 use crate::id::PortSlot;
 use crate::io::clock;
 use crate::io::epoll::{Epoll, ReadyList};
+use crate::io::steer::LaneSockets;
 use crate::io::tap::{self, Tap, TapOffloads};
 use crate::io::udp::{Datagram, RecvRing, SendOutcome, UdpSocket};
 use crate::sa::Sealed;
@@ -45,16 +46,23 @@ impl Turns {
     pub(super) fn new(config: LaneConfig, shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(shared.commands.wake(), COMMAND_TOKEN)?;
-        epoll.add(&config.esp, ESP_TOKEN)?;
-        if let Some(vxlan) = &config.vxlan {
-            epoll.add(vxlan, VXLAN_TOKEN)?;
+        for (sockets, token) in [(Some(&config.esp), ESP_TOKEN), (config.vxlan.as_ref(), VXLAN_TOKEN)] {
+            if let Some(receive) = sockets.and_then(|sockets| sockets.receive.as_ref()) {
+                epoll.add(&**receive, token)?;
+            }
         }
         Ok(Self {
             tables: Cache::new(config.tables),
-            egress: Egress::new(config.flood_limit).with_dscp(config.dscp),
+            egress: Egress::new(config.flood).with_dscp(config.dscp),
             ingress: Ingress::new(),
             next_expiry: BootTime::NEVER,
-            wire: Wire { esp: config.esp, vxlan: config.vxlan, taps: Vec::new(), shared: shared.clone() },
+            wire: Wire {
+                esp: config.esp,
+                vxlan: config.vxlan,
+                taps: Vec::new(),
+                shared: shared.clone(),
+                tells_of_ports: config.id.index() == 0,
+            },
             received: RecvRing::new(),
             epoll,
             busy_poll: BusyPoll::new(config.busy_poll),
@@ -109,7 +117,8 @@ impl Turns {
             match source.token {
                 COMMAND_TOKEN => {}
                 ESP_TOKEN => {
-                    work.add(receive(&self.wire.esp, &mut self.received), self.received.bytes());
+                    let Some(socket) = &self.wire.esp.receive else { continue };
+                    work.add(receive(socket, &mut self.received), self.received.bytes());
                     let mut batch = Coalescer::new();
                     for Datagram { from, class, bytes } in self.received.datagrams() {
                         self.ingress.receive_esp(&cx, from, class, bytes, &mut batch, &mut self.wire);
@@ -117,7 +126,8 @@ impl Turns {
                     batch.flush(&cx, &mut self.wire);
                 }
                 VXLAN_TOKEN => {
-                    let Some(socket) = &self.wire.vxlan else { continue };
+                    let vxlan = self.wire.vxlan.as_ref();
+                    let Some(socket) = vxlan.and_then(|vxlan| vxlan.receive.as_ref()) else { continue };
                     work.add(receive(socket, &mut self.received), self.received.bytes());
                     let mut batch = Coalescer::new();
                     for Datagram { from, class, bytes } in self.received.datagrams() {
@@ -128,8 +138,7 @@ impl Turns {
                 port => {
                     let Some(port) = port_of(port) else { continue };
                     if read_port(&cx, &mut self.egress, &mut self.wire, port, &mut work).is_break() {
-                        self.wire.close_port(&self.epoll, port);
-                        self.shared.events.push(LaneEvent::PortGone { slot: port });
+                        self.wire.give_up_port(&self.epoll, port);
                     }
                 }
             }
@@ -156,7 +165,7 @@ impl Turns {
                 self.shared.counters.reset_port(slot);
                 self.egress.add_port(slot);
                 if self.wire.open_port(&self.epoll, slot, tap).is_err() {
-                    self.shared.events.push(LaneEvent::PortGone { slot });
+                    self.wire.give_up_port(&self.epoll, slot);
                 }
             }
             Command::RemovePort(slot) => self.wire.close_port(&self.epoll, slot),
@@ -190,10 +199,13 @@ impl Turns {
 /// Where the datapath's frames go: the sockets and the TAPs.
 #[derive(Debug)]
 struct Wire {
-    esp: UdpSocket,
-    vxlan: Option<UdpSocket>,
+    esp: LaneSockets,
+    vxlan: Option<LaneSockets>,
     taps: Vec<Option<Tap>>,
     shared: Arc<Shared>,
+    /// A device goes for all lanes at once, and one tells. Had each, the last word could come when
+    /// the slot is another port's.
+    tells_of_ports: bool,
 }
 
 impl Wire {
@@ -216,17 +228,24 @@ impl Wire {
             let _ = epoll.remove(&tap);
         }
     }
+
+    fn give_up_port(&mut self, epoll: &Epoll, port: PortSlot) {
+        self.close_port(epoll, port);
+        if self.tells_of_ports {
+            self.shared.events.push(LaneEvent::PortGone { slot: port });
+        }
+    }
 }
 
 impl Outlet for Wire {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
-        let sent = self.esp.send_run_as(run.to(), run.class(), run.bytes(), run.segment());
+        let sent = self.esp.send.send_run_as(run.to(), run.class(), run.bytes(), run.segment());
         self.shared.account(DataSocket::Esp, sent, run.packets());
     }
 
     fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>) {
         let sent = self.vxlan.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), |vxlan| {
-            vxlan.send_run_as(run.to(), run.class(), run.bytes(), run.segment())
+            vxlan.send.send_run_as(run.to(), run.class(), run.bytes(), run.segment())
         });
         self.shared.account(DataSocket::Vxlan, sent, run.packets());
     }

@@ -53,12 +53,17 @@ impl Swarm {
         Self::unformed_with(hosts, underlay, &[])
     }
 
-    /// As [`Self::unformed`], with more flags for the agents.
-    pub(crate) fn unformed_with(hosts: u8, underlay: Underlay, flags: &[&str]) -> Self {
+    /// Hosts whose agents do not run yet.
+    pub(crate) fn idle(hosts: u8, underlay: Underlay) -> Self {
         let lab = Lab::hosts(hosts, underlay).unwrap();
         let dir = tempfile::tempdir_in("/run").unwrap();
         let agents = (1..=usize::from(hosts)).map(|number| Agent::new(dir.path(), number)).collect();
-        let swarm = Self { agents, lab, dir };
+        Self { agents, lab, dir }
+    }
+
+    /// As [`Self::unformed`], with more flags for the agents.
+    pub(crate) fn unformed_with(hosts: u8, underlay: Underlay, flags: &[&str]) -> Self {
+        let swarm = Self::idle(hosts, underlay);
         for agent in &swarm.agents {
             agent.spawn(swarm.host(agent), flags);
         }

@@ -37,7 +37,7 @@ impl Finding for Setting {
 pub(in crate::demo) struct Keys {
     /// The suite, as each host names it.
     pub(in crate::demo) suites: [String; 2],
-    /// SPIs on which each host sends.
+    /// SPIs on which each host sends, by lane.
     pub(in crate::demo) outbound: [Vec<u32>; 2],
     /// SPIs on which each host receives.
     pub(in crate::demo) inbound: [Vec<u32>; 2],
@@ -51,8 +51,8 @@ impl Finding for Keys {
     fn render(&self, ink: Ink) -> String {
         let mut text = String::new();
         let spis = self.outbound.each_ref().map(|spis| {
-            let spis: Vec<_> = spis.iter().map(|spi| format!("{spi:#010x}")).collect();
-            spis.join(" ")
+            let first = spis.first().map(|spi| format!("{spi:#010x}"));
+            first.unwrap_or_else(|| "none".to_owned())
         });
         line!(
             text,
@@ -63,7 +63,7 @@ impl Finding for Keys {
         );
         line!(
             text,
-            "         SPI {} to host2, {} to host1; {} TLS 1.3 handshakes seen on TCP 2377",
+            "         SPI {} to host2, {} to host1 by lane 0; {} TLS 1.3 handshakes on TCP 2377",
             spis[0],
             spis[1],
             self.tls13_handshakes,
@@ -102,15 +102,15 @@ mod tests {
     fn keys_are_told_with_their_spis_and_must_be_the_same_at_both_ends() {
         let keys = Keys {
             suites: ["aes-256-gcm".into(), "aes-256-gcm".into()],
-            outbound: [vec![0x0abc_def0], vec![0x1234_5678]],
-            inbound: [vec![0x1234_5678], vec![0x0abc_def0]],
+            outbound: [vec![0x0abc_def0, 0x0abc_def1], vec![0x1234_5678]],
+            inbound: [vec![0x1234_5678], vec![0x0abc_def0, 0x0abc_def1]],
             elapsed: Duration::from_millis(42),
             tls13_handshakes: 3,
         };
         assert_eq!(
             keys.render(Ink::PLAIN),
             "  ok     keys of aes-256-gcm at both ends 42 ms after the last attach began\n         \
-             SPI 0x0abcdef0 to host2, 0x12345678 to host1; 3 TLS 1.3 handshakes seen on TCP 2377\n"
+             SPI 0x0abcdef0 to host2, 0x12345678 to host1 by lane 0; 3 TLS 1.3 handshakes on TCP 2377\n"
         );
         assert_eq!(keys.failures(), [""; 0]);
         let torn = Keys { inbound: [vec![1], vec![2]], tls13_handshakes: 0, ..keys };
