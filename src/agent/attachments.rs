@@ -22,7 +22,7 @@ use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::{Attach, Detach, Done};
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::control::store::{Store, StoreError};
-use crate::id::{EndpointId, NodeId, PortSlot};
+use crate::id::{EndpointId, NetworkName, NodeId, PortSlot};
 use crate::io::netns::NetNs;
 use crate::io::tap::Tap;
 use crate::worker::LaneGone;
@@ -249,7 +249,8 @@ impl Attachments {
         }
         match manager {
             Some(manager) if !self.is_known(&attachment).await => {
-                self.assert_known(manager, &attachment).await
+                let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
+                self.assert_known(manager, &attachment.network, endpoint).await
             }
             Some(_) | None => Ok(()),
         }
@@ -278,7 +279,7 @@ impl Attachments {
         here.map(|endpoint| endpoint.id).filter(|id| !alive.contains(id)).collect()
     }
 
-    fn trouble(&self, network: &crate::id::NetworkName, id: EndpointId, error: &ApiError) {
+    fn trouble(&self, network: &NetworkName, id: EndpointId, error: &ApiError) {
         let message = error.to_string();
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         // Tried every few seconds: one line for each new reason.
@@ -294,11 +295,15 @@ impl Attachments {
 
     /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup, or
     /// a session began between the agent's note and its request.
-    async fn assert_known(&self, manager: &ManagerClient, attachment: &Attachment) -> Result<(), ApiError> {
-        let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
+    async fn assert_known(
+        &self,
+        manager: &ManagerClient,
+        network: &NetworkName,
+        endpoint: &Endpoint,
+    ) -> Result<(), ApiError> {
         let request = Attach {
             id: endpoint.id,
-            network: attachment.network.clone(),
+            network: network.clone(),
             name: endpoint.name.clone(),
             ips: endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
             mac: Some(endpoint.mac),
@@ -339,7 +344,7 @@ impl Attachments {
         if let Some(twin) = twin {
             return Err(container::attached_already(&twin));
         }
-        let mtu = self.dataplane.mtu(&self.in_view(&endpoint).await?).await;
+        let mtu = self.dataplane.mtu(&self.in_view(manager, &network.name, &endpoint).await?).await;
         let port = container::port(&attachment.ifname, &endpoint, &network, mtu);
         let lanes = self.dataplane.lane_count();
         let queues = blocking(move || port.create(&netns, lanes)).await?;
@@ -353,29 +358,41 @@ impl Attachments {
     }
 
     /// Waits until the lanes forward by a view that has the endpoint.
-    async fn in_view(&self, endpoint: &Endpoint) -> Result<NetworkView, ApiError> {
-        let mut followed = self.dataplane.followed();
-        let found = async {
-            loop {
-                followed.borrow_and_update();
-                let view = self.dataplane.view().await;
-                if let Some(network) = view.networks.get(&endpoint.network)
-                    && network.endpoints.iter().any(|known| known.id == endpoint.id)
-                {
-                    return network.clone();
-                }
-                if followed.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
+    async fn in_view(
+        &self,
+        manager: &ManagerClient,
+        network: &NetworkName,
+        endpoint: &Endpoint,
+    ) -> Result<NetworkView, ApiError> {
+        for _ in 0..VIEW_TRIES {
+            if let Ok(view) = tokio::time::timeout(VIEW_TIMEOUT, self.next_view_with(endpoint)).await {
+                return Ok(view);
             }
-        };
-        tokio::time::timeout(VIEW_TIMEOUT, found).await.map_err(|_| {
-            ApiError::unavailable(format!(
-                "the manager accepted the endpoint, but did not tell this node of its network within {} s: \
-                 `overlayd status` shows whether the session with it lives; then try again",
-                VIEW_TIMEOUT.as_secs()
-            ))
-        })
+            // A session that began before the agent's note was made, and reached the manager after the
+            // endpoint, had the manager forget it.
+            self.assert_known(manager, network, endpoint).await?;
+        }
+        Err(ApiError::unavailable(format!(
+            "the manager accepted the endpoint, but did not tell this node of its network within {} s: \
+             `overlayd status` shows whether the session with it lives; then try again",
+            (VIEW_TIMEOUT * VIEW_TRIES).as_secs()
+        )))
+    }
+
+    async fn next_view_with(&self, endpoint: &Endpoint) -> NetworkView {
+        let mut followed = self.dataplane.followed();
+        loop {
+            followed.borrow_and_update();
+            let view = self.dataplane.view().await;
+            if let Some(network) = view.networks.get(&endpoint.network)
+                && network.endpoints.iter().any(|known| known.id == endpoint.id)
+            {
+                return network.clone();
+            }
+            if followed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Opens the interface again, or makes it again if somebody removed it.
@@ -472,5 +489,7 @@ impl From<LaneGone> for ApiError {
 
 /// How many endpoints an error names.
 const MOST_NAMED: usize = 10;
-const VIEW_TIMEOUT: Duration = Duration::from_secs(10);
+/// Views come at once; after that long the manager is told again.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(1);
+const VIEW_TRIES: u32 = 10;
 const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
