@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use overlayd::boot_time::BootTime;
 use overlayd::datapath::{
-    Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
+    Coalescer, Context, Delivery, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice,
+    Outlet, Run,
 };
 use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use overlayd::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
@@ -269,9 +270,9 @@ impl Outlet for Wire {
         run.datagrams().for_each(|datagram| self.put(datagram));
     }
 
-    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> bool {
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> Delivery {
         self.delivered += 1;
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {
@@ -294,10 +295,10 @@ impl Outlet for Inbox {
         panic!("transit");
     }
 
-    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
         std::hint::black_box(pieces);
         self.delivered += 1;
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {

@@ -24,6 +24,7 @@ use crate::control::store::{Store, StoreError};
 use crate::id::{EndpointId, NodeId, PortSlot};
 use crate::io::netns::NetNs;
 use crate::io::tap::Tap;
+use crate::rate::RateLimits;
 use crate::worker::LaneGone;
 
 /// The attachments of this node.
@@ -100,6 +101,7 @@ impl Attachments {
             name: request.name,
             ips: request.addresses,
             mac: request.mac,
+            rates: request.rates,
             state: AttachmentState::Pending,
             endpoint: None,
             mtu: None,
@@ -335,15 +337,15 @@ impl Attachments {
             return Err(container::attached_already(&twin));
         }
         let mtu = effective_mtu(&self.in_view(&endpoint).await?);
-        let port = container::port(&attachment.ifname, &endpoint, &network, mtu);
+        let port = container::port(&attachment, &endpoint, &network, mtu);
         let tap = blocking(move || port.create(&netns)).await?;
-        self.add_port(attachment.id, tap).await?;
+        self.add_port(attachment.id, tap, attachment.rates).await?;
         attachment.state = AttachmentState::Ready;
         attachment.endpoint = Some(endpoint.clone());
         attachment.mtu = Some(mtu);
-        let ifname = attachment.ifname.clone();
+        let (ifname, rates) = (attachment.ifname.clone(), attachment.rates);
         self.put(attachment).await?;
-        Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu })
+        Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu, rates })
     }
 
     /// Waits until the lanes forward by a view that has the endpoint.
@@ -374,7 +376,7 @@ impl Attachments {
 
     /// Opens the interface again, or makes it again if somebody removed it.
     async fn reopen(&self, attachment: Attachment) -> Result<(), ApiError> {
-        let (id, network) = (attachment.id, attachment.network.clone());
+        let (id, network, rates) = (attachment.id, attachment.network.clone(), attachment.rates);
         let view = self.dataplane.view().await;
         let tap = blocking(move || {
             let network =
@@ -382,14 +384,14 @@ impl Attachments {
             container::reopen(&attachment, network)
         })
         .await?;
-        self.add_port(id, tap).await?;
+        self.add_port(id, tap, rates).await?;
         tracing::info!(endpoint = %id, %network, "interface is back");
         Ok(())
     }
 
-    async fn add_port(&self, endpoint: EndpointId, mut tap: Tap) -> Result<(), ApiError> {
+    async fn add_port(&self, endpoint: EndpointId, mut tap: Tap, rates: RateLimits) -> Result<(), ApiError> {
         self.offloads.enter(endpoint, &mut tap).map_err(|error| ApiError::internal(error.to_string()))?;
-        Ok(self.dataplane.add_port(endpoint, tap).await?)
+        Ok(self.dataplane.add_port(endpoint, tap, rates).await?)
     }
 
     async fn remove_port(&self, endpoint: EndpointId) -> Result<(), LaneGone> {

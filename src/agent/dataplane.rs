@@ -19,7 +19,8 @@ use crate::forward::Tables;
 use crate::id::{EndpointId, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
 use crate::io::tap::Tap;
 use crate::membership::{MembershipError, SignedMembership};
-use crate::worker::{Command, Lane, LaneGone};
+use crate::rate::RateLimits;
+use crate::worker::{Command, Lane, LaneGone, PortLimits};
 
 /// The lanes of this node and their tables.
 pub(crate) struct DataPlane {
@@ -73,12 +74,17 @@ impl DataPlane {
     }
 
     /// Gives a local endpoint's interface to the lanes.
-    pub(crate) async fn add_port(&self, endpoint: EndpointId, tap: Tap) -> Result<(), LaneGone> {
+    pub(crate) async fn add_port(
+        &self,
+        endpoint: EndpointId,
+        tap: Tap,
+        rates: RateLimits,
+    ) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
         let slot = placement.hold_port(endpoint);
         self.publish(&mut placement).await?;
         let [lane] = self.lanes.as_slice() else { unreachable!("a TAP has one queue, so there is one lane") };
-        lane.execute(Command::AddPort { slot, tap }).await
+        lane.execute(Command::AddPort { slot, tap, limits: PortLimits::new(rates) }).await
     }
 
     /// Takes a local endpoint's interface from the lanes; returns once no lane has it open.

@@ -127,6 +127,7 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
             network_name: attachment.network,
             sent: Traffic { packets: total.frames_sent, bytes: total.bytes_sent },
             received: Traffic { packets: total.frames_received, bytes: total.bytes_received },
+            rates: attachment.rates,
         });
     }
     Ok(stats)

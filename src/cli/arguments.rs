@@ -14,6 +14,7 @@ use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRe
 use crate::cluster::Role;
 use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
+use crate::rate::{Rate, RateLimits};
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
@@ -300,6 +301,12 @@ pub struct AttachArguments {
     /// MAC address to have [default: from the IPv4 address]
     #[arg(long)]
     mac: Option<MacAddr>,
+    /// What the container may send, like 100mbit [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    egress_rate: Option<Rate>,
+    /// What it may be sent, like 2.5gbit [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    ingress_rate: Option<Rate>,
 }
 
 impl AttachArguments {
@@ -311,6 +318,7 @@ impl AttachArguments {
             name: self.name,
             addresses: self.ip,
             mac: self.mac,
+            rates: RateLimits { egress: self.egress_rate, ingress: self.ingress_rate },
         })
     }
 }

@@ -6,12 +6,13 @@
 //! and called by one lane.
 
 use super::arena::{Encapsulated, SendArena};
-use super::flood::{FloodLimit, TokenBucket};
+use super::bucket::TokenBucket;
+use super::flood::FloodLimit;
 use super::reply::{self, EMPTY_REPLY};
 use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
 use super::tunnel::{self, EspTunnel, LinkState, Sent, Tunnel, VxlanTunnel};
-use super::{Context, MAX_FRAME_LEN, Outlet};
+use super::{Context, Delivery, MAX_FRAME_LEN, Outlet};
 use crate::drop_reason::DropReason;
 use crate::forward::policy::{self, Outward};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, Row, Tables};
@@ -275,7 +276,7 @@ impl<'a, R: Remote> Sender<'a, R> {
 
     fn permit_flood(&self, cx: &Context<'_>, flood: &mut Flood, frames: usize) -> Sent {
         let limit = flood.limit;
-        let is_permitted = flood.bucket(self.port).take(limit, frames, cx.now);
+        let is_permitted = limit.take(flood.bucket(self.port), frames, cx.now);
         if is_permitted { Ok(()) } else { Err(DropReason::FloodRateLimited) }
     }
 
@@ -353,10 +354,14 @@ pub(super) fn deliver(
     pieces: &[&[u8]],
     outlet: &mut impl Outlet,
 ) {
-    if outlet.deliver(port, header, pieces) {
-        cx.counters.received_by_port(port, pieces.iter().map(|piece| piece.len()).sum());
-    } else {
-        cx.counters.drop_at_port(port, DropReason::TapFull);
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    match outlet.deliver(port, header, pieces) {
+        Delivery::Taken => cx.counters.received_by_port(port, len),
+        Delivery::Waits => {}
+        Delivery::Dropped(reason) => {
+            let (frames, _) = header.on_the_wire(pieces.first().copied().unwrap_or_default(), len);
+            cx.counters.drop_frames_at_port(port, reason, frames);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::lane::LaneGone;
 use crate::boot_time::BootTime;
+use crate::datapath::PortLimits;
 use crate::id::{LinkSlot, PortSlot, Spi, VtepSlot};
 use crate::io::eventfd::EventFd;
 use crate::io::tap::Tap;
@@ -25,6 +26,8 @@ pub enum Command {
         slot: PortSlot,
         /// The lane's queue of it.
         tap: Tap,
+        /// What may pass there; lanes share it.
+        limits: PortLimits,
     },
     /// Serve it no longer and close the queue.
     RemovePort(PortSlot),

@@ -15,14 +15,17 @@ use super::busy_poll::{BusyPoll, Work};
 use super::command::Command;
 use super::event::{DataSocket, LaneEvent};
 use super::lane::{LaneConfig, Shared};
+use super::ports::Ports;
 use crate::boot_time::BootTime;
-use crate::datapath::{Coalescer, Context, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run};
+use crate::datapath::{
+    Coalescer, Context, Delivery, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run,
+};
 use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::PortSlot;
 use crate::io::clock;
 use crate::io::epoll::{Epoll, ReadyList};
-use crate::io::tap::{self, Tap, TapOffloads};
+use crate::io::tap;
 use crate::io::udp::{RecvRing, SendOutcome, UdpSocket};
 use crate::sa::Sealed;
 use crate::wire::vnet_hdr::VnetHeader;
@@ -54,7 +57,13 @@ impl Turns {
             egress: Egress::new(config.flood_limit),
             ingress: Ingress::new(),
             next_expiry: BootTime::NEVER,
-            wire: Wire { esp: config.esp, vxlan: config.vxlan, taps: Vec::new(), shared: shared.clone() },
+            wire: Wire {
+                esp: config.esp,
+                vxlan: config.vxlan,
+                ports: Ports::default(),
+                now: clock::boot_time(),
+                shared: shared.clone(),
+            },
             received: RecvRing::new(),
             epoll,
             busy_poll: BusyPoll::new(config.busy_poll),
@@ -90,9 +99,10 @@ impl Turns {
         }
     }
 
-    /// How long the lane may sleep before an SA of it expires.
+    /// How long the lane may sleep before an SA of it expires, or a port has waited long enough.
     fn sleep_limit(&self, now: BootTime) -> Option<Duration> {
-        (self.next_expiry != BootTime::NEVER).then(|| self.next_expiry.since(now))
+        let next = self.wire.ports.wakes_at().map_or(self.next_expiry, |at| at.min(self.next_expiry));
+        (next != BootTime::NEVER).then(|| next.since(now))
     }
 
     fn turn(&mut self, ready: &ReadyList, now: BootTime) -> Work {
@@ -103,6 +113,8 @@ impl Turns {
         if now >= self.next_expiry {
             self.next_expiry = self.ingress.expire(now);
         }
+        self.wire.now = now;
+        self.wire.ports.wake(&self.epoll, &self.shared.counters, now);
         let tables = self.tables.load();
         let cx = Context { tables, counters: &self.shared.counters, now };
         for source in ready.iter() {
@@ -128,9 +140,10 @@ impl Turns {
                 port => {
                     let Some(port) = port_of(port) else { continue };
                     if read_port(&cx, &mut self.egress, &mut self.wire, port, &mut work).is_break() {
-                        self.wire.close_port(&self.epoll, port);
+                        self.wire.ports.close(&self.epoll, &self.shared.counters, port);
                         self.shared.events.push(LaneEvent::PortGone { slot: port });
                     }
+                    self.wire.ports.pause_spent(&self.epoll, port, now);
                 }
             }
         }
@@ -151,15 +164,16 @@ impl Turns {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::AddPort { slot, tap } => {
-                self.wire.close_port(&self.epoll, slot);
+            Command::AddPort { slot, tap, limits } => {
+                self.wire.ports.close(&self.epoll, &self.shared.counters, slot);
                 self.shared.counters.reset_port(slot);
                 self.egress.add_port(slot);
-                if self.wire.open_port(&self.epoll, slot, tap).is_err() {
+                let token = FIRST_PORT_TOKEN + u64::from(slot.get());
+                if self.wire.ports.open(&self.epoll, slot, token, (tap, limits)).is_err() {
                     self.shared.events.push(LaneEvent::PortGone { slot });
                 }
             }
-            Command::RemovePort(slot) => self.wire.close_port(&self.epoll, slot),
+            Command::RemovePort(slot) => self.wire.ports.close(&self.epoll, &self.shared.counters, slot),
             Command::InstallInbound { link, sa } => {
                 self.next_expiry = self.next_expiry.min(sa.expires_at());
                 self.ingress.install(link, sa);
@@ -192,30 +206,10 @@ impl Turns {
 struct Wire {
     esp: UdpSocket,
     vxlan: Option<UdpSocket>,
-    taps: Vec<Option<Tap>>,
+    ports: Ports,
+    /// Of the turn.
+    now: BootTime,
     shared: Arc<Shared>,
-}
-
-impl Wire {
-    fn tap(&self, port: PortSlot) -> Option<&Tap> {
-        self.taps.get(port.index())?.as_ref()
-    }
-
-    fn open_port(&mut self, epoll: &Epoll, port: PortSlot, tap: Tap) -> io::Result<()> {
-        epoll.add(&tap, FIRST_PORT_TOKEN + u64::from(port.get()))?;
-        if self.taps.len() <= port.index() {
-            self.taps.resize_with(port.index() + 1, || None);
-        }
-        self.taps[port.index()] = Some(tap);
-        Ok(())
-    }
-
-    fn close_port(&mut self, epoll: &Epoll, port: PortSlot) {
-        if let Some(tap) = self.taps.get_mut(port.index()).and_then(Option::take) {
-            // It goes from the list with its last descriptor in any case.
-            let _ = epoll.remove(&tap);
-        }
-    }
 }
 
 impl Outlet for Wire {
@@ -231,15 +225,12 @@ impl Outlet for Wire {
         self.shared.account(DataSocket::Vxlan, sent, run.packets());
     }
 
-    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool {
-        self.tap(port).is_some_and(|tap| tap.write_frame(header, pieces).unwrap_or(false))
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
+        self.ports.deliver(port, header, pieces, self.now)
     }
 
     fn merging(&self, port: PortSlot) -> Merging {
-        self.tap(port).map_or_else(Merging::default, |tap| {
-            let TapOffloads { tcp, udp, .. } = tap.offloads();
-            Merging { tcp, udp }
-        })
+        self.ports.merging(port)
     }
 
     fn notice(&mut self, notice: Notice) {
@@ -281,9 +272,10 @@ fn read_port(
     let (mut frames, mut bytes) = (0, 0);
     while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
         let place = egress.reserve(cx.tables, port, wire);
-        let Some(tap) = wire.tap(port) else { break };
+        let Some(tap) = wire.ports.readable(port, cx.now) else { break };
         match tap.read_frame(place.head, place.rest) {
             Ok(Some((header, frame_len))) => {
+                wire.ports.charge(port, &header, place.head, frame_len, cx.now);
                 egress.submit(cx, port, &header, frame_len, wire);
                 frames += 1;
                 bytes += frame_len;
