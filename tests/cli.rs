@@ -32,7 +32,7 @@ fn help_names_every_command_and_flag() {
         (&["token"], &["--quiet", "-q", "--rotate"]),
         (&["join"], &["--token", "--advertise-addr", "--data-addr", "HOST:PORT"]),
         (&["create"], &["--encrypted", "--subnet", "--gateway", "--ip-range", "--mtu", "--label", "<NET>"]),
-        (&["attach"], &["--netns", "--ifname", "--name", "--ip", "--mac"]),
+        (&["attach"], &["--netns", "--ifname", "--name", "--ip", "--mac", "--egress-rate", "--ingress-rate"]),
         (&["detach"], &["--netns", "--endpoint"]),
         (&["node", "ls"], &["--socket", "--json"]),
     ] {
@@ -73,6 +73,8 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["create", "--mtu", "70000", "red"], "70000"),
         (&["create", "--label", "x", "red"], "KEY=VALUE"),
         (&["attach", "red"], "--netns"),
+        (&["attach", "red", "--netns", "c1", "--egress-rate", "0mbit"], "like 100mbit"),
+        (&["attach", "red", "--netns", "c1", "--ingress-rate", "100mbps"], "like 100mbit"),
         (&["attach", "red", "--netns", "c1", "--mac", "1:2"], "write six octets"),
         (&["attach", "red", "--netns", "c1", "--ifname", "sixteen-letters!"], "1 to 15 characters"),
         (&["detach", "red"], "--netns"),

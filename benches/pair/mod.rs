@@ -276,7 +276,7 @@ impl Outlet for Wire {
     }
 
     fn merging(&self, _: PortSlot) -> Merging {
-        Merging::default()
+        Merging { tcp: true, udp: true }
     }
 
     fn notice(&mut self, _: Notice) {}

@@ -248,8 +248,15 @@ impl<'a, R: Remote> Sender<'a, R> {
                 Ok(())
             }
             Outward::Forward => match self.destination(&frame)? {
-                Place::Local(port) => {
+                Place::Local(port) if outlet.merging(port).takes(cut.protocol()) => {
                     deliver(cx, port, cut.header(), &[bytes], outlet);
+                    Ok(())
+                }
+                Place::Local(port) => {
+                    for index in 0..cut.segments() {
+                        let len = cut.write(bytes, index, tunnel.next_frame(outlet));
+                        deliver(cx, port, &VnetHeader::COMPLETE, &[tunnel.frame(len)], outlet);
+                    }
                     Ok(())
                 }
                 Place::Remote(remote) => {

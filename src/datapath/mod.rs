@@ -79,7 +79,7 @@ pub trait Outlet {
     /// Hands a frame, in pieces that follow each other, to a container, with what its kernel has
     /// to know of it. At most 64 pieces.
     fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery;
-    /// What the container's kernel takes as super-frames.
+    /// What is to be handed to it as super-frames.
     fn merging(&self, port: PortSlot) -> Merging;
     /// Tells the control plane.
     fn notice(&mut self, notice: Notice);

@@ -34,6 +34,11 @@ impl Shaper {
         }
     }
 
+    /// Whether super-frames may come: the queue holds many, and one is no long wait for what is behind it.
+    pub fn takes_super_frames(&self) -> bool {
+        self.limit.rate().time_of(LONGEST_SUPER_FRAME) <= SHORT_WAIT
+    }
+
     /// Judges a frame that has come, in pieces that follow each other.
     pub fn admit(&mut self, header: &VnetHeader, pieces: &[&[u8]], now: BootTime) -> Admission {
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
@@ -106,8 +111,10 @@ struct Waiting {
 
 /// Enough for a stream over some 25 ms to use its rate; more would be felt by who waits behind it.
 const LONGEST_WAIT: Duration = Duration::from_millis(25);
-/// Two of the longest super-frames, for slow rates.
+/// For slow rates: a stream needs some 90 segments to get over a loss.
 const MIN_BYTES: usize = 1 << 17;
+const LONGEST_SUPER_FRAME: usize = 1 << 16;
+const SHORT_WAIT: Duration = Duration::from_millis(2);
 /// For fast ones, for which a lane is hardly ever too slow.
 const MAX_BYTES: usize = 1 << 22;
 /// So many bytes of queue for each place in the list: short frames find its end before that of the bytes.

@@ -112,12 +112,16 @@ impl Ports {
         }
     }
 
-    /// What a container's kernel takes as super-frames.
+    /// What a container is to be handed as super-frames: what its kernel takes, unless a slow limit's
+    /// queue would be full of two.
     pub(super) fn merging(&self, slot: PortSlot) -> Merging {
-        self.get(slot).map_or_else(Merging::default, |port| {
-            let TapOffloads { tcp, udp, .. } = port.tap.offloads();
-            Merging { tcp, udp }
-        })
+        match self.get(slot) {
+            Some(port) if port.ingress.as_ref().is_none_or(Shaper::takes_super_frames) => {
+                let TapOffloads { tcp, udp, .. } = port.tap.offloads();
+                Merging { tcp, udp }
+            }
+            Some(_) | None => Merging::default(),
+        }
     }
 
     /// When something is to be done that only time brings.
