@@ -67,6 +67,8 @@ drop_reasons! {
     TapFull = "tap_full",
     /// From a port that has been detached, or for a network that has been removed meanwhile.
     NoSuchPort = "no_such_port",
+    /// From the wire: the lane was too slow, and the receive buffer of its socket full.
+    SocketOverflow = "socket_overflow",
     /// From the wire: a NAT keepalive (RFC 3948 §2.3); harmless.
     NatKeepalive = "nat_keepalive",
     /// From the wire: the non-ESP marker or a dummy packet; nothing to deliver.

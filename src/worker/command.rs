@@ -58,6 +58,8 @@ pub enum Command {
     RemoveLink(LinkSlot),
     /// The VTEP's slot may soon be another's: its counters begin at zero.
     RemoveVtep(VtepSlot),
+    /// Count what the kernel has dropped before the lane's sockets since the last time.
+    CountOverflow,
     /// Do nothing but acknowledge: tables published before are in use, packets judged by older
     /// ones have left.
     Sync,

@@ -62,6 +62,7 @@ impl Turns {
                 vxlan: config.vxlan,
                 ports: Ports::default(),
                 now: clock::boot_time(),
+                overflow: [0; 2],
                 shared: shared.clone(),
             },
             received: RecvRing::new(),
@@ -193,6 +194,7 @@ impl Turns {
                 self.shared.counters.reset_link(link);
             }
             Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
+            Command::CountOverflow => self.wire.count_overflow(),
             // A turn ends with an empty arena, and the next batch loads the tables anew.
             Command::Sync => {
                 self.tables.load();
@@ -209,7 +211,20 @@ struct Wire {
     ports: Ports,
     /// Of the turn.
     now: BootTime,
+    /// What the two sockets had dropped when that was last counted.
+    overflow: [u32; 2],
     shared: Arc<Shared>,
+}
+
+impl Wire {
+    fn count_overflow(&mut self) {
+        let sockets = [Some(&self.esp), self.vxlan.as_ref()];
+        for (socket, counted) in sockets.into_iter().zip(&mut self.overflow) {
+            let Some(dropped) = socket.and_then(|socket| socket.dropped().ok()) else { continue };
+            let more = dropped.wrapping_sub(std::mem::replace(counted, dropped));
+            self.shared.counters.drop_unplaced(DropReason::SocketOverflow, more.into());
+        }
+    }
 }
 
 impl Outlet for Wire {
