@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use overlayd::bench::pair;
 use overlayd::id::{IfName, LaneCount};
 use overlayd::io::clock::boot_time;
-use overlayd::io::container_port::ContainerPort;
+use overlayd::io::container_port::{ContainerPort, TapQueue};
 use overlayd::io::netlink::Netlink;
 use overlayd::io::packet::PacketSocket;
 use overlayd::io::tap::Tap;
@@ -74,6 +74,7 @@ fn container() -> (Lab, Container, Tap) {
         mtu: 1408,
         addresses: Vec::new(),
         gateways: Vec::new(),
+        queue: TapQueue::default(),
         alias: String::new(),
     };
     let mut queues = port.create(container.namespace(), LaneCount::ONE).expect("an interface");

@@ -61,10 +61,14 @@ drop_reasons! {
     SaExpired = "sa_expired",
     /// To a peer: the kernel refused the datagram (no route, buffer full, too big for the path).
     SendFailed = "send_failed",
+    /// To a container: more than its rate limit (`--ingress-rate`), and the queue before it was full.
+    RateLimited = "rate_limited",
     /// To a container: the TAP's queue was full or the TAP is gone.
     TapFull = "tap_full",
     /// From a port that has been detached, or for a network that has been removed meanwhile.
     NoSuchPort = "no_such_port",
+    /// From the wire: the lane was too slow, and the receive buffer of its socket full.
+    SocketOverflow = "socket_overflow",
     /// From the wire: a NAT keepalive (RFC 3948 §2.3); harmless.
     NatKeepalive = "nat_keepalive",
     /// From the wire: the non-ESP marker or a dummy packet; nothing to deliver.

@@ -22,6 +22,7 @@ pub mod io;
 pub mod lab;
 pub mod membership;
 pub mod negotiate;
+pub mod rate;
 pub mod sa;
 pub mod wire;
 pub mod worker;

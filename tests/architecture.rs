@@ -12,21 +12,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("id", &[]),
     ("boot_time", &[]),
     ("drop_reason", &[]),
+    ("rate", &[]),
     ("cluster", &["id", "membership"]),
     ("membership", &["id", "cluster"]),
     ("wire", &["id", "boot_time", "drop_reason"]),
     ("sa", &["id", "boot_time", "drop_reason", "wire"]),
     ("forward", &["id", "boot_time", "drop_reason", "wire"]),
-    ("datapath", &["id", "boot_time", "drop_reason", "wire", "sa", "forward"]),
+    ("datapath", &["id", "boot_time", "drop_reason", "rate", "wire", "sa", "forward"]),
     ("negotiate", &["id", "boot_time", "cluster", "membership", "sa"]),
     // The header in front of a TAP's frames is a wire format.
     ("io", &["id", "boot_time", "drop_reason", "wire"]),
     ("worker", &["id", "boot_time", "drop_reason", "wire", "sa", "forward", "datapath", "io"]),
     // The suite is a word of the key exchange, of the configuration and of `overlayd peers`.
     ("config", &["id", "sa"]),
-    ("control", &["id", "boot_time", "cluster", "membership", "sa", "negotiate", "io"]),
-    ("api", &["id", "drop_reason", "cluster", "sa"]),
-    ("cli", &["id", "drop_reason", "cluster", "sa", "config", "api"]),
+    ("control", &["id", "boot_time", "rate", "cluster", "membership", "sa", "negotiate", "io"]),
+    ("api", &["id", "drop_reason", "rate", "cluster", "sa"]),
+    ("cli", &["id", "drop_reason", "rate", "cluster", "sa", "config", "api"]),
     (
         // It builds everything, with the overheads of `wire` in its MTUs and the counters of `datapath`
         // in its answers.
@@ -35,6 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "id",
             "boot_time",
             "drop_reason",
+            "rate",
             "cluster",
             "membership",
             "wire",
@@ -59,6 +61,7 @@ const PURE: &[&str] = &[
     "id",
     "boot_time",
     "drop_reason",
+    "rate",
     "cluster",
     "membership",
     "wire",

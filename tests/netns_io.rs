@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::id::{IfName, LaneCount, MacAddr, Vni};
-use overlayd::io::container_port::{ContainerPort, PortError};
+use overlayd::io::container_port::{ContainerPort, PortError, TapQueue};
 use overlayd::io::epoll::{Epoll, ReadyList};
 use overlayd::io::netlink::{Netlink, NetlinkError, Vxlan};
 use overlayd::io::netns::NetNs;
@@ -480,6 +480,7 @@ fn port() -> ContainerPort {
         mtu: 1408,
         addresses: vec!["10.1.0.2/24".parse().unwrap(), "fd00:1::2/64".parse().unwrap()],
         gateways: vec!["10.1.0.1".parse().unwrap(), "fd00:1::1".parse().unwrap()],
+        queue: TapQueue::default(),
         alias: "overlayd blue".to_owned(),
     }
 }

@@ -16,13 +16,13 @@ use overlayd::drop_reason::DropReason;
 use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use overlayd::id::{IfName, LaneCount, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use overlayd::io::clock::boot_time;
-use overlayd::io::container_port::ContainerPort;
+use overlayd::io::container_port::{ContainerPort, TapQueue};
 use overlayd::io::tap::{Tap, TapOffloads};
 use overlayd::io::udp::{Datagram, RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use overlayd::wire::traffic_class::{Dscp, TrafficClass};
-use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent};
+use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent, PortLimits};
 
 #[path = "support/lane_allocations.rs"]
 mod lane_allocations;
@@ -143,7 +143,7 @@ fn deleted_port_is_reported_and_its_slot_can_be_used_again() {
         }
     }
     let tap = tap(host, &node.container, 0);
-    block_on(node.lane.execute(Command::AddPort { slot: PORT, tap })).unwrap();
+    block_on(node.lane.execute(Command::AddPort { slot: PORT, tap, limits: PortLimits::default() })).unwrap();
     bed.assert_ping(0, 1);
 }
 
@@ -481,7 +481,7 @@ fn node(
     let mut tap = tap(host, &container, index);
     assert_eq!(tap.offloads(), TapOffloads::ALL, "this kernel cannot show what the test is about");
     tap.set_offloads(offloads).unwrap();
-    block_on(lane.execute(Command::AddPort { slot: PORT, tap })).unwrap();
+    block_on(lane.execute(Command::AddPort { slot: PORT, tap, limits: PortLimits::default() })).unwrap();
     Node { lane, tables, container }
 }
 
@@ -525,6 +525,7 @@ fn port(index: usize) -> ContainerPort {
         mtu: MTU.into(),
         addresses: vec![v4(index), v6(index)],
         gateways: Vec::new(),
+        queue: TapQueue::default(),
         alias: String::new(),
     }
 }

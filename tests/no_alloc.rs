@@ -4,8 +4,10 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
 
 use overlayd::bench::pair::{self, NEIGHBOR_PORT, PLAIN, PLAIN_PORT, Pair};
+use overlayd::datapath::{Admission, RateLimit, Shaper};
 use overlayd::drop_reason::DropReason;
 use overlayd::id::MacAddr;
 use overlayd::sa::Suite;
@@ -167,6 +169,29 @@ fn dropping_what_comes_from_the_wire_allocates_nothing() {
     ] {
         assert_eq!(pair.counters().dropped(reason), 101 * 10, "{reason:?}");
     }
+}
+
+#[test]
+fn frames_that_wait_for_a_limit_allocate_nothing() {
+    let rate = "10mbit".parse().expect("a rate");
+    let mut shaper = Shaper::new(Arc::new(RateLimit::new(rate)));
+    let mut now = pair::NOW;
+    let mut refused = 0;
+    let allocations = allocations_during(|| {
+        for len in [1_400, 60, 60_000] {
+            for _ in 0..4_000 {
+                refused += u32::from(
+                    shaper.admit(&VnetHeader::COMPLETE, &[&[0; 60_000][..len]], now) == Admission::Refuse,
+                );
+            }
+            while let Some(at) = shaper.wakes_at() {
+                now = now.max(at);
+                shaper.release(now);
+            }
+        }
+    });
+    assert_eq!(allocations, 0);
+    assert!(refused > 3_000, "{refused}: the queue was never full");
 }
 
 #[test]

@@ -478,6 +478,7 @@ fn attachment(id: EndpointId, network: NetworkName, state: AttachmentState) -> A
         name: None,
         ips: Vec::new(),
         mac: None,
+        rates: overlayd::rate::RateLimits::default(),
         state,
         endpoint: None,
         mtu: None,

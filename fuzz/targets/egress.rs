@@ -10,7 +10,8 @@
 use std::net::SocketAddr;
 
 use overlayd::datapath::{
-    Context, Egress, Encapsulated, FloodLimit, LaneCounters, Merging, Notice, Outlet, Run, SendToken,
+    Context, Delivery, Egress, Encapsulated, FloodLimit, LaneCounters, Merging, Notice, Outlet, Run,
+    SendToken,
 };
 use overlayd::id::PortSlot;
 use overlayd::sa::{InboundSa, Sealed};
@@ -94,7 +95,7 @@ impl Outlet for Judge {
         }
     }
 
-    fn deliver(&mut self, port: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
+    fn deliver(&mut self, port: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
         let frame = &pieces.concat();
         let receiver = at_port(port).expect("the port of an endpoint");
         if let Some((_, sent)) = self.submitted.last().filter(|(asker, _)| *asker == port) {
@@ -104,7 +105,7 @@ impl Outlet for Judge {
             let sender = self.assert_may_leave(frame, receiver.is_encrypted, receiver.at);
             assert_ne!(sender, receiver);
         }
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {

@@ -8,7 +8,7 @@
 //! the link or VTEP, the upper two are the ECN of the outer header.
 
 use overlayd::datapath::{
-    Coalescer, Context, Encapsulated, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
+    Coalescer, Context, Delivery, Encapsulated, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
 };
 use overlayd::forward::Tables;
 use overlayd::id::{LinkSlot, PortSlot, Vni, VtepSlot};
@@ -131,7 +131,7 @@ impl Outlet for Judge {
         panic!("what came from the wire goes back to it");
     }
 
-    fn deliver(&mut self, port: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
+    fn deliver(&mut self, port: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
         let frame = &pieces.concat();
         let source = source_of(frame);
         let receiver = at_port(port).expect("the port of an endpoint");
@@ -140,7 +140,7 @@ impl Outlet for Judge {
         assert!(is_for(frame, receiver), "for another endpoint");
         source.assert_speaks(frame);
         self.delivered += 1;
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {

@@ -11,8 +11,8 @@
 use std::collections::BTreeMap;
 
 use overlayd::datapath::{
-    Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet,
-    Run, SuperFrame,
+    Coalescer, Context, Delivery, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice,
+    Outlet, Run, SuperFrame,
 };
 use overlayd::forward::Tables;
 use overlayd::id::{LinkSlot, PortSlot, Vni};
@@ -149,8 +149,8 @@ impl Outlet for Peers {
 
     fn send_vxlan(&mut self, _: &Run<'_, Encapsulated>) {}
 
-    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> bool {
-        true
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> Delivery {
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {
@@ -173,13 +173,13 @@ impl Outlet for Delivered {
         panic!("what came from the wire goes back to it");
     }
 
-    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool {
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
         let frame = pieces.concat();
         let got = self.0.entry(port).or_default();
         let Some(cut) = header.segmentation else {
             assert_eq!(pieces.len(), 1, "merged without a word");
             got.push(Normal::of(&frame, true));
-            return true;
+            return Delivery::Taken;
         };
         let cut = SuperFrame::parse(&frame, header, cut).expect("the kernel can cut it again");
         assert_eq!(cut.segments(), pieces.len());
@@ -188,7 +188,7 @@ impl Outlet for Delivered {
             let len = cut.write(&frame, index, &mut place);
             got.push(Normal::of(&place[..len], false));
         }
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {

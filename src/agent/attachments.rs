@@ -5,10 +5,10 @@
 //! it finds. What the manager still believes is set right when the session begins again.
 
 mod mtu;
+mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Mutex;
 
@@ -17,14 +17,14 @@ use super::dataplane::DataPlane;
 use super::offloads::OffloadBook;
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget};
-use crate::cluster::{Endpoint, NetworkView};
 use crate::control::rpc::ManagerClient;
-use crate::control::rpc::messages::{Attach, Detach, Done};
+use crate::control::rpc::messages::Attach;
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::control::store::{Store, StoreError};
 use crate::id::{EndpointId, NetworkName, NodeId, PortSlot};
 use crate::io::netns::NetNs;
 use crate::io::tap::Tap;
+use crate::rate::RateLimits;
 use crate::worker::LaneGone;
 
 /// The attachments of this node.
@@ -101,6 +101,7 @@ impl Attachments {
             name: request.name,
             ips: request.addresses,
             mac: request.mac,
+            rates: request.rates,
             state: AttachmentState::Pending,
             endpoint: None,
             mtu: None,
@@ -261,24 +262,6 @@ impl Attachments {
         blocking(move || container::open(&netns).map(|found| found.is_some())).await
     }
 
-    /// Whether the view has the attachment's endpoint.
-    async fn is_known(&self, attachment: &Attachment) -> bool {
-        let Some(endpoint) = &attachment.endpoint else { return true };
-        let view = self.dataplane.view().await;
-        let network = view.networks.get(&endpoint.network);
-        network.is_some_and(|network| network.endpoints.iter().any(|known| known.id == endpoint.id))
-    }
-
-    /// Endpoints that the view places on this node, and that it does not have: of a detachment or of a
-    /// failed attachment that the manager did not hear of.
-    async fn dead_endpoints(&self, attachments: &[Attachment]) -> Vec<EndpointId> {
-        let alive: BTreeSet<EndpointId> = attachments.iter().map(|attachment| attachment.id).collect();
-        let view = self.dataplane.view().await;
-        let endpoints = view.networks.values().flat_map(|network| &network.endpoints);
-        let here = endpoints.filter(|endpoint| endpoint.node == self.node);
-        here.map(|endpoint| endpoint.id).filter(|id| !alive.contains(id)).collect()
-    }
-
     fn trouble(&self, network: &NetworkName, id: EndpointId, error: &ApiError) {
         let message = error.to_string();
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
@@ -291,26 +274,6 @@ impl Attachments {
 
     fn forget_trouble(&self, id: EndpointId) {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
-
-    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup, or
-    /// a session began between the agent's note and its request.
-    async fn assert_known(
-        &self,
-        manager: &ManagerClient,
-        network: &NetworkName,
-        endpoint: &Endpoint,
-    ) -> Result<(), ApiError> {
-        let request = Attach {
-            id: endpoint.id,
-            network: network.clone(),
-            name: endpoint.name.clone(),
-            ips: endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
-            mac: Some(endpoint.mac),
-        };
-        manager.attach(request).await?;
-        tracing::info!(endpoint = %endpoint.id, "the manager knows the endpoint again");
-        Ok(())
     }
 
     /// A lane found the interface of a port gone.
@@ -345,59 +308,21 @@ impl Attachments {
             return Err(container::attached_already(&twin));
         }
         let mtu = self.dataplane.mtu(&self.in_view(manager, &network.name, &endpoint).await?).await;
-        let port = container::port(&attachment.ifname, &endpoint, &network, mtu);
+        let port = container::port(&attachment, &endpoint, &network, mtu);
         let lanes = self.dataplane.lane_count();
         let queues = blocking(move || port.create(&netns, lanes)).await?;
-        self.add_port(attachment.id, queues).await?;
+        self.add_port(attachment.id, queues, attachment.rates).await?;
         attachment.state = AttachmentState::Ready;
         attachment.endpoint = Some(endpoint.clone());
         attachment.mtu = Some(mtu);
-        let ifname = attachment.ifname.clone();
+        let (ifname, rates) = (attachment.ifname.clone(), attachment.rates);
         self.put(attachment).await?;
-        Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu })
-    }
-
-    /// Waits until the lanes forward by a view that has the endpoint.
-    async fn in_view(
-        &self,
-        manager: &ManagerClient,
-        network: &NetworkName,
-        endpoint: &Endpoint,
-    ) -> Result<NetworkView, ApiError> {
-        for _ in 0..VIEW_TRIES {
-            if let Ok(view) = tokio::time::timeout(VIEW_TIMEOUT, self.next_view_with(endpoint)).await {
-                return Ok(view);
-            }
-            // A session that began before the agent's note was made, and reached the manager after the
-            // endpoint, had the manager forget it.
-            self.assert_known(manager, network, endpoint).await?;
-        }
-        Err(ApiError::unavailable(format!(
-            "the manager accepted the endpoint, but did not tell this node of its network within {} s: \
-             `overlayd status` shows whether the session with it lives; then try again",
-            (VIEW_TIMEOUT * VIEW_TRIES).as_secs()
-        )))
-    }
-
-    async fn next_view_with(&self, endpoint: &Endpoint) -> NetworkView {
-        let mut followed = self.dataplane.followed();
-        loop {
-            followed.borrow_and_update();
-            let view = self.dataplane.view().await;
-            if let Some(network) = view.networks.get(&endpoint.network)
-                && network.endpoints.iter().any(|known| known.id == endpoint.id)
-            {
-                return network.clone();
-            }
-            if followed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu, rates })
     }
 
     /// Opens the interface again, or makes it again if somebody removed it.
     async fn reopen(&self, attachment: Attachment) -> Result<(), ApiError> {
-        let (id, network) = (attachment.id, attachment.network.clone());
+        let (id, network, rates) = (attachment.id, attachment.network.clone(), attachment.rates);
         let view = self.dataplane.view().await;
         let found = attachment.endpoint.as_ref().and_then(|endpoint| view.networks.get(&endpoint.network));
         let known = match found {
@@ -409,15 +334,20 @@ impl Attachments {
             container::reopen(&attachment, known.as_ref().map(|(network, mtu)| (network, *mtu)), lanes)
         })
         .await?;
-        self.add_port(id, queues).await?;
+        self.add_port(id, queues, rates).await?;
         tracing::info!(endpoint = %id, %network, "interface is back");
         Ok(())
     }
 
-    async fn add_port(&self, endpoint: EndpointId, mut queues: Vec<Tap>) -> Result<(), ApiError> {
+    async fn add_port(
+        &self,
+        endpoint: EndpointId,
+        mut queues: Vec<Tap>,
+        rates: RateLimits,
+    ) -> Result<(), ApiError> {
         let entered = self.offloads.enter(endpoint, &mut queues);
         entered.map_err(|error| ApiError::internal(error.to_string()))?;
-        Ok(self.dataplane.add_port(endpoint, queues).await?)
+        Ok(self.dataplane.add_port(endpoint, queues, rates).await?)
     }
 
     async fn remove_port(&self, endpoint: EndpointId) -> Result<(), LaneGone> {
@@ -444,18 +374,6 @@ impl Attachments {
         let id = attachment.id;
         if let Err(error) = self.remove(manager, attachment).await {
             tracing::warn!(endpoint = %id, %error, "an unfinished attachment could not be taken back");
-        }
-    }
-
-    /// The manager may be away: it will hear of it when the session begins again.
-    async fn tell_manager(&self, manager: Option<&ManagerClient>, id: EndpointId) {
-        let Some(manager) = manager else { return };
-        match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(Detach { endpoint: id })).await {
-            Ok(Ok(Done {})) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(endpoint = %id, %error, "the manager will hear of the detachment later")
-            }
-            Err(_) => tracing::info!(endpoint = %id, "the manager will hear of the detachment later"),
         }
     }
 
@@ -489,7 +407,3 @@ impl From<LaneGone> for ApiError {
 
 /// How many endpoints an error names.
 const MOST_NAMED: usize = 10;
-/// Views come at once; after that long the manager is told again.
-const VIEW_TIMEOUT: Duration = Duration::from_secs(1);
-const VIEW_TRIES: u32 = 10;
-const DETACH_TIMEOUT: Duration = Duration::from_secs(5);

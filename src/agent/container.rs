@@ -2,15 +2,18 @@
 //! ours, told by its alias. The container's owner may have renamed it, removed it, or made another of
 //! its name. Everything here blocks on the kernel.
 
+use std::time::Duration;
+
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, NetnsReference};
 use crate::cluster::{Endpoint, Network, NetworkView};
 use crate::control::store::local::{Attachment, NetnsRef};
 use crate::id::{EndpointId, IfName, LaneCount};
-use crate::io::container_port::{ContainerPort, PortError};
+use crate::io::container_port::{ContainerPort, PortError, TapQueue};
 use crate::io::netlink::{Link, Netlink, NetlinkError};
 use crate::io::netns::{NetNs, NetNsError};
 use crate::io::tap::Tap;
+use crate::rate::Rate;
 
 /// The container, if the agent sees the same one as the caller and can attach it.
 pub(super) fn check(request: &AttachRequest, attachments: &[Attachment]) -> Result<NetNs, ApiError> {
@@ -76,18 +79,24 @@ pub(super) fn reopen(
     let (Some(endpoint), Some((view, mtu))) = (attachment.endpoint.as_ref(), known) else {
         return Err(ApiError::internal("somebody removed it, and its network is not known yet"));
     };
-    Ok(port(&attachment.ifname, endpoint, &view.network, mtu).create(&netns, lanes)?)
+    Ok(port(attachment, endpoint, &view.network, mtu).create(&netns, lanes)?)
 }
 
-/// What the interface of an endpoint is to be.
-pub(super) fn port(name: &IfName, endpoint: &Endpoint, network: &Network, mtu: u16) -> ContainerPort {
+/// What the interface of an attachment is to be.
+pub(super) fn port(
+    attachment: &Attachment,
+    endpoint: &Endpoint,
+    network: &Network,
+    mtu: u16,
+) -> ContainerPort {
     let own = |gateway: &std::net::IpAddr| endpoint.addresses.iter().any(|a| a.addr() == *gateway);
     ContainerPort {
-        name: name.clone(),
+        name: attachment.ifname.clone(),
         mac: endpoint.mac,
         mtu: mtu.into(),
         addresses: endpoint.addresses.clone(),
         gateways: network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect(),
+        queue: attachment.rates.egress.map_or_else(TapQueue::default, |rate| queue(rate, mtu)),
         alias: alias(endpoint.id),
     }
 }
@@ -100,6 +109,18 @@ pub(super) fn set_mtu(attachment: &Attachment, mtu: u16) -> Result<(), ApiError>
         None => Ok(()),
     });
     set.map_err(failed)
+}
+
+/// A queue for a container that may send at `rate`: what it holds waits for its turn, and the kernel
+/// keeps no account of it with the sockets it is from (`skb_orphan` in `tun_net_xmit`), so that a
+/// stream would fill any queue before it felt the limit.
+fn queue(rate: Rate, mtu: u16) -> TapQueue {
+    let longest = TapQueue::default().gso_max_size;
+    let octets = |time| u32::try_from(rate.octets_in(time)).unwrap_or(u32::MAX);
+    let shortest = GSO_ALLOWANCE + 2 * u32::from(mtu);
+    let gso_max_size = octets(SUPER_FRAME_TIME).clamp(shortest.min(longest), longest);
+    let frames = (octets(QUEUE_TIME) / gso_max_size).clamp(FEWEST_FRAMES, MOST_FRAMES);
+    TapQueue { gso_max_size, frames: Some(frames) }
 }
 
 /// Removes the interface if it is there, whatever it is called now.
@@ -125,6 +146,17 @@ fn alias(endpoint: EndpointId) -> String {
     format!("overlayd endpoint {endpoint}")
 }
 
+/// Of the longest super-frame at the limit: what others of the container wait for it.
+const SUPER_FRAME_TIME: Duration = Duration::from_millis(1);
+/// Of a queue full of such.
+const QUEUE_TIME: Duration = Duration::from_millis(50);
+/// A burst of short datagrams has to fit too.
+const FEWEST_FRAMES: u32 = 32;
+/// No more than without a limit.
+const MOST_FRAMES: u32 = 1_000;
+/// What the kernel keeps of a super-frame's size for headers (`MAX_TCP_HEADER`).
+const GSO_ALLOWANCE: u32 = 512;
+
 fn failed(error: impl std::error::Error) -> ApiError {
     ApiError::internal(error.to_string())
 }
@@ -145,6 +177,7 @@ impl From<PortError> for ApiError {
 mod tests {
     use super::*;
     use crate::id::{EndpointId, IfName};
+    use crate::rate::RateLimits;
     use std::path::Path;
 
     #[test]
@@ -176,6 +209,7 @@ mod tests {
             name: None,
             addresses: Vec::new(),
             mac: None,
+            rates: RateLimits::default(),
         };
         assert!(check(&request(device, inode), &[]).is_ok());
         let elsewhere = check(&request(device, inode + 1), &[]).expect_err("another namespace");
@@ -188,6 +222,7 @@ mod tests {
             name: None,
             ips: Vec::new(),
             mac: None,
+            rates: RateLimits::default(),
             state: crate::control::store::local::AttachmentState::Ready,
             endpoint: None,
             mtu: None,

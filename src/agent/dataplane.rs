@@ -19,7 +19,8 @@ use crate::forward::Tables;
 use crate::id::{EndpointId, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
 use crate::io::tap::Tap;
 use crate::membership::{MembershipError, SignedMembership};
-use crate::worker::{Command, Lane, LaneGone};
+use crate::rate::RateLimits;
+use crate::worker::{Command, Lane, LaneGone, PortLimits};
 
 /// The lanes of this node and their tables.
 pub(crate) struct DataPlane {
@@ -98,13 +99,19 @@ impl DataPlane {
         self.placement.lock().await.mtu(network)
     }
 
-    /// Gives a local endpoint's interface to the lanes, a queue to each.
-    pub(crate) async fn add_port(&self, endpoint: EndpointId, queues: Vec<Tap>) -> Result<(), LaneGone> {
+    /// Gives a local endpoint's interface to the lanes, a queue to each; `rates` hold for all together.
+    pub(crate) async fn add_port(
+        &self,
+        endpoint: EndpointId,
+        queues: Vec<Tap>,
+        rates: RateLimits,
+    ) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
         let slot = placement.hold_port(endpoint);
         self.publish(&mut placement).await?;
+        let limits = PortLimits::new(rates);
         for (lane, tap) in self.lanes.iter().zip(queues) {
-            lane.execute(Command::AddPort { slot, tap }).await?;
+            lane.execute(Command::AddPort { slot, tap, limits: limits.clone() }).await?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::control::session::SessionStatus;
 use crate::control::store::local::AttachmentState;
 use crate::drop_reason::DropReason;
 use crate::io::clock::boot_time;
-use crate::worker::{LaneCounters, PeerCounters, PortCounters};
+use crate::worker::{Command, LaneCounters, PeerCounters, PortCounters};
 
 /// What `overlayd status` shows of the cluster, and what the operator should know.
 pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Result<ClusterStatus, ApiError> {
@@ -101,6 +101,7 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
     let view = member.dataplane.view().await;
     let mut stats = StatsResponse::default();
     for lane in member.dataplane.lanes() {
+        lane.execute(Command::CountOverflow).await?;
         let counts = DropReason::ALL.iter().zip(lane.counters().drops());
         let counts = counts.filter(|(_, packets)| *packets > 0);
         stats.drops.extend(counts.map(|(&reason, packets)| DropCount { lane: lane.id(), reason, packets }));
@@ -128,6 +129,7 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
             network_name: attachment.network,
             sent: Traffic { packets: total.frames_sent, bytes: total.bytes_sent },
             received: Traffic { packets: total.frames_received, bytes: total.bytes_received },
+            rates: attachment.rates,
         });
     }
     Ok(stats)

@@ -150,6 +150,7 @@ mod tests {
                 network_name: "red".parse().expect("a name"),
                 sent,
                 received,
+                rates: crate::rate::RateLimits::default(),
             }],
         };
         let text = render(stats).expect("text");

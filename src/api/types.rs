@@ -18,6 +18,7 @@ use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, IfName, LaneId, MacAddr, NetworkId, NetworkName, NodeId, Spi,
     Version,
 };
+use crate::rate::RateLimits;
 use crate::sa::Suite;
 
 /// A request type: knows its path and what it is answered with.
@@ -276,6 +277,9 @@ pub struct AttachRequest {
     pub addresses: Vec<IpAddr>,
     /// The wanted MAC address.
     pub mac: Option<MacAddr>,
+    /// What it may send and receive.
+    #[serde(default)]
+    pub rates: RateLimits,
 }
 
 /// The endpoint, ready for traffic.
@@ -289,6 +293,9 @@ pub struct AttachResponse {
     pub ifname: IfName,
     /// Its MTU, in bytes.
     pub mtu: u16,
+    /// What it may send and receive.
+    #[serde(default)]
+    pub rates: RateLimits,
 }
 
 /// Takes an endpoint out of a network.
@@ -584,6 +591,9 @@ pub struct EndpointTraffic {
     pub sent: Traffic,
     /// To the container.
     pub received: Traffic,
+    /// What it may send and receive.
+    #[serde(default)]
+    pub rates: RateLimits,
 }
 
 mod drop_reason_name {

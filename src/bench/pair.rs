@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::boot_time::BootTime;
 use crate::datapath::{
-    Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
+    Coalescer, Context, Delivery, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice,
+    Outlet, Run,
 };
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
@@ -45,18 +46,31 @@ pub struct Pair {
 impl Pair {
     /// Both nodes keyed, with `endpoints` on each side of the network.
     pub fn new(suite: Suite, endpoints: u32) -> Self {
+        Self::with_tables(suite, [tables(endpoints, 0), tables(endpoints, 1)], 1)
+    }
+
+    /// As many nodes on the sender's side as there are `peers`, in one, each with an endpoint and keys of
+    /// its own, and `endpoints` on the receiver's, which for the sender are behind the peers in turn.
+    pub fn spread(suite: Suite, endpoints: u32, peers: u32) -> Self {
+        let tables = [spread_tables(endpoints, peers, 0), spread_tables(endpoints, peers, 1)];
+        Self::with_tables(suite, tables, peers)
+    }
+
+    fn with_tables(suite: Suite, [sender_tables, receiver_tables]: [Tables; 2], peers: u32) -> Self {
         let limits = Limits::standard(suite);
-        let spi = Spi::new(0x1000).expect("no reserved SPI");
         let key = || KeyMaterial::new(suite, &[7; KeyMaterial::LEN]);
         let mut sender = Egress::new(FloodLimit { frames_per_second: 1_000_000, burst: 1_000_000_000 });
-        sender.install(LINK, Box::new(OutboundSa::new(spi, key(), limits, NOW)));
         let mut receiver = Ingress::new();
-        receiver.install(LINK, Box::new(InboundSa::new(spi, key(), limits, NOW)));
+        for peer in 0..peers {
+            let (link, spi) = (LinkSlot::new(peer), Spi::new(0x1000 + peer).expect("no reserved SPI"));
+            sender.install(link, Box::new(OutboundSa::new(spi, key(), limits, NOW)));
+            receiver.install(link, Box::new(InboundSa::new(spi, key(), limits, NOW)));
+        }
         Self {
             sender,
-            sender_tables: tables(endpoints, 0),
+            sender_tables,
             receiver,
-            receiver_tables: tables(endpoints, 1),
+            receiver_tables,
             counters: LaneCounters::new(),
             wire: Wire { bytes: vec![0; 1 << 19], datagrams: Vec::with_capacity(1024), delivered: 0 },
         }
@@ -74,11 +88,21 @@ impl Pair {
 
     /// The same for any port of the sender.
     pub fn send_from(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8], count: usize) {
-        let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: NOW };
         for _ in 0..count {
-            self.sender.reserve(&self.sender_tables, port, &mut self.wire).fill(frame);
-            self.sender.submit(&cx, port, header, frame.len(), &mut self.wire);
+            self.submit(port, header, frame);
         }
+        self.flush();
+    }
+
+    /// A container of the sender's side sends a frame, which may not have left yet.
+    pub fn submit(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8]) {
+        let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: NOW };
+        self.sender.reserve(&self.sender_tables, port, &mut self.wire).fill(frame);
+        self.sender.submit(&cx, port, header, frame.len(), &mut self.wire);
+    }
+
+    /// What was submitted is on the wire.
+    pub fn flush(&mut self) {
         self.sender.flush(&mut self.wire);
     }
 
@@ -151,7 +175,12 @@ pub fn ip(node: u8, endpoint: u32) -> Ipv4Addr {
 
 /// A UDP frame of `len` bytes from the sender's container to one of the receiver's.
 pub fn frame(len: usize) -> Vec<u8> {
-    addressed(len, mac(1, 0))
+    frame_between(len, 0, 0)
+}
+
+/// The same between two endpoints.
+pub fn frame_between(len: usize, from: u32, to: u32) -> Vec<u8> {
+    addressed(len, from, mac(1, to))
 }
 
 /// The same in the plain network, or to the neighbour of the container there.
@@ -190,11 +219,11 @@ pub fn super_frame_in(network: u8, payload: usize, size: u16) -> (VnetHeader, Ve
 
 /// A broadcast frame of `len` bytes from the sender's container.
 pub fn broadcast(len: usize) -> Vec<u8> {
-    addressed(len, MacAddr::BROADCAST)
+    addressed(len, 0, MacAddr::BROADCAST)
 }
 
-fn addressed(len: usize, destination: MacAddr) -> Vec<u8> {
-    between(len, (mac(0, 0), ip(0, 0)), (destination, ip(1, 0)))
+fn addressed(len: usize, from: u32, destination: MacAddr) -> Vec<u8> {
+    between(len, (mac(0, from), ip(0, from)), (destination, ip(1, 0)))
 }
 
 fn between(len: usize, from: (MacAddr, Ipv4Addr), to: (MacAddr, Ipv4Addr)) -> Vec<u8> {
@@ -209,19 +238,14 @@ fn between(len: usize, from: (MacAddr, Ipv4Addr), to: (MacAddr, Ipv4Addr)) -> Ve
 
 /// The network as `node` sees it: its own first endpoint has a port, all others are at the peer.
 pub fn network(endpoints: u32, node: u8) -> NetworkTable {
-    let own = [EndpointSpec {
-        mac: mac(node, 0),
-        addresses: vec![IpAddr::V4(ip(node, 0))],
-        place: Place::Local(PORT),
-        is_gateway: false,
-    }];
-    let others = (0..endpoints).map(|endpoint| EndpointSpec {
-        mac: mac(1 - node, endpoint),
-        addresses: vec![IpAddr::V4(ip(1 - node, endpoint))],
-        place: Place::Remote(LINK),
-        is_gateway: false,
-    });
+    let own = [placed(node, 0, Place::Local(PORT))];
+    let others = (0..endpoints).map(|endpoint| placed(1 - node, endpoint, Place::Remote(LINK)));
     NetworkTable::encrypted(Vni::new(7).expect("in range"), 9000, own.into_iter().chain(others).collect())
+}
+
+fn placed(node: u8, endpoint: u32, place: Place<LinkSlot>) -> EndpointSpec<LinkSlot> {
+    let addresses = vec![IpAddr::V4(ip(node, endpoint))];
+    EndpointSpec { mac: mac(node, endpoint), addresses, place, is_gateway: false }
 }
 
 /// The plain network as `node` sees it: two endpoints here, one at the peer.
@@ -249,6 +273,23 @@ fn tables(endpoints: u32, node: u8) -> Tables {
         .build()
 }
 
+fn spread_tables(endpoints: u32, peers: u32, node: u8) -> Tables {
+    let (port, link) = (|n| Place::Local(PortSlot::new(n)), |n| Place::Remote(LinkSlot::new(n)));
+    let senders = (0..peers).map(|peer| placed(0, peer, if node == 0 { port(peer) } else { link(peer) }));
+    let receivers = (0..endpoints).map(|endpoint| {
+        placed(1, endpoint, if node == 0 { link(endpoint % peers) } else { port(endpoint % PORTS) })
+    });
+    let endpoints = senders.chain(receivers).collect();
+    let (net, vni) = (NetSlot::new(0), Vni::new(7).expect("in range"));
+    let network = Arc::new(NetworkTable::encrypted(vni, 9000, endpoints));
+    let address = |peer| SocketAddr::from((ip(2, peer), 4500));
+    let builder = TablesBuilder::default().network(net, network);
+    (0..peers).fold(builder, |builder, peer| builder.link(LinkSlot::new(peer), net, address(peer))).build()
+}
+
+/// Of a node with very many endpoints of its own, which no node has.
+const PORTS: u32 = 64;
+
 #[derive(Debug)]
 struct Wire {
     bytes: Vec<u8>,
@@ -275,13 +316,13 @@ impl Outlet for Wire {
         run.datagrams().for_each(|datagram| self.put(datagram));
     }
 
-    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> bool {
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> Delivery {
         self.delivered += 1;
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {
-        Merging::default()
+        Merging { tcp: true, udp: true }
     }
 
     fn notice(&mut self, _: Notice) {}
@@ -301,10 +342,10 @@ impl Outlet for Inbox {
         panic!("transit");
     }
 
-    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
         black_box(pieces);
         self.delivered += 1;
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {

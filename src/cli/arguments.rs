@@ -15,6 +15,7 @@ use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRe
 use crate::cluster::Role;
 use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
+use crate::rate::{Rate, RateLimits};
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
@@ -307,6 +308,12 @@ pub struct AttachArguments {
     /// MAC address to have [default: from the IPv4 address]
     #[arg(long)]
     mac: Option<MacAddr>,
+    /// What the container may send, like 100mbit [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    egress_rate: Option<Rate>,
+    /// What it may be sent, like 2.5gbit [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    ingress_rate: Option<Rate>,
 }
 
 impl AttachArguments {
@@ -318,6 +325,7 @@ impl AttachArguments {
             name: self.name,
             addresses: self.ip,
             mac: self.mac,
+            rates: RateLimits { egress: self.egress_rate, ingress: self.ingress_rate },
         })
     }
 }

@@ -52,9 +52,10 @@ pub(super) fn remove(removed: &RemoveNetworkResponse) -> String {
 }
 
 pub(super) fn attach(attached: &AttachResponse) -> String {
-    let AttachResponse { endpoint, network_name, ifname, mtu } = attached;
+    let AttachResponse { endpoint, network_name, ifname, mtu, rates } = attached;
+    let limits = if rates.is_none() { String::new() } else { format!(", limited to {rates}") };
     format!(
-        "{} is on {network_name}: {ifname} with {}, {}, MTU {mtu}\n",
+        "{} is on {network_name}: {ifname} with {}, {}, MTU {mtu}{limits}\n",
         endpoint.id,
         list(&endpoint.addresses),
         endpoint.mac
@@ -196,6 +197,7 @@ mod tests {
     use super::*;
     use crate::cli::tables::samples;
     use crate::id::{ClusterId, EndpointId, NodeId};
+    use crate::rate::RateLimits;
 
     #[test]
     fn init_prints_the_exact_join_command() {
@@ -229,16 +231,21 @@ mod tests {
             create(&CreateNetworkResponse { network }),
             "red (0000000000000000000000000) is created: encrypted, VNI 4097, 10.1.0.0/24, fd00:1::/64\n"
         );
-        let attached = AttachResponse {
+        let mut attached = AttachResponse {
             endpoint: samples::endpoint(),
             network_name: "red".parse().expect("a name"),
             ifname: "eth0".parse().expect("a name"),
             mtu: 1408,
+            rates: RateLimits::default(),
         };
         assert_eq!(
             attach(&attached),
             "0000000000000000000000000 is on red: eth0 with 10.1.0.2/24, fd00:1::2/64, 02:42:0a:01:00:02, MTU 1408\n"
         );
+        attached.rates.egress = "100mbit".parse().ok();
+        assert!(attach(&attached).ends_with(", MTU 1408, limited to 100mbit out\n"));
+        attached.rates.ingress = "2.5gbit".parse().ok();
+        assert!(attach(&attached).ends_with(", MTU 1408, limited to 100mbit out, 2.5gbit in\n"));
         let endpoint = EndpointId::from_entropy([0; 16]);
         assert_eq!(detach(&DetachResponse { endpoint }), "0000000000000000000000000 is detached\n");
     }

@@ -119,14 +119,15 @@ pub(super) fn stats(stats: &StatsResponse) -> String {
         sections.push(text(&table));
     }
     if !stats.endpoints.is_empty() {
-        let mut table = table(&["ENDPOINT", "NAME", "NETWORK", "FROM CONTAINER", "TO CONTAINER"]);
-        for EndpointTraffic { endpoint, name, network_name, sent, received } in &stats.endpoints {
+        let mut table = table(&["ENDPOINT", "NAME", "NETWORK", "FROM CONTAINER", "TO CONTAINER", "LIMITS"]);
+        for EndpointTraffic { endpoint, name, network_name, sent, received, rates } in &stats.endpoints {
             table.add_row([
                 endpoint.to_string(),
                 optional(name.as_ref()),
                 network_name.to_string(),
                 traffic(*sent),
                 traffic(*received),
+                rates.to_string(),
             ]);
         }
         sections.push(text(&table));
@@ -256,6 +257,7 @@ mod tests {
     use crate::api::types::{DropCount, NetworkSummary, NodeSummary, PeerState};
     use crate::cluster::Role;
     use crate::id::{LaneId, NetworkId, NodeId};
+    use crate::rate::RateLimits;
     use crate::sa::Suite;
 
     #[test]
@@ -388,6 +390,7 @@ DROPPED  REASON    EXPLANATION
                 network_name: "red".parse().expect("a name"),
                 sent,
                 received: Traffic::default(),
+                rates: RateLimits { egress: None, ingress: "10mbit".parse().ok() },
             }],
         });
         assert_eq!(
@@ -398,8 +401,8 @@ Nothing was dropped.
 PEER  NETWORK  SENT        RECEIVED
 b     red      3 (3.0 MB)  0 (0 B)
 
-ENDPOINT                   NAME  NETWORK  FROM CONTAINER  TO CONTAINER
-0000000000000000000000000  -     red      3 (3.0 MB)      0 (0 B)
+ENDPOINT                   NAME  NETWORK  FROM CONTAINER  TO CONTAINER  LIMITS
+0000000000000000000000000  -     red      3 (3.0 MB)      0 (0 B)       10mbit in
 "
         );
     }

@@ -18,13 +18,22 @@ use crate::wire::transport::{ACK, ECE, FIN, PSH, Protocol, TCP_FLAGS, TCP_HEADER
 use crate::wire::vnet_hdr::{Kind, Segmentation, VnetHeader};
 use crate::wire::{checksum, ethernet, ipv4, ipv6};
 
-/// What a port's kernel takes as super-frames.
+/// What a port takes as super-frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Merging {
     /// Segments of TCP.
     pub tcp: bool,
     /// Datagrams of UDP.
     pub udp: bool,
+}
+
+impl Merging {
+    pub(super) fn takes(self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp => self.tcp,
+            Protocol::Udp => self.udp,
+        }
+    }
 }
 
 /// The frames of one batch on their way to containers; `'p` is the batch.

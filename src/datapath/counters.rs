@@ -68,8 +68,12 @@ impl LaneCounters {
     }
 
     pub(crate) fn drop_at_port(&self, port: PortSlot, reason: DropReason) {
-        self.drop_unplaced(reason, 1);
-        self.ports.with(port.index(), |cells| cells.drop(reason));
+        self.drop_frames_at_port(port, reason, 1);
+    }
+
+    pub(crate) fn drop_frames_at_port(&self, port: PortSlot, reason: DropReason, frames: usize) {
+        self.drop_unplaced(reason, frames as u64);
+        self.ports.with(port.index(), |cells| cells.drop(reason, frames as u64));
     }
 
     pub(crate) fn drop_at_link(&self, link: LinkSlot, reason: DropReason) {
@@ -79,12 +83,12 @@ impl LaneCounters {
 
     /// For a drop that is counted elsewhere already.
     pub(crate) fn note_drop_at_link(&self, link: LinkSlot, reason: DropReason) {
-        self.links.with(link.index(), |cells| cells.drop(reason));
+        self.links.with(link.index(), |cells| cells.drop(reason, 1));
     }
 
     /// For a drop that is counted elsewhere already.
     pub(crate) fn note_drop_at_vtep(&self, vtep: VtepSlot, reason: DropReason) {
-        self.vteps.with(vtep.index(), |cells| cells.drop(reason));
+        self.vteps.with(vtep.index(), |cells| cells.drop(reason, 1));
     }
 
     pub(crate) fn sent_by_port(&self, port: PortSlot, bytes: usize) {
@@ -254,8 +258,8 @@ impl Cells {
         self.bytes_in.add(bytes as u64);
     }
 
-    fn drop(&self, reason: DropReason) {
-        self.drops.add(1);
+    fn drop(&self, reason: DropReason, packets: u64) {
+        self.drops.add(packets);
         self.last_drop.store(reason as u8 + 1, Ordering::Relaxed);
     }
 

@@ -11,7 +11,7 @@ use super::reply::{self, EMPTY_REPLY};
 use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
 use super::tunnel::{self, EspTunnel, Flow, LinkState, Sent, Tunnel, VxlanTunnel};
-use super::{Context, MAX_FRAME_LEN, Outlet};
+use super::{Context, Delivery, MAX_FRAME_LEN, Outlet};
 use crate::drop_reason::DropReason;
 use crate::forward::policy::{self, Outward};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, Row, Tables};
@@ -284,8 +284,15 @@ impl<'a, R: Remote> Sender<'a, R> {
                 Ok(())
             }
             Outward::Forward => match self.destination(&frame)? {
-                Place::Local(port) => {
+                Place::Local(port) if outlet.merging(port).takes(cut.protocol()) => {
                     deliver(cx, port, cut.header(), &[bytes], outlet);
+                    Ok(())
+                }
+                Place::Local(port) => {
+                    for index in 0..cut.segments() {
+                        let len = cut.write(bytes, index, tunnel.next_frame(outlet));
+                        deliver(cx, port, &VnetHeader::COMPLETE, &[tunnel.frame(len)], outlet);
+                    }
                     Ok(())
                 }
                 Place::Remote(remote) => {
@@ -377,10 +384,14 @@ pub(super) fn deliver(
     pieces: &[&[u8]],
     outlet: &mut impl Outlet,
 ) {
-    if outlet.deliver(port, header, pieces) {
-        cx.counters.received_by_port(port, pieces.iter().map(|piece| piece.len()).sum());
-    } else {
-        cx.counters.drop_at_port(port, DropReason::TapFull);
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    match outlet.deliver(port, header, pieces) {
+        Delivery::Taken => cx.counters.received_by_port(port, len),
+        Delivery::Waits => {}
+        Delivery::Dropped(reason) => {
+            let (frames, _) = header.on_the_wire(pieces.first().copied().unwrap_or_default(), len);
+            cx.counters.drop_frames_at_port(port, reason, frames);
+        }
     }
 }
 

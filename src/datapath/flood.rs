@@ -6,8 +6,8 @@
 //! by flooded frames alone. Used by `datapath::egress`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::bucket::TokenBucket;
 use crate::boot_time::BootTime;
 use crate::id::PortSlot;
 
@@ -30,9 +30,8 @@ impl Default for FloodLimit {
 #[derive(Debug, Clone)]
 pub struct Flood {
     limit: FloodLimit,
-    /// When each bucket will be full again, in nanoseconds (the generic cell rate algorithm, ITU-T
-    /// I.371). Ports whose slots are [`BUCKETS`] apart share one.
-    full_at: Arc<[AtomicU64]>,
+    /// Ports whose slots are [`BUCKETS`] apart share one.
+    buckets: Arc<[TokenBucket]>,
 }
 
 impl Flood {
@@ -42,27 +41,22 @@ impl Flood {
         let Some(cost_ns) = NANOS_PER_SECOND.checked_div(u64::from(frames_per_second)) else {
             return false;
         };
-        let take = |full_at: u64| {
-            let debt_ns = full_at.saturating_sub(now.as_nanos()) + cost_ns * frames as u64;
-            (debt_ns <= cost_ns * u64::from(burst)).then(|| now.as_nanos() + debt_ns)
-        };
-        // The number is all that is shared: nothing else is published by it.
-        self.bucket(port).fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        self.bucket(port).take(cost_ns * frames as u64, cost_ns * u64::from(burst), now)
     }
 
     /// Fills the bucket of a port that is new in its slot.
     pub(super) fn fill(&self, port: PortSlot) {
-        self.bucket(port).store(0, Ordering::Relaxed);
+        self.bucket(port).fill();
     }
 
-    fn bucket(&self, port: PortSlot) -> &AtomicU64 {
-        &self.full_at[port.index() % BUCKETS]
+    fn bucket(&self, port: PortSlot) -> &TokenBucket {
+        &self.buckets[port.index() % BUCKETS]
     }
 }
 
 impl From<FloodLimit> for Flood {
     fn from(limit: FloodLimit) -> Self {
-        Self { limit, full_at: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect() }
+        Self { limit, buckets: (0..BUCKETS).map(|_| TokenBucket::default()).collect() }
     }
 }
 

@@ -13,13 +13,16 @@
 //! frame ends delivered, sent, answered, absorbed, or in a counter of [`LaneCounters`].
 
 mod arena;
+mod bucket;
 mod coalesce;
 mod counters;
 mod egress;
 mod flood;
 mod ingress;
+mod limit;
 mod reply;
 mod segment;
+mod shaper;
 mod stage;
 mod tunnel;
 
@@ -48,7 +51,9 @@ pub use counters::{LaneCounters, PeerCounters, PortCounters};
 pub use egress::Egress;
 pub use flood::{Flood, FloodLimit};
 pub use ingress::Ingress;
+pub use limit::{PortLimits, RateLimit};
 pub use segment::SuperFrame;
+pub use shaper::{Admission, Shaper};
 pub use stage::Place;
 
 use crate::boot_time::BootTime;
@@ -76,12 +81,24 @@ pub trait Outlet {
     /// Sends plain VXLAN packets of an unencrypted network.
     fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>);
     /// Hands a frame, in pieces that follow each other, to a container, with what its kernel has
-    /// to know of it; false if it could not be taken. At most 64 pieces.
-    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool;
-    /// What the container's kernel takes as super-frames.
+    /// to know of it. At most 64 pieces.
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery;
+    /// What is to be handed to it as super-frames.
     fn merging(&self, port: PortSlot) -> Merging;
     /// Tells the control plane.
     fn notice(&mut self, notice: Notice);
+}
+
+/// What became of a frame for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a frame is counted where it ends"]
+pub enum Delivery {
+    /// The container's kernel has it.
+    Taken,
+    /// It waits for its turn; the outlet counts it when it has come.
+    Waits,
+    /// It was dropped.
+    Dropped(DropReason),
 }
 
 /// What the control plane has to know.

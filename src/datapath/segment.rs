@@ -53,6 +53,11 @@ impl SuperFrame {
         &self.header
     }
 
+    /// What it is a super-frame of.
+    pub fn protocol(&self) -> Protocol {
+        self.transport.protocol
+    }
+
     /// How many segments there are.
     pub fn segments(&self) -> usize {
         (self.transport.end - self.transport.payload).div_ceil(self.segment)

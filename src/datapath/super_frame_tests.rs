@@ -65,12 +65,39 @@ fn ip_options_and_extension_headers_are_in_every_segment() {
 fn super_frame_to_a_local_container_stays_whole() {
     for (is_ipv6, protocol) in kinds() {
         let (mut a, _) = keyed_nodes();
+        a.out.merging = EVERYTHING;
         let (header, frame) = Flow::new(A, A_NEIGHBOR, is_ipv6, protocol).super_frame(&payload(60_000));
         a.submit_as(PORT, &header, &frame);
         a.egress.flush(&mut a.out);
         assert_eq!(a.out.delivered, [(NEIGHBOR_PORT, header, frame)]);
         assert!(a.out.esp.is_empty() && a.drops().is_empty());
     }
+}
+
+#[test]
+fn super_frame_is_cut_for_a_neighbor_who_takes_none() {
+    for (is_ipv6, protocol) in kinds() {
+        let (mut a, _) = keyed_nodes();
+        let flow = Flow::new(A, A_NEIGHBOR, is_ipv6, protocol);
+        let (header, frame) = flow.super_frame(&payload(60_000));
+        a.submit_as(PORT, &header, &frame);
+        a.egress.flush(&mut a.out);
+        let segments = flow.segments(&payload(60_000)).into_iter();
+        let expected: Vec<_> =
+            segments.map(|segment| (NEIGHBOR_PORT, VnetHeader::COMPLETE, segment)).collect();
+        assert_eq!(a.delivered_as(), expected);
+        assert!(a.out.esp.is_empty() && a.drops().is_empty());
+    }
+}
+
+#[test]
+fn dropped_super_frame_is_counted_as_the_frames_that_it_was() {
+    let (mut a, _) = keyed_nodes();
+    a.out.merging = EVERYTHING;
+    a.out.is_tap_full = true;
+    let (header, frame) = Flow::new(A, A_NEIGHBOR, false, Protocol::Tcp).super_frame(&payload(5_000));
+    a.submit_as(PORT, &header, &frame);
+    assert_eq!(a.drops(), [(TapFull, 5)]);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Coalescer, Context, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice, Outlet, Run,
+    Coalescer, Context, Delivery, Egress, Encapsulated, FloodLimit, Ingress, LaneCounters, Merging, Notice,
+    Outlet, Run,
 };
 use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
@@ -263,11 +264,12 @@ impl Outlet for Recorder {
         self.vxlan.extend(run.datagrams().map(|datagram| (run.to(), datagram.to_vec())));
     }
 
-    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool {
-        if !self.is_tap_full {
-            self.delivered.push((port, *header, pieces.concat()));
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
+        if self.is_tap_full {
+            return Delivery::Dropped(DropReason::TapFull);
         }
-        !self.is_tap_full
+        self.delivered.push((port, *header, pieces.concat()));
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {

@@ -53,7 +53,14 @@ fn join(host: &Host, remote: IpAddr, container: &Container, number: u8) -> Resul
         netlink.add_vxlan(&Vxlan { name: &name, vni, local: host.v4(), port: KERNEL_PORT })?;
         let link = netlink.link(&name)?;
         let mtu = KernelVxlan::MTU;
-        let dress = Handover { name: &inner, mac, mtu, gso_max_size: None, alias: "kernel VXLAN" };
+        let dress = Handover {
+            name: &inner,
+            mac,
+            mtu,
+            gso_max_size: None,
+            queue_frames: None,
+            alias: "kernel VXLAN",
+        };
         netlink.hand_over(&link, container.namespace(), &dress)
     })?;
     let address = IpNet::new(KernelVxlan::address(usize::from(number) - 1), 24).expect("an IPv4 length");

@@ -27,6 +27,8 @@ pub struct ContainerPort {
     pub addresses: Vec<IpNet>,
     /// Default routes, at most one of each family.
     pub gateways: Vec<IpAddr>,
+    /// What waits in it for this program.
+    pub queue: TapQueue,
     /// A remark for whoever looks at it with `ip link`.
     pub alias: String,
 }
@@ -101,7 +103,8 @@ impl ContainerPort {
                 name: &self.name,
                 mac: self.mac,
                 mtu: self.mtu,
-                gso_max_size: Some(GSO_MAX_SIZE),
+                gso_max_size: Some(self.queue.gso_max_size),
+                queue_frames: self.queue.frames,
                 alias: &self.alias,
             };
             netlink.hand_over(&link, container, &dress)
@@ -110,6 +113,22 @@ impl ContainerPort {
             Err(refused) if refused.is_exists() => Err(PortError::NameTaken { name: self.name.clone() }),
             result => Ok(result?),
         }
+    }
+}
+
+/// What a container's kernel may have waiting for this program, in each queue of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TapQueue {
+    /// Bytes of the longest super-frame.
+    pub gso_max_size: u32,
+    /// Frames and super-frames; the kernel drops what is more (`tx_dropped` of the interface). As many
+    /// as the kernel likes (1000) if absent.
+    pub frames: Option<u32>,
+}
+
+impl Default for TapQueue {
+    fn default() -> Self {
+        Self { gso_max_size: GSO_MAX_SIZE, frames: None }
     }
 }
 

@@ -1,4 +1,4 @@
-//! setsockopt(2) for the options that neither socket2 nor rustix names.
+//! setsockopt(2) and getsockopt(2) for the options that neither socket2 nor rustix names.
 
 #![expect(unsafe_code, reason = "some socket options have no safe wrapper")]
 
@@ -36,4 +36,18 @@ pub(super) fn attach_reuseport_program(socket: RawFd, program: &[libc::sock_filt
         )
     };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads an option whose value is an array of 32-bit words; those that the kernel does not have are zero.
+pub(super) fn words<const N: usize>(
+    socket: RawFd,
+    level: libc::c_int,
+    option: libc::c_int,
+) -> io::Result<[u32; N]> {
+    let mut words = [0; N];
+    let mut length = libc::socklen_t::try_from(size_of_val(&words)).expect("an array of some words is short");
+    // SAFETY: the kernel writes at most `length` bytes to `words` and their number to `length`.
+    let status =
+        unsafe { libc::getsockopt(socket, level, option, words.as_mut_ptr().cast(), &raw mut length) };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(words) }
 }

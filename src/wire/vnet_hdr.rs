@@ -66,6 +66,22 @@ impl VnetHeader {
         Ok(Self { checksum, segmentation, header_len: u16::from_ne_bytes([a, b]) })
     }
 
+    /// How many frames a super-frame of `len` octets that begins with `head` is on a wire, and how many
+    /// octets they have, each with headers of its own; one and `len` for an ordinary frame.
+    pub fn on_the_wire(&self, head: &[u8], len: usize) -> (usize, usize) {
+        let (Some(cut), Checksum::Partial { start, .. }) = (self.segmentation, self.checksum) else {
+            return (1, len);
+        };
+        let start = usize::from(start);
+        let headers = match cut.kind {
+            // The upper four bits of the octet behind the sequence numbers count words.
+            Kind::Tcp4 | Kind::Tcp6 => start + usize::from(head.get(start + 12).map_or(5, |at| at >> 4)) * 4,
+            Kind::Udp => start + 8,
+        };
+        let segments = len.saturating_sub(headers).div_ceil(cut.size.get().into()).max(1);
+        (segments, len + (segments - 1) * headers)
+    }
+
     /// The header's bytes.
     pub fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
@@ -154,6 +170,22 @@ mod tests {
             assert_eq!(VnetHeader::parse(&header.to_bytes()), Ok(header));
         }
         assert_eq!(VnetHeader::COMPLETE.to_bytes(), [0; HEADER_LEN]);
+    }
+
+    #[test]
+    fn super_frame_is_its_segments_with_a_header_each() {
+        let size = NonZeroU16::new(1_000).expect("not zero");
+        let of = |kind, len| {
+            let cut = Segmentation { kind, has_cwr: false, size };
+            let checksum = Checksum::Partial { start: 34, offset: 16 };
+            let mut head = [0; 66];
+            head[46] = 0x80;
+            VnetHeader { checksum, segmentation: Some(cut), header_len: 0 }.on_the_wire(&head, len)
+        };
+        assert_eq!(of(Kind::Tcp4, 66 + 2_001), (3, 2_001 + 3 * 66));
+        assert_eq!(of(Kind::Udp, 42 + 2_000), (2, 2_000 + 2 * 42));
+        assert_eq!(of(Kind::Udp, 10), (1, 10), "shorter than its headers");
+        assert_eq!(VnetHeader::COMPLETE.on_the_wire(&[], 1_422), (1, 1_422));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::lane::LaneGone;
 use crate::boot_time::BootTime;
+use crate::datapath::PortLimits;
 use crate::id::{LinkSlot, PortSlot, Spi, VtepSlot};
 use crate::io::eventfd::EventFd;
 use crate::io::tap::Tap;
@@ -25,6 +26,8 @@ pub enum Command {
         slot: PortSlot,
         /// The lane's queue of it.
         tap: Tap,
+        /// What may pass there; lanes share it.
+        limits: PortLimits,
     },
     /// Serve it no longer and close the queue.
     RemovePort(PortSlot),
@@ -55,6 +58,8 @@ pub enum Command {
     RemoveLink(LinkSlot),
     /// The VTEP's slot may soon be another's: its counters begin at zero.
     RemoveVtep(VtepSlot),
+    /// Count what the kernel has dropped before the lane's sockets since the last time.
+    CountOverflow,
     /// Do nothing but acknowledge: tables published before are in use, packets judged by older
     /// ones have left.
     Sync,

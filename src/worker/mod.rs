@@ -10,6 +10,7 @@ mod busy_poll;
 mod command;
 mod event;
 mod lane;
+mod ports;
 mod turn;
 
 #[cfg(test)]
@@ -19,4 +20,4 @@ pub use command::Command;
 pub use event::{DataSocket, LaneEvent};
 pub use lane::{Lane, LaneConfig, LaneGone, spawn};
 
-pub use crate::datapath::{Flood, FloodLimit, LaneCounters, PeerCounters, PortCounters};
+pub use crate::datapath::{Flood, FloodLimit, LaneCounters, PeerCounters, PortCounters, PortLimits};

@@ -15,15 +15,18 @@ use super::busy_poll::{BusyPoll, Work};
 use super::command::Command;
 use super::event::{DataSocket, LaneEvent};
 use super::lane::{LaneConfig, Shared};
+use super::ports::Ports;
 use crate::boot_time::BootTime;
-use crate::datapath::{Coalescer, Context, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run};
+use crate::datapath::{
+    Coalescer, Context, Delivery, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run,
+};
 use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::PortSlot;
 use crate::io::clock;
 use crate::io::epoll::{Epoll, ReadyList};
 use crate::io::steer::LaneSockets;
-use crate::io::tap::{self, Tap, TapOffloads};
+use crate::io::tap;
 use crate::io::udp::{Datagram, RecvRing, SendOutcome, UdpSocket};
 use crate::sa::Sealed;
 use crate::wire::vnet_hdr::VnetHeader;
@@ -59,7 +62,9 @@ impl Turns {
             wire: Wire {
                 esp: config.esp,
                 vxlan: config.vxlan,
-                taps: Vec::new(),
+                ports: Ports::default(),
+                now: clock::boot_time(),
+                overflow: [0; 2],
                 shared: shared.clone(),
                 tells_of_ports: config.id.index() == 0,
             },
@@ -94,13 +99,17 @@ impl Turns {
             }
             let work = self.turn(&ready, now);
             let from = std::mem::replace(&mut now, clock::boot_time());
-            self.busy_poll.served(from, now, work);
+            // A turn that time began is nobody's word in a conversation.
+            if !ready.is_empty() {
+                self.busy_poll.served(from, now, work);
+            }
         }
     }
 
-    /// How long the lane may sleep before an SA of it expires.
+    /// How long the lane may sleep before an SA of it expires, or a port has waited long enough.
     fn sleep_limit(&self, now: BootTime) -> Option<Duration> {
-        (self.next_expiry != BootTime::NEVER).then(|| self.next_expiry.since(now))
+        let next = self.wire.ports.wakes_at().map_or(self.next_expiry, |at| at.min(self.next_expiry));
+        (next != BootTime::NEVER).then(|| next.since(now))
     }
 
     fn turn(&mut self, ready: &ReadyList, now: BootTime) -> Work {
@@ -111,6 +120,8 @@ impl Turns {
         if now >= self.next_expiry {
             self.next_expiry = self.ingress.expire(now);
         }
+        self.wire.now = now;
+        self.wire.ports.wake(&self.epoll, &self.shared.counters, now);
         let tables = self.tables.load();
         let cx = Context { tables, counters: &self.shared.counters, now };
         for source in ready.iter() {
@@ -140,6 +151,7 @@ impl Turns {
                     if read_port(&cx, &mut self.egress, &mut self.wire, port, &mut work).is_break() {
                         self.wire.give_up_port(&self.epoll, port);
                     }
+                    self.wire.ports.pause_spent(&self.epoll, port, now);
                 }
             }
         }
@@ -160,15 +172,16 @@ impl Turns {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::AddPort { slot, tap } => {
-                self.wire.close_port(&self.epoll, slot);
+            Command::AddPort { slot, tap, limits } => {
+                self.wire.ports.close(&self.epoll, &self.shared.counters, slot);
                 self.shared.counters.reset_port(slot);
                 self.egress.add_port(slot);
-                if self.wire.open_port(&self.epoll, slot, tap).is_err() {
+                let token = FIRST_PORT_TOKEN + u64::from(slot.get());
+                if self.wire.ports.open(&self.epoll, slot, token, (tap, limits)).is_err() {
                     self.wire.give_up_port(&self.epoll, slot);
                 }
             }
-            Command::RemovePort(slot) => self.wire.close_port(&self.epoll, slot),
+            Command::RemovePort(slot) => self.wire.ports.close(&self.epoll, &self.shared.counters, slot),
             Command::InstallInbound { link, sa } => {
                 self.next_expiry = self.next_expiry.min(sa.expires_at());
                 self.ingress.install(link, sa);
@@ -188,6 +201,7 @@ impl Turns {
                 self.shared.counters.reset_link(link);
             }
             Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
+            Command::CountOverflow => self.wire.count_overflow(),
             // A turn ends with an empty arena, and the next batch loads the tables anew.
             Command::Sync => {
                 self.tables.load();
@@ -201,7 +215,11 @@ impl Turns {
 struct Wire {
     esp: LaneSockets,
     vxlan: Option<LaneSockets>,
-    taps: Vec<Option<Tap>>,
+    ports: Ports,
+    /// Of the turn.
+    now: BootTime,
+    /// What the two sockets had dropped when that was last counted.
+    overflow: [u32; 2],
     shared: Arc<Shared>,
     /// A device goes for all lanes at once, and one tells. Had each, the last word could come when
     /// the slot is another port's.
@@ -209,28 +227,17 @@ struct Wire {
 }
 
 impl Wire {
-    fn tap(&self, port: PortSlot) -> Option<&Tap> {
-        self.taps.get(port.index())?.as_ref()
-    }
-
-    fn open_port(&mut self, epoll: &Epoll, port: PortSlot, tap: Tap) -> io::Result<()> {
-        epoll.add(&tap, FIRST_PORT_TOKEN + u64::from(port.get()))?;
-        if self.taps.len() <= port.index() {
-            self.taps.resize_with(port.index() + 1, || None);
-        }
-        self.taps[port.index()] = Some(tap);
-        Ok(())
-    }
-
-    fn close_port(&mut self, epoll: &Epoll, port: PortSlot) {
-        if let Some(tap) = self.taps.get_mut(port.index()).and_then(Option::take) {
-            // It goes from the list with its last descriptor in any case.
-            let _ = epoll.remove(&tap);
+    fn count_overflow(&mut self) {
+        for (sockets, counted) in [Some(&self.esp), self.vxlan.as_ref()].into_iter().zip(&mut self.overflow) {
+            let receive = sockets.and_then(|sockets| sockets.receive.as_ref());
+            let Some(dropped) = receive.and_then(|socket| socket.dropped().ok()) else { continue };
+            let more = dropped.wrapping_sub(std::mem::replace(counted, dropped));
+            self.shared.counters.drop_unplaced(DropReason::SocketOverflow, more.into());
         }
     }
 
     fn give_up_port(&mut self, epoll: &Epoll, port: PortSlot) {
-        self.close_port(epoll, port);
+        self.ports.close(epoll, &self.shared.counters, port);
         if self.tells_of_ports {
             self.shared.events.push(LaneEvent::PortGone { slot: port });
         }
@@ -250,15 +257,12 @@ impl Outlet for Wire {
         self.shared.account(DataSocket::Vxlan, sent, run.packets());
     }
 
-    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> bool {
-        self.tap(port).is_some_and(|tap| tap.write_frame(header, pieces).unwrap_or(false))
+    fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
+        self.ports.deliver(port, header, pieces, self.now)
     }
 
     fn merging(&self, port: PortSlot) -> Merging {
-        self.tap(port).map_or_else(Merging::default, |tap| {
-            let TapOffloads { tcp, udp, .. } = tap.offloads();
-            Merging { tcp, udp }
-        })
+        self.ports.merging(port)
     }
 
     fn notice(&mut self, notice: Notice) {
@@ -300,9 +304,10 @@ fn read_port(
     let (mut frames, mut bytes) = (0, 0);
     while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
         let place = egress.reserve(cx.tables, port, wire);
-        let Some(tap) = wire.tap(port) else { break };
+        let Some(tap) = wire.ports.readable(port, cx.now) else { break };
         match tap.read_frame(place.head, place.rest) {
             Ok(Some((header, frame_len))) => {
+                wire.ports.charge(port, &header, place.head, frame_len, cx.now);
                 egress.submit(cx, port, &header, frame_len, wire);
                 frames += 1;
                 bytes += frame_len;

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use overlayd::boot_time::BootTime;
-use overlayd::datapath::{Coalescer, Context, Encapsulated, LaneCounters, Merging, Notice, Outlet, Run};
+use overlayd::datapath::{
+    Coalescer, Context, Delivery, Encapsulated, LaneCounters, Merging, Notice, Outlet, Run,
+};
 use overlayd::forward::Tables;
 use overlayd::id::{IfName, MacAddr, PortSlot};
 use overlayd::io::clock::boot_time;
@@ -288,9 +290,9 @@ impl Outlet for Seen {
 
     fn send_vxlan(&mut self, _: &Run<'_, Encapsulated>) {}
 
-    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> bool {
+    fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
         self.0.push(pieces.concat());
-        true
+        Delivery::Taken
     }
 
     fn merging(&self, _: PortSlot) -> Merging {

@@ -7,6 +7,7 @@
 #![expect(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod frames;
+pub(crate) mod stream_rate;
 pub(crate) mod streams;
 pub(crate) mod swarm;
 
@@ -18,11 +19,16 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::lab::{Lab, eventually};
 
-/// Makes `main` of the tests that it names.
+/// Makes `main` of the tests that it names; of those that measure, one at a time.
 macro_rules! test_program {
+    (one at a time: $($test:ident)*) => {
+        fn main() -> std::process::ExitCode {
+            $crate::support::run(&[$((stringify!($test), $test)),*], 1)
+        }
+    };
     ($($test:ident)*) => {
         fn main() -> std::process::ExitCode {
-            $crate::support::run(&[$((stringify!($test), $test)),*])
+            $crate::support::run(&[$((stringify!($test), $test)),*], $crate::support::PROCESSES)
         }
     };
 }
@@ -31,15 +37,14 @@ pub(crate) use test_program;
 /// A test: its name and what it does.
 type Test = (&'static str, fn());
 
-/// Runs the tests that the command line asks for, each in its own process.
-pub(crate) fn run(tests: &'static [Test]) -> ExitCode {
+/// Runs the tests that the command line asks for, each in its own process, so many at once.
+pub(crate) fn run(tests: &'static [Test], processes: usize) -> ExitCode {
     let mut given = std::env::args().skip(1);
     if given.next().as_deref() == Some(ALONE) {
         return run_alone(tests, &given.next().unwrap_or_default());
     }
     let mut arguments = Arguments::from_args();
-    // They wait more than they compute.
-    arguments.test_threads.get_or_insert(PROCESSES);
+    arguments.test_threads.get_or_insert(processes);
     let trials = tests.iter().map(|(name, _)| Trial::test(*name, move || start(name))).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -85,6 +90,7 @@ fn start(name: &str) -> Result<(), Failed> {
 }
 
 const ALONE: &str = "--alone";
-const PROCESSES: usize = 4;
+/// They wait more than they compute.
+pub(crate) const PROCESSES: usize = 4;
 /// Tests take seconds; this is for machines under heavy load.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -442,6 +442,20 @@ impl Attached {
         ping.run(self.container.namespace(), to).unwrap().is_complete()
     }
 
+    /// Frames for which the queue of its interface had no room, by its own kernel's count.
+    pub(crate) fn tx_dropped(&self) -> u64 {
+        // Of the reading thread's namespace, unlike /sys.
+        let text = self.read("/proc/thread-self/net/dev");
+        let name = format!("{}:", self.ifname());
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(&name)).unwrap();
+        line.split_whitespace().nth(11).unwrap().parse().unwrap()
+    }
+
+    /// A file as the container has it.
+    pub(crate) fn read(&self, file: &str) -> String {
+        self.container.run_in(|| std::fs::read_to_string(file).unwrap()).unwrap()
+    }
+
     /// Captures its interface.
     pub(crate) fn capture(&self) -> Capture {
         Capture::start(self.container.namespace(), self.ifname()).unwrap()

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Store, StoreError, Table};
 use crate::cluster::{Endpoint, View};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
+use crate::rate::RateLimits;
 
 /// Where a node is reached and whom it asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub struct Attachment {
     pub ips: Vec<IpAddr>,
     /// MAC address asked for.
     pub mac: Option<MacAddr>,
+    /// What it may send and receive; nothing limits what was attached before there were limits.
+    #[serde(default)]
+    pub rates: RateLimits,
     /// How far it has come.
     pub state: AttachmentState,
     /// What the manager gave.

@@ -161,6 +161,7 @@ fn attachment(n: u8) -> Attachment {
         name: None,
         ips: vec!["10.1.0.9".parse().unwrap()],
         mac: None,
+        rates: crate::rate::RateLimits::default(),
         state: AttachmentState::Pending,
         endpoint: None,
         mtu: Some(1408),

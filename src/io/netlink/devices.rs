@@ -23,6 +23,8 @@ pub struct Handover<'a> {
     pub mtu: u32,
     /// The longest super-frame that the kernel gives to it, in bytes; the kernel's own limit if absent.
     pub gso_max_size: Option<u32>,
+    /// How many frames its queue holds; as many as now if absent.
+    pub queue_frames: Option<u32>,
     /// A remark for people who look at it there.
     pub alias: &'a str,
 }
@@ -56,6 +58,10 @@ impl Netlink {
             .alias(dress.alias);
         let change = match dress.gso_max_size {
             Some(size) => change.append_extra_attribute(LinkAttribute::GsoMaxSize(size)),
+            None => change,
+        };
+        let change = match dress.queue_frames {
+            Some(frames) => change.append_extra_attribute(LinkAttribute::TxQueueLen(frames)),
             None => change,
         };
         self.set(format_args!("move {} to {} as {}", link.name, to.id(), dress.name), change)

@@ -113,6 +113,21 @@ impl UdpSocket {
     pub fn recv(&self, ring: &mut RecvRing) -> io::Result<usize> {
         ring.fill(&self.socket)
     }
+
+    /// How many messages the kernel has dropped because the receive buffer was full, or a checksum
+    /// wrong, since the socket was opened; it begins again at zero behind the largest number. A run that
+    /// a device had merged is one.
+    ///
+    /// # Errors
+    /// From kernels before 4.12.
+    pub fn dropped(&self) -> io::Result<u32> {
+        let [.., dropped] = super::socket_option::words::<SK_MEMINFO_VARS>(
+            self.socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+        )?;
+        Ok(dropped)
+    }
 }
 
 impl AsFd for UdpSocket {
@@ -264,6 +279,11 @@ fn bind_hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// include/uapi/asm-generic/socket.h; its value is the words of include/uapi/linux/sock_diag.h, of which
+/// the last counts drops (`sk_get_meminfo` in net/core/sock.c).
+const SO_MEMINFO: libc::c_int = 55;
+const SK_MEMINFO_VARS: usize = 9;
+
 /// The most datagrams in a run (`UDP_MAX_SEGMENTS` of older kernels).
 pub const MAX_RUN_DATAGRAMS: usize = 64;
 
@@ -348,6 +368,24 @@ mod tests {
         assert!(taken.to_string().contains("another process"), "{taken}");
         let foreign = UdpSocket::bind("192.0.2.254:0".parse().unwrap(), &UdpOptions::default()).unwrap_err();
         assert!(foreign.to_string().contains("no interface"), "{foreign}");
+    }
+
+    #[test]
+    fn datagrams_that_find_the_receive_buffer_full_are_counted() {
+        let local = "127.0.0.1:0".parse().unwrap();
+        let small = UdpOptions { buffer_bytes: 1 << 12, ..UdpOptions::default() };
+        let from = UdpSocket::bind(local, &UdpOptions::default()).unwrap();
+        let to = UdpSocket::bind(local, &small).unwrap();
+        assert_eq!(to.dropped().unwrap(), 0);
+        for _ in 0..200 {
+            assert_eq!(from.send_run(to.local_addr().unwrap(), &[7; 100], 100).unwrap().datagrams, 1);
+        }
+        let (mut ring, mut received) = (RecvRing::new(), 0);
+        while to.recv(&mut ring).unwrap() > 0 {
+            received += u32::try_from(ring.datagrams().count()).unwrap();
+        }
+        assert_eq!(received + to.dropped().unwrap(), 200);
+        assert!(to.dropped().unwrap() > 0 && received > 0);
     }
 
     #[test]
