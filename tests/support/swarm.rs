@@ -283,6 +283,17 @@ impl Agent {
         self.lock().as_mut().expect("it was started").try_wait().unwrap()
     }
 
+    /// How long its lanes have been ready to run, but had no processor.
+    pub(crate) fn lanes_waited(&self) -> Duration {
+        let process = self.lock().as_ref().expect("it was started").id();
+        let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        let read = |task: &Path, file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let lanes = tasks.map(|task| task.unwrap().path()).filter(|t| read(t, "comm").starts_with("lane-"));
+        // The second of three numbers (Documentation/scheduler/sched-stats.rst).
+        let waited = lanes.map(|lane| read(&lane, "schedstat").split(' ').nth(1).unwrap().parse().unwrap());
+        waited.map(Duration::from_nanos).sum()
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let process = self.lock();
@@ -449,6 +460,14 @@ impl Attached {
         let name = format!("{}:", self.ifname());
         let line = text.lines().find_map(|line| line.trim().strip_prefix(&name)).unwrap();
         line.split_whitespace().nth(11).unwrap().parse().unwrap()
+    }
+
+    /// Datagrams that its programs were too slow for, by its own kernel's count.
+    pub(crate) fn overflown(&self) -> usize {
+        let text = self.read("/proc/thread-self/net/snmp");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(str::split_whitespace);
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        names.zip(values).find(|(name, _)| *name == "RcvbufErrors").unwrap().1.parse().unwrap()
     }
 
     /// A file as the container has it.
