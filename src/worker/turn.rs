@@ -305,6 +305,9 @@ fn read_port(
     while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
         let place = egress.reserve(cx.tables, port, wire);
         let Some(tap) = wire.ports.readable(port, cx.now) else { break };
+        // Whoever in the container may open its TAP can give the device a longer vnet header, of which
+        // the kernel leaves the rest unwritten (`tun_put_user`): what lay here would be read as a frame.
+        place.head[..UNWRITTEN].fill(0);
         match tap.read_frame(place.head, place.rest) {
             Ok(Some((header, frame_len))) => {
                 wire.ports.charge(port, &header, place.head, frame_len, cx.now);
@@ -349,4 +352,6 @@ const FRAMES_PER_TURN: usize = 64;
 /// The same for super-frames: four of the longest. What a container has queued for a peer may be
 /// more than the peer's socket buffer holds, and its acknowledgments wait meanwhile.
 const BYTES_PER_TURN: usize = 1 << 18;
+/// Both addresses: what is skipped beyond them belongs to a frame without source, which is refused.
+const UNWRITTEN: usize = 12;
 const READY_CAPACITY: usize = 256;
