@@ -34,8 +34,12 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
 
     let (views, mut view) = watch::channel(Arc::new(View::default()));
     let (status, mut connected) = watch::channel(SessionStatus::Connecting);
-    let request =
-        || async { SessionRequest { node: record(50, Role::Worker, server.address), endpoints: vec![] } };
+    let (asked, mut begun) = watch::channel(0);
+    let request = || {
+        asked.send_modify(|times| *times += 1);
+        async { SessionRequest { node: record(50, Role::Worker, server.address), endpoints: vec![] } }
+    };
+    let (change, changes) = watch::channel(());
     let following = async {
         connected.wait_for(|status| *status == SessionStatus::Connected).await.expect("a session");
         view.wait_for(|view| view.version == Version::new(1)).await.expect("the first view");
@@ -47,8 +51,15 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
         });
         let second = view.wait_for(|view| view.version == Version::new(2)).await.expect("a change").clone();
         assert_eq!(second.removed, BTreeSet::from([node(77)]));
+
+        // The node is another now: it says so in another session, which goes on from there.
+        assert_eq!(*begun.borrow(), 1);
+        change.send_replace(());
+        begun.wait_for(|times| *times == 2).await.expect("another session");
+        server.desk().publish(View { version: Version::new(3), ..View::clone(&second) });
+        view.wait_for(|view| view.version == Version::new(3)).await.expect("a change");
+        assert_eq!(*connected.borrow(), SessionStatus::Connected);
     };
-    let (_settled, changes) = tokio::sync::watch::channel(());
     tokio::select! {
         () = session::keep(client.clone(), request, changes, views, status) => unreachable!("a session is kept for ever"),
         done = tokio::time::timeout(Duration::from_secs(10), following) => done.expect("in time"),
