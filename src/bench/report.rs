@@ -70,7 +70,7 @@ impl BenchReport {
     }
 
     fn advice(&self) -> String {
-        let Recommendation { suites: [first, second], lanes, config, aes_128_gain_percent } =
+        let Recommendation { suites: [first, second], lanes, config, was_disturbed, aes_128_gain_percent } =
             &self.recommendation;
         let lanes = if *lanes == 1 { "1 lane".to_owned() } else { format!("{lanes} lanes") };
         let mut text = format!("Recommended: {first} before {second}, {lanes}. ");
@@ -89,6 +89,11 @@ impl BenchReport {
                  in `suites`."
             )
             .expect("a String takes all");
+        }
+        if *was_disturbed {
+            text.push_str(
+                "Something else ran meanwhile: measure again on a quiet machine before you believe it.\n",
+            );
         }
         text
     }
@@ -125,6 +130,7 @@ mod tests {
                 suites: Suite::preferred(true),
                 lanes: 2,
                 config: vec![],
+                was_disturbed: false,
                 aes_128_gain_percent: 4,
             },
         };
@@ -138,10 +144,12 @@ mod tests {
         );
         report.recommendation.lanes = 1;
         report.recommendation.config = vec!["lanes = 1".into()];
+        report.recommendation.was_disturbed = true;
         report.recommendation.aes_128_gain_percent = 12;
         let advice = "Recommended: aes-256-gcm before chacha20-poly1305, 1 lane. For the agent's configuration file:\n\n\
              \x20   lanes = 1\n\
-             aes-128-gcm would carry 12 % more; nodes agree to it where both name it in `suites`.\n";
+             aes-128-gcm would carry 12 % more; nodes agree to it where both name it in `suites`.\n\
+             Something else ran meanwhile: measure again on a quiet machine before you believe it.\n";
         assert!(report.text().ends_with(advice), "{}", report.text());
     }
 }
