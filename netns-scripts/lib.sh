@@ -71,7 +71,7 @@ start_agent() {
 stop_agent() {
     local dir=$1 pid i
     pid=$(cat "$dir/pid" 2>/dev/null) || return 0
-    is_agent() { tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -F -- "--state-dir $dir/state" >/dev/null; }
+    is_agent() { tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -F -- "--state-dir $dir/state" >/dev/null; }
     if is_agent; then
         kill "$pid" 2>/dev/null || true
         for ((i = 0; i < 50; i++)); do

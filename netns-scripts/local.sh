@@ -36,7 +36,7 @@ ip -n "$h" link set eth0 up
 ip -n "$h" link set nowhere up
 start_agent "$h" "$WORK/h1"
 on 1 init --advertise-addr 192.0.2.1 >/dev/null
-on 1 create --encrypted --subnet 10.77.0.0/24 --gateway 10.77.0.254 "$NET"
+on 1 create --encrypted --subnet 10.77.0.0/24 --gateway 10.77.0.254 "$NET" >/dev/null
 for n in 1 2; do on 1 attach "$NET" --netns "ovl-local$n" --ip "10.77.0.$n" >/dev/null; done
 
 ip -n "$b" link add br0 type bridge
