@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use overlayd::control::state::{
     AttachRequest, ClusterState, NewCluster, NewNetwork, SignMembership, StateError, Tokens,
 };
 use overlayd::control::store::local::{Attachment, AttachmentState, NetnsRef};
-use overlayd::control::store::{STATE_FILE, Store, StoreError};
+use overlayd::control::store::{KEY_FILE, STATE_FILE, Store, StoreError};
 use overlayd::id::{ClusterId, EndpointId, NetworkName, NodeId};
 use overlayd::membership::SignedMembership;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -66,8 +67,10 @@ fn killed_at_any_moment() {
     let mut done = 0;
     for round in 0..KILLS {
         let mut child = start("steps", dir.path(), done);
-        let acknowledged =
-            lines_until_killed(&mut child, Duration::from_micros(rand::random_range(0..60_000)));
+        // Every other round it is killed as soon as it starts; on a busy machine it does nothing then.
+        let lines = if round % 2 == 0 { 0 } else { 3 };
+        let wait = Duration::from_micros(rand::random_range(0..60_000));
+        let acknowledged = lines_until_killed(&mut child, lines, wait);
         for line in &acknowledged {
             assert_eq!(*line, format!("done {done}"));
             reference.step(done).expect("the reference is undisturbed");
@@ -91,7 +94,7 @@ fn killed_while_it_is_made() {
         let dir = new_dir();
         let mut child = start("steps", dir.path(), 0);
         let wait = Duration::from_micros(rand::random_range(0..15_000));
-        let acknowledged = lines_until_killed(&mut child, wait);
+        let acknowledged = lines_until_killed(&mut child, 0, wait);
 
         let store = Store::open_or_create(dir.path()).expect("a file that is whole, or none");
 
@@ -107,10 +110,10 @@ fn killed_while_it_is_made() {
 fn truncated() {
     let state = state_fingerprint();
     for crashed in [false, true] {
-        let whole = state_file(crashed);
+        let (whole, key) = state_file(crashed);
         let mut lengths: Vec<_> = (0..whole.len()).step_by(1024).collect();
         lengths.extend([1, 5, 9, 63, 64, 65, 320, 4095, 4097, whole.len() - 1]);
-        let refusals = lengths.iter().filter(|&&length| !keeps_state(&whole[..length], &state)).count();
+        let refusals = lengths.iter().filter(|&&length| !keeps_state(&whole[..length], &key, &state)).count();
         // What a crash leaves may end in a page that was never used.
         assert!(refusals + 4 > lengths.len(), "only {refusals} of {} lengths were refused", lengths.len());
     }
@@ -118,7 +121,7 @@ fn truncated() {
 
 fn broken_header() {
     for crashed in [false, true] {
-        let whole = state_file(crashed);
+        let (whole, _) = state_file(crashed);
         for (from, to) in [(0, 8), (0, 64), (0, 320), (0, 4096), (9, 64), (64, 320)] {
             let mut broken = whole.clone();
             broken[from..to].iter_mut().for_each(|byte| *byte ^= 0x5a);
@@ -147,23 +150,25 @@ fn foreign() {
 fn altered_page() {
     let state = state_fingerprint();
     for crashed in [false, true] {
-        let whole = state_file(crashed);
+        let (whole, key) = state_file(crashed);
         let altered = |offset: usize| {
             let mut altered = whole.clone();
             altered[offset] ^= 0x10;
             altered
         };
         let refusals =
-            (4096..whole.len()).step_by(509).filter(|&at| !keeps_state(&altered(at), &state)).count();
+            (4096..whole.len()).step_by(509).filter(|&at| !keeps_state(&altered(at), &key, &state)).count();
         assert!(refusals > 10, "only {refusals} alterations were noticed");
     }
 }
 
-/// Whether `bytes` is taken for a state file; then it holds all that was ever acknowledged.
-fn keeps_state(bytes: &[u8], state: &(String, String)) -> bool {
+/// Whether `bytes` is taken for a state file beside its key file; then it holds all that was ever
+/// acknowledged.
+fn keeps_state(bytes: &[u8], key: &[u8], state: &(String, String)) -> bool {
     let dir = new_dir();
     let path = dir.path().join(STATE_FILE);
     fs::write(&path, bytes).expect("a file");
+    fs::write(dir.path().join(KEY_FILE), key).expect("a file");
     match Store::open_or_create(dir.path()) {
         Ok(store) => {
             assert_eq!(Victim::over(store).fingerprint(), *state, "{} bytes were not enough", bytes.len());
@@ -377,19 +382,21 @@ impl Victim {
     }
 }
 
-/// A state file after some steps, closed or as a crash leaves it.
-fn state_file(crashed: bool) -> Vec<u8> {
+/// A state file after some steps, closed or as a crash leaves it, and its key file.
+fn state_file(crashed: bool) -> (Vec<u8>, Vec<u8>) {
     let dir = new_dir();
     let mut victim = Victim::create(dir.path());
     for n in 0..STEPS {
         victim.step(n).expect("the steps work");
     }
-    let path = dir.path().join(STATE_FILE);
+    let files = || [STATE_FILE, KEY_FILE].map(|name| fs::read(dir.path().join(name)).expect("the file"));
+    let [crashed_file, key] = files();
     if crashed {
-        return fs::read(path).expect("the file");
+        return (crashed_file, key);
     }
     drop(victim);
-    fs::read(path).expect("the file")
+    let [file, key] = files();
+    (file, key)
 }
 
 fn state_fingerprint() -> (String, String) {
@@ -426,10 +433,16 @@ fn start(what: &str, dir: &Path, from: u32) -> Child {
         .expect("this program, again")
 }
 
-fn lines_until_killed(child: &mut Child, after: Duration) -> Vec<String> {
+/// What it said when it was killed, some time after so many lines.
+fn lines_until_killed(child: &mut Child, lines: u32, after: Duration) -> Vec<String> {
     let stdout = child.stdout.take().expect("a pipe");
-    let reader =
-        thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).collect::<Vec<_>>());
+    let (sender, said) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        // Nobody listens to the later ones.
+        lines.inspect(|_| sender.send(()).unwrap_or_default()).collect::<Vec<_>>()
+    });
+    (0..lines).for_each(|_| said.recv().expect("it goes on for ever"));
     thread::sleep(after);
     child.kill().expect("it still runs");
     let status = child.wait().expect("it was ours");

@@ -52,18 +52,53 @@ pub enum StoreError {
         /// What it is instead.
         why: String,
     },
-    /// The file was written by a later overlayd.
+    /// The state file or the key file was written by a later overlayd.
     #[error(
-        "state file {} has format {found}, this overlayd knows format {known}: run the overlayd that wrote it, or restore a backup from before the upgrade",
+        "{} has format {found}, this overlayd knows format {known}: run the overlayd that wrote it, or restore a backup from before the upgrade",
         file.display()
     )]
     Newer {
-        /// The state file.
+        /// The file.
         file: PathBuf,
         /// Its format.
         found: u32,
         /// The newest format that we know.
         known: u32,
+    },
+    /// The key file is not there, or has no key for the state file.
+    #[error(
+        "state file {} is sealed, and {} has no key for it: put the key file back that belongs to it, restore a backup, or move the state file away to start this node afresh (it then has to join again)",
+        file.display(), key_file.display()
+    )]
+    KeyMissing {
+        /// The state file.
+        file: PathBuf,
+        /// The key file.
+        key_file: PathBuf,
+    },
+    /// The key file was altered.
+    #[error(
+        "key file {} is damaged ({why}): put back the one that belongs to the state file beside it, or restore a backup",
+        file.display()
+    )]
+    KeyFileDamaged {
+        /// The key file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A row was altered, or is in another's place.
+    #[error(
+        "state file {}: row {row} of table {table:?} was altered or put in another's place, it does not open: restore the file from a backup",
+        file.display()
+    )]
+    Unopened {
+        /// The state file.
+        file: PathBuf,
+        /// The table.
+        table: &'static str,
+        /// The row, as it is called in the file.
+        row: String,
     },
     /// No space.
     #[error(

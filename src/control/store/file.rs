@@ -1,7 +1,8 @@
 //! The state file as a file: its lock, its making, its header.
 //!
-//! Only the holder of the directory's lock touches the file, and only [`create`] makes one: whole,
-//! under another name, renamed into place once it is on the disk.
+//! Only the holder of the directory's lock touches the file. One that is made, and one that takes the
+//! place of another, is written whole under another name and renamed once it is on the disk. The header
+//! alone is in clear: it says what the file is and which key opens the rest.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -9,9 +10,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError};
+use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
+use zeroize::Zeroizing;
 
-use super::{Reading, StoreError, Table, Writing};
+use super::key_file::{KEY_FILE, Kept, KeyFile};
+use super::seal::{DataKey, KeyId, Seal};
+use super::{StoreError, Writing};
 
 /// The name of the state file in the state directory.
 pub const STATE_FILE: &str = "overlayd.redb";
@@ -57,46 +61,120 @@ pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// Makes an empty state file; it is there whole or not at all.
-pub(super) fn create(dir: &Path, path: &Path) -> Result<(), StoreError> {
-    let draft = dir.join(DRAFT_FILE);
-    let made = write_draft(&draft).and_then(|()| {
-        fs::rename(&draft, path).map_err(|e| StoreError::io(path, "make state file", e))?;
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| StoreError::io(dir, "write state directory", e))
-    });
-    if made.is_err() {
+/// Makes an empty state file under a key of its own; it is there whole or not at all.
+pub(super) fn create(dir: &Path) -> Result<(), StoreError> {
+    write_sealed(dir, None, |_| Ok(()))
+}
+
+/// Opens the state file of `dir`, checking the checksum of every page and the header. One that was written
+/// before rows were sealed is replaced by one in which they are.
+pub(super) fn open(dir: &Path) -> Result<(Database, Seal), StoreError> {
+    let path = dir.join(STATE_FILE);
+    let (database, header) = open_database(&path)?;
+    let Some(id) = header.key else {
+        let unsealed = read_unsealed(&path, &database)?;
+        drop(database);
+        write_sealed(dir, None, |w| {
+            unsealed.iter().try_for_each(|(table, key, json)| w.put_json(table, key, json))
+        })?;
+        tracing::info!(file = %path.display(), "the state file is sealed from now on");
+        return open(dir);
+    };
+    let mut keys = KeyFile::read(dir)?;
+    let seal = match keys.get(&id) {
+        Some(kept) => kept.key().filter(|key| key.id() == id).map(|key| key.seal()),
+        None => return Err(StoreError::KeyMissing { file: path, key_file: dir.join(KEY_FILE) }),
+    };
+    let key_file = dir.join(KEY_FILE);
+    let damaged = || StoreError::KeyFileDamaged { file: key_file, why: "a key is not itself".to_owned() };
+    let seal = seal.ok_or_else(damaged)?;
+    if header.replaces.is_some_and(|replaced| keys.forget(&replaced)) {
+        // It opens nothing any more. Beside a full disk it stays until the next time.
+        let _ = keys.write(dir);
+    }
+    Ok((database, seal))
+}
+
+/// Makes `name` in `dir` hold `bytes` and nothing else, for the owner alone; at every moment it is
+/// there as it was or as it will be.
+pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let (path, draft) = (dir.join(name), dir.join(format!("{name}.new")));
+    let failed = |e| StoreError::io(&path, "write", e);
+    let replaced = new_file(&draft)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed))
+        .and_then(|()| rename(dir, &draft, &path));
+    if replaced.is_err() {
         // The next attempt removes it too.
         let _ = fs::remove_file(&draft);
     }
-    made
+    replaced
 }
 
-fn write_draft(draft: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(draft) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(StoreError::io(draft, "remove", e)),
+/// Makes a state file under a new key, with the rows that `fill` writes, in the place of the one that there
+/// is under the key `replaced`, if any.
+fn write_sealed(
+    dir: &Path,
+    replaced: Option<&KeyId>,
+    fill: impl FnOnce(&Writing<'_>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let key = DataKey::generate();
+    let id = key.id();
+    let mut keys = KeyFile::read(dir)?;
+    keys.add(&id, Kept::open(&key));
+    // Before the file that cannot be read without it.
+    keys.write(dir)?;
+    let (path, draft) = (dir.join(STATE_FILE), dir.join(DRAFT_FILE));
+    let header = Header { format: FORMAT, key: Some(id), replaces: replaced.cloned() };
+    if let Err(refused) = write_draft(&draft, &header, &key.seal(), fill) {
+        // The next attempt removes the draft too, and a key that opens nothing does no harm.
+        let _ = fs::remove_file(&draft);
+        keys.forget(&key.id());
+        let _ = keys.write(dir);
+        return Err(refused);
     }
+    rename(dir, &draft, &path)
+}
+
+fn write_draft(
+    draft: &Path,
+    header: &Header,
+    seal: &Seal,
+    fill: impl FnOnce(&Writing<'_>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let failed = |e| StoreError::io(draft, "make state file", e);
-    let file =
-        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(draft).map_err(failed)?;
+    let file = new_file(draft)?;
     let database = file.try_clone().map_err(failed).and_then(|file| {
         FileBackend::new(file)
             .and_then(|backend| redb::Builder::new().create_with_backend(backend))
             .map_err(|e| StoreError::redb(draft, "make state file", e))
     })?;
-    commit(draft, &database, |writing| {
-        writing.put(&HEADER, "magic", &MAGIC.into())?;
-        writing.put(&HEADER, "format", &FORMAT.into())
+    commit(draft, &database, seal, |writing| {
+        header.write(writing)?;
+        fill(writing)
     })?;
     database.close().map_err(|e| StoreError::redb(draft, "make state file", e))?;
     file.sync_all().map_err(failed)
 }
 
-/// Opens the state file, checking the checksum of every page and the header.
-pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
+/// A new and empty file, in the place of what an interrupted attempt has left.
+fn new_file(path: &Path) -> Result<File, StoreError> {
+    match fs::remove_file(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(StoreError::io(path, "remove", e)),
+    }
+    let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    made.map_err(|e| StoreError::io(path, "make", e))
+}
+
+fn rename(dir: &Path, draft: &Path, path: &Path) -> Result<(), StoreError> {
+    fs::rename(draft, path).map_err(|e| StoreError::io(path, "make", e))?;
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| StoreError::io(dir, "write state directory", e))
+}
+
+fn open_database(path: &Path) -> Result<(Database, Header), StoreError> {
     close_to_others(path)?;
     let database = redb::Builder::new()
         .set_cache_size(CACHE_BYTES)
@@ -109,25 +187,13 @@ pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
             }
             refine_truncation(path, StoreError::redb(path, "open", e))
         })?;
-    let foreign = |why: &str| StoreError::Foreign { file: path.to_owned(), why: why.to_owned() };
-    let transaction =
-        redb::ReadableDatabase::begin_read(&database).map_err(|e| StoreError::redb(path, "open", e))?;
-    let reading = Reading { file: path, transaction };
-    if reading.get(&HEADER, "magic")?.as_ref().and_then(serde_json::Value::as_str) != Some(MAGIC) {
-        return Err(foreign("a redb file of another program"));
-    }
-    let format = reading.get(&HEADER, "format")?.as_ref().and_then(serde_json::Value::as_u64);
-    let found = format.and_then(|f| u32::try_from(f).ok()).ok_or_else(|| foreign("it names no format"))?;
-    if found > FORMAT {
-        return Err(StoreError::Newer { file: path.to_owned(), found, known: FORMAT });
-    }
-    drop(reading);
-    Ok(database)
+    let header = Header::read(path, &database)?;
+    Ok((database, header))
 }
 
 /// A file restored from a backup may be open to everybody, and it holds private keys.
-fn close_to_others(path: &Path) -> Result<(), StoreError> {
-    let failed = |e| StoreError::io(path, "open state file", e);
+pub(super) fn close_to_others(path: &Path) -> Result<(), StoreError> {
+    let failed = |e| StoreError::io(path, "open", e);
     let mut permissions = fs::metadata(path).map_err(failed)?.permissions();
     if permissions.mode() & 0o077 != 0 {
         permissions.set_mode(0o600);
@@ -140,12 +206,93 @@ fn close_to_others(path: &Path) -> Result<(), StoreError> {
 pub(super) fn commit<T>(
     path: &Path,
     database: &Database,
+    seal: &Seal,
     write: impl FnOnce(&Writing<'_>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let writing = Writing::begin(path, database)?;
+    let writing = Writing::begin(path, database, seal)?;
     let result = write(&writing)?;
     writing.commit()?;
     Ok(result)
+}
+
+/// What a state file says of itself.
+struct Header {
+    format: u32,
+    /// What its rows are sealed with; `None` before they were.
+    key: Option<KeyId>,
+    /// The key of the file whose place it took, which is of no use any more.
+    replaces: Option<KeyId>,
+}
+
+impl Header {
+    fn read(path: &Path, database: &Database) -> Result<Self, StoreError> {
+        let failed = |e: redb::Error| StoreError::redb(path, "open", e);
+        let foreign = |why: &str| StoreError::Foreign { file: path.to_owned(), why: why.to_owned() };
+        let transaction = redb::ReadableDatabase::begin_read(database).map_err(|e| failed(e.into()))?;
+        let rows = match transaction.open_table(HEADER) {
+            Ok(rows) => rows,
+            Err(redb::TableError::TableDoesNotExist(_)) => {
+                return Err(foreign("a redb file of another program"));
+            }
+            Err(e) => return Err(failed(e.into())),
+        };
+        let get = |key: &str| -> Result<Option<serde_json::Value>, StoreError> {
+            let row = rows.get(key).map_err(|e| failed(e.into()))?;
+            Ok(row.and_then(|row| serde_json::from_slice(row.value()).ok()))
+        };
+        if get("magic")?.as_ref().and_then(serde_json::Value::as_str) != Some(MAGIC) {
+            return Err(foreign("a redb file of another program"));
+        }
+        let format = get("format")?.as_ref().and_then(serde_json::Value::as_u64);
+        let format =
+            format.and_then(|f| u32::try_from(f).ok()).ok_or_else(|| foreign("it names no format"))?;
+        if format > FORMAT {
+            return Err(StoreError::Newer { file: path.to_owned(), found: format, known: FORMAT });
+        }
+        let key = |name: &str| Ok::<_, StoreError>(get(name)?.and_then(|id| serde_json::from_value(id).ok()));
+        let header = Self { format, key: key("key")?, replaces: key("replaces")? };
+        if header.format == UNSEALED_FORMAT || header.key.is_some() {
+            Ok(header)
+        } else {
+            Err(StoreError::Damaged { file: path.to_owned(), why: "it names no key".to_owned() })
+        }
+    }
+
+    fn write(&self, writing: &Writing<'_>) -> Result<(), StoreError> {
+        let failed = |e: redb::Error| StoreError::redb(writing.file, "make state file", e);
+        let mut rows = writing.transaction.open_table(HEADER).map_err(|e| failed(e.into()))?;
+        let mut put = |key: &str, value: serde_json::Value| {
+            rows.insert(key, value.to_string().as_bytes()).map(drop).map_err(|e| failed(e.into()))
+        };
+        put("magic", MAGIC.into())?;
+        put("format", self.format.into())?;
+        for (name, id) in [("key", &self.key), ("replaces", &self.replaces)] {
+            if let Some(id) = id {
+                put(name, id.to_string().into())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every row of a file from before rows were sealed: table, key, JSON.
+fn read_unsealed(path: &Path, database: &Database) -> Result<Vec<UnsealedRow>, StoreError> {
+    let failed = |e: redb::Error| StoreError::redb(path, "read", e);
+    let transaction = redb::ReadableDatabase::begin_read(database).map_err(|e| failed(e.into()))?;
+    let mut all = Vec::new();
+    for table in transaction.list_tables().map_err(|e| failed(e.into()))? {
+        let name = redb::TableHandle::name(&table).to_owned();
+        if name == HEADER_TABLE {
+            continue;
+        }
+        let definition = TableDefinition::<&str, &[u8]>::new(&name);
+        let rows = transaction.open_table(definition).map_err(|e| failed(e.into()))?;
+        for row in rows.iter().map_err(|e| failed(e.into()))? {
+            let (key, json) = row.map_err(|e| failed(e.into()))?;
+            all.push((name.clone(), key.value().to_owned(), Zeroizing::new(json.value().to_vec())));
+        }
+    }
+    Ok(all)
 }
 
 /// A state file cut off within its first page begins as ours: damaged, not foreign.
@@ -159,12 +306,17 @@ fn refine_truncation(path: &Path, error: StoreError) -> StoreError {
     StoreError::Foreign { file, why }
 }
 
+/// Table, key, JSON.
+type UnsealedRow = (String, String, Zeroizing<Vec<u8>>);
+
 const DRAFT_FILE: &str = "overlayd.redb.new";
 pub(super) const HEADER_TABLE: &str = "header";
-const HEADER: Table<serde_json::Value> = Table::new(HEADER_TABLE);
+const HEADER: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new(HEADER_TABLE);
 const MAGIC: &str = "overlayd state";
 /// The format that we write; it grows when an older overlayd could no longer read the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The last format in which rows were not sealed.
+const UNSEALED_FORMAT: u32 = 1;
 /// The first bytes of every redb file (redb's docs/design.md, "Database header").
 const REDB_MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 /// The state of 10,000 endpoints takes a few MiB; redb's own default is 1 GiB.

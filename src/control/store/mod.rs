@@ -1,14 +1,18 @@
 //! The state file of one node: everything that must outlive the agent, in one `redb` file.
 //!
-//! Rows are JSON in typed tables. A change that was acknowledged is on the disk; a change that
-//! failed left nothing behind. It decides nothing: what a manager may write is `control::state`'s
+//! Rows are JSON in typed tables, sealed (`seal`) under a key that lies in a file of its own
+//! (`key_file`). A change that was acknowledged is on the disk; a change that failed left nothing
+//! behind. It decides nothing: what a manager may write is `control::state`'s
 //! business, what a node keeps for itself is in [`local`]. The agent opens it once and shares it;
 //! calls block on the disk, so async callers use `spawn_blocking`.
 
 mod error;
 mod file;
+mod key_file;
 pub mod local;
+mod seal;
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -20,6 +24,8 @@ use serde::de::DeserializeOwned;
 
 pub use self::error::StoreError;
 pub use self::file::{LOCK_FILE, STATE_FILE};
+pub use self::key_file::KEY_FILE;
+use self::seal::Seal;
 
 /// The open state file; clones share it. While one exists no other agent can open its directory.
 #[derive(Debug, Clone)]
@@ -38,8 +44,8 @@ impl Store {
         if file::exists(&path)? {
             return Err(StoreError::Exists { file: path });
         }
-        file::create(dir, &path)?;
-        Self::over(path, lock)
+        file::create(dir)?;
+        Self::over(dir, lock)
     }
 
     /// Opens the state file of `dir`, checking every page of it; never makes or replaces one.
@@ -52,7 +58,7 @@ impl Store {
             return Err(StoreError::Missing { file: path });
         }
         let lock = file::lock(dir)?;
-        Self::over(path, lock)
+        Self::over(dir, lock)
     }
 
     /// Opens the state file of `dir`, or makes an empty one if there is no file of that name at all.
@@ -63,14 +69,19 @@ impl Store {
         let lock = file::lock(dir)?;
         let path = dir.join(STATE_FILE);
         if !file::exists(&path)? {
-            file::create(dir, &path)?;
+            file::create(dir)?;
         }
-        Self::over(path, lock)
+        Self::over(dir, lock)
     }
 
-    fn over(path: PathBuf, lock: File) -> Result<Self, StoreError> {
-        let database = file::open(&path)?;
-        let inner = Inner { file: path, _lock: lock, database: RwLock::new(Some(database)) };
+    fn over(dir: &Path, lock: File) -> Result<Self, StoreError> {
+        let opened = file::open(dir)?;
+        let inner = Inner {
+            dir: dir.to_owned(),
+            file: dir.join(STATE_FILE),
+            _lock: lock,
+            opened: RwLock::new(Some(opened)),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -84,10 +95,10 @@ impl Store {
     /// # Errors
     /// What `read` returns, or that the file could not be read.
     pub fn read<T>(&self, read: impl FnOnce(&Reading<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.inner.with_database(|database| {
+        self.inner.with_database(|database, seal| {
             let transaction =
                 database.begin_read().map_err(|e| StoreError::redb(&self.inner.file, "read", e))?;
-            read(&Reading { file: &self.inner.file, transaction })
+            read(&Reading { file: &self.inner.file, seal, transaction })
         })
     }
 
@@ -100,41 +111,46 @@ impl Store {
         &self,
         write: impl FnOnce(&Writing<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.inner.with_database(|database| file::commit(&self.inner.file, database, write))
+        self.inner.with_database(|database, seal| file::commit(&self.inner.file, database, seal, write))
     }
 }
 
 #[derive(Debug)]
 struct Inner {
+    dir: PathBuf,
     file: PathBuf,
     /// Held, never read: closing it gives the directory free.
     _lock: File,
     /// `None` after a failed write: redb refuses everything after one until it is opened again.
-    database: RwLock<Option<Database>>,
+    opened: RwLock<Option<(Database, Seal)>>,
 }
 
 impl Inner {
     fn with_database<T>(
         &self,
-        run: impl FnOnce(&Database) -> Result<T, StoreError>,
+        run: impl FnOnce(&Database, &Seal) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let result = run(self.opened()?.as_ref().expect("just opened"));
+        let result = {
+            let opened = self.opened()?;
+            let (database, seal) = opened.as_ref().expect("just opened");
+            run(database, seal)
+        };
         if result.as_ref().is_err_and(StoreError::needs_reopening) {
-            *self.database.write().expect(NO_PANIC) = None;
+            *self.opened.write().expect(NO_PANIC) = None;
         }
         result
     }
 
-    fn opened(&self) -> Result<RwLockReadGuard<'_, Option<Database>>, StoreError> {
+    fn opened(&self) -> Result<RwLockReadGuard<'_, Option<(Database, Seal)>>, StoreError> {
         loop {
-            let guard = self.database.read().expect(NO_PANIC);
+            let guard = self.opened.read().expect(NO_PANIC);
             if guard.is_some() {
                 return Ok(guard);
             }
             drop(guard);
-            let mut slot = self.database.write().expect(NO_PANIC);
+            let mut slot = self.opened.write().expect(NO_PANIC);
             if slot.is_none() {
-                *slot = Some(file::open(&self.file)?);
+                *slot = Some(file::open(&self.dir)?);
             }
         }
     }
@@ -153,14 +169,15 @@ impl<V> Table<V> {
         Self { name, rows: PhantomData }
     }
 
-    fn definition(&self) -> TableDefinition<'static, &'static str, &'static [u8]> {
-        TableDefinition::new(self.name)
+    fn definition(&self) -> Definition<'static> {
+        rows_of(self.name)
     }
 }
 
 /// One snapshot of the state file.
 pub struct Reading<'s> {
     file: &'s Path,
+    seal: &'s Seal,
     transaction: ReadTransaction,
 }
 
@@ -175,8 +192,9 @@ impl Reading<'_> {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
             Err(e) => return Err(StoreError::redb(self.file, "read", e)),
         };
-        let row = rows.get(key).map_err(|e| StoreError::redb(self.file, "read", e))?;
-        row.map(|row| parse(self.file, table.name, key, row.value())).transpose()
+        let index = self.seal.index(table.name, key);
+        let row = rows.get(index.as_slice()).map_err(|e| StoreError::redb(self.file, "read", e))?;
+        row.map(|row| Ok(self.open(table, &index, row.value())?.1)).transpose()
     }
 
     /// Every row, in the order of the keys.
@@ -192,22 +210,43 @@ impl Reading<'_> {
         };
         let mut all = Vec::new();
         for row in rows.iter().map_err(failed)? {
-            let (key, value) = row.map_err(failed)?;
-            let key = key.value();
-            all.push((key.to_owned(), parse(self.file, table.name, key, value.value())?));
+            let (index, row) = row.map_err(failed)?;
+            all.push(self.open(table, index.value(), row.value())?);
         }
+        // They lie in the order of what their keys were made into.
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(all)
+    }
+
+    fn open<V: DeserializeOwned>(
+        &self,
+        table: &Table<V>,
+        index: &[u8],
+        sealed: &[u8],
+    ) -> Result<(String, V), StoreError> {
+        let row = self.seal.open(table.name, index, sealed).map_err(|seal::Unopened| {
+            let (file, table) = (self.file.to_owned(), table.name);
+            StoreError::Unopened { file, table, row: data_encoding::HEXLOWER.encode(index) }
+        })?;
+        let value = serde_json::from_slice(row.json()).map_err(|source| StoreError::Row {
+            file: self.file.to_owned(),
+            table: table.name,
+            key: row.key.clone(),
+            source,
+        })?;
+        Ok((row.key, value))
     }
 }
 
 /// One transaction; nothing of it counts before it is committed.
 pub struct Writing<'s> {
     file: &'s Path,
+    seal: &'s Seal,
     transaction: redb::WriteTransaction,
 }
 
 impl<'s> Writing<'s> {
-    fn begin(file: &'s Path, database: &Database) -> Result<Self, StoreError> {
+    fn begin(file: &'s Path, database: &Database, seal: &'s Seal) -> Result<Self, StoreError> {
         let failed = |e: redb::Error| StoreError::redb(file, "write", e);
         let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
         transaction.set_durability(Durability::Immediate).map_err(|e| failed(e.into()))?;
@@ -215,11 +254,11 @@ impl<'s> Writing<'s> {
         // under way, and redb goes back to the one before it: an acknowledged change would be gone
         // without a word. It costs a second fsync.
         transaction.set_two_phase_commit(true);
-        Ok(Self { file, transaction })
+        Ok(Self { file, seal, transaction })
     }
 
     fn commit(self) -> Result<(), StoreError> {
-        let Self { file, transaction } = self;
+        let Self { file, transaction, .. } = self;
         transaction.commit().map_err(|e| StoreError::redb(file, "write", e))
     }
 
@@ -228,14 +267,29 @@ impl<'s> Writing<'s> {
     /// # Errors
     /// When the file cannot be written or `value` has no JSON form.
     pub fn put<V: Serialize>(&self, table: &Table<V>, key: &str, value: &V) -> Result<(), StoreError> {
-        let json = serde_json::to_vec(value).map_err(|source| StoreError::Unwritable {
+        let sealed = self.seal.seal(table.name, key, |to| serde_json::to_writer(to, value));
+        let sealed = sealed.map_err(|source| StoreError::Unwritable {
             table: table.name,
             key: key.to_owned(),
             source,
         })?;
+        self.insert(table.name, key, &sealed)
+    }
+
+    /// Sets a row to JSON that there is already.
+    fn put_json(&self, table: &str, key: &str, json: &[u8]) -> Result<(), StoreError> {
+        let write = |to: &mut Vec<u8>| {
+            to.extend_from_slice(json);
+            Ok::<_, Infallible>(())
+        };
+        let Ok(sealed) = self.seal.seal(table, key, write);
+        self.insert(table, key, &sealed)
+    }
+
+    fn insert(&self, table: &str, key: &str, sealed: &[u8]) -> Result<(), StoreError> {
         let failed = |e: redb::Error| StoreError::redb(self.file, "write", e);
-        let mut rows = self.transaction.open_table(table.definition()).map_err(|e| failed(e.into()))?;
-        rows.insert(key, json.as_slice()).map_err(|e| failed(e.into()))?;
+        let mut rows = self.transaction.open_table(rows_of(table)).map_err(|e| failed(e.into()))?;
+        rows.insert(self.seal.index(table, key).as_slice(), sealed).map_err(|e| failed(e.into()))?;
         Ok(())
     }
 
@@ -246,7 +300,7 @@ impl<'s> Writing<'s> {
     pub fn remove<V>(&self, table: &Table<V>, key: &str) -> Result<(), StoreError> {
         let failed = |e: redb::Error| StoreError::redb(self.file, "write", e);
         let mut rows = self.transaction.open_table(table.definition()).map_err(|e| failed(e.into()))?;
-        rows.remove(key).map_err(|e| failed(e.into()))?;
+        rows.remove(self.seal.index(table.name, key).as_slice()).map_err(|e| failed(e.into()))?;
         Ok(())
     }
 
@@ -266,19 +320,12 @@ impl<'s> Writing<'s> {
     }
 }
 
-fn parse<V: DeserializeOwned>(
-    file: &Path,
-    table: &'static str,
-    key: &str,
-    json: &[u8],
-) -> Result<V, StoreError> {
-    serde_json::from_slice(json).map_err(|source| StoreError::Row {
-        file: file.to_owned(),
-        table,
-        key: key.to_owned(),
-        source,
-    })
+fn rows_of(table: &str) -> Definition<'_> {
+    TableDefinition::new(table)
 }
+
+/// A table as redb has it: sealed rows by what their keys were made into.
+type Definition<'t> = TableDefinition<'t, &'static [u8], &'static [u8]>;
 
 const NO_PANIC: &str = "nothing panics while the state file is being opened";
 
