@@ -313,7 +313,7 @@ impl Victim {
     fn found(store: Store) -> Self {
         let new = NewCluster {
             id: ClusterId::from_entropy([7; 16]),
-            ca: b"root and key".to_vec(),
+            ca: b"root and key".to_vec().into(),
             pools: Vec::new(),
             certificate_life: Duration::from_hours(2160),
             tokens: Tokens { worker: [1; 16], manager: [2; 16] },

@@ -34,7 +34,6 @@ use crate::membership::token::{JoinToken, TokenSecret};
 /// The manager of a cluster, on the node that keeps its state.
 pub(crate) struct Manager {
     state: ClusterState,
-    authority: CertificateAuthority,
     credentials: Arc<Credentials>,
     /// How many sessions each node has: a node that connects again may have two for a moment.
     sessions: Mutex<HashMap<NodeId, u32>>,
@@ -46,8 +45,8 @@ impl Manager {
         state: ClusterState,
         credentials: Arc<Credentials>,
     ) -> Result<Arc<Self>, ManagerStartError> {
-        let authority = StoredAuthority::load(&state.ca()?)?;
-        let manager = Self { state, authority, credentials, sessions: Mutex::default() };
+        StoredAuthority::load(&state)?;
+        let manager = Self { state, credentials, sessions: Mutex::default() };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))
@@ -78,7 +77,8 @@ impl Manager {
 
     /// The join token of a role.
     pub(crate) fn token(&self, role: Role) -> JoinToken {
-        JoinToken::new(self.authority.root(), TokenSecret::from_entropy(self.state.token(role)))
+        let identity = self.credentials.identity();
+        JoinToken::new(identity.root(), TokenSecret::from_entropy(self.state.token(role)))
     }
 
     /// How many nodes are in the cluster beside this one.
@@ -106,8 +106,9 @@ impl Manager {
             data: SocketAddr::new(usable(data_ip)?, self.data_port()),
             underlay_mtu: machine.underlay_mtu,
         };
-        let certificate = self
-            .authority
+        let authority = StoredAuthority::load(&self.state)
+            .map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
+        let certificate = authority
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, advertise, data) = (node.id, node.advertise, node.data);
@@ -124,7 +125,7 @@ impl Manager {
             node: id,
             role,
             chain: vec![certificate],
-            root: self.authority.root().clone(),
+            root: authority.root().clone(),
             managers: self.addresses(),
             advertise,
             data,
@@ -259,7 +260,7 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn renew(&self, caller: PeerIdentity, request: Renew) -> Result<Renewed, ManagerError> {
-        self.renewed(&request.csr, caller.node, caller.role)
+        self.renewed(request.csr, caller.node, caller.role).await
     }
 
     async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
@@ -276,16 +277,20 @@ impl ManagerApi for Arc<Manager> {
 impl Signer for Arc<Manager> {
     async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
         let identity = self.credentials.identity();
-        self.renewed(&csr, identity.node(), identity.role())
+        self.renewed(csr, identity.node(), identity.role()).await
     }
 }
 
 impl Manager {
-    fn renewed(&self, csr: &str, node: NodeId, role: Role) -> Result<Renewed, ManagerError> {
-        let certificate = self
-            .authority
-            .issue(csr, node, role, wall_clock(), self.certificate_life())
-            .map_err(|error| ManagerError::new(ErrorKind::Invalid, error.to_string()))?;
+    async fn renewed(&self, csr: String, node: NodeId, role: Role) -> Result<Renewed, ManagerError> {
+        let life = self.certificate_life();
+        let issue = move |state: &ClusterState| {
+            Ok(StoredAuthority::load(state)
+                .map(|authority| authority.issue(&csr, node, role, wall_clock(), life)))
+        };
+        let failed = |kind, error: &dyn std::error::Error| ManagerError::new(kind, error.to_string());
+        let issued = self.on_state(issue).await?.map_err(|error| failed(ErrorKind::Internal, &error))?;
+        let certificate = issued.map_err(|error| failed(ErrorKind::Invalid, &error))?;
         Ok(Renewed { chain: vec![certificate] })
     }
 
@@ -304,7 +309,8 @@ impl Manager {
     }
 }
 
-/// The certificate authority as the cluster's state keeps it.
+/// The certificate authority as the cluster's state keeps it, sealed: its key is in memory only
+/// while something is signed.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct StoredAuthority {
     certificate_pem: String,
@@ -313,16 +319,20 @@ pub(crate) struct StoredAuthority {
 
 impl StoredAuthority {
     /// The bytes to keep.
-    pub(crate) fn store(authority: &CertificateAuthority) -> Vec<u8> {
+    pub(crate) fn store(authority: &CertificateAuthority) -> Zeroizing<Vec<u8>> {
         let stored = Self {
             certificate_pem: authority.certificate_pem(),
             key_base64: Zeroizing::new(data_encoding::BASE64.encode(&authority.key_pkcs8())),
         };
-        serde_json::to_vec(&stored).expect("two strings have a JSON form")
+        // What a vector leaves behind when it grows is not wiped.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(8192));
+        serde_json::to_writer(&mut *bytes, &stored).expect("two strings have a JSON form");
+        bytes
     }
 
-    fn load(bytes: &[u8]) -> Result<CertificateAuthority, ManagerStartError> {
-        let stored: Self = serde_json::from_slice(bytes).map_err(|_| ManagerStartError::AuthorityDamaged)?;
+    fn load(state: &ClusterState) -> Result<CertificateAuthority, ManagerStartError> {
+        let stored: Self =
+            serde_json::from_slice(&state.ca()?).map_err(|_| ManagerStartError::AuthorityDamaged)?;
         let key = data_encoding::BASE64.decode(stored.key_base64.as_bytes());
         let key = Zeroizing::new(key.map_err(|_| ManagerStartError::AuthorityDamaged)?);
         Ok(CertificateAuthority::from_stored(&stored.certificate_pem, &key)?)

@@ -6,14 +6,14 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
-    SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+    SanType, SerialNumber, SignatureAlgorithm, SigningKey,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::identity::{CertificateName, IdentityError};
 use crate::cluster::Role;
@@ -24,7 +24,7 @@ pub struct CertificateAuthority {
     cluster: ClusterId,
     root: CertificateDer<'static>,
     root_expires: OffsetDateTime,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, RootKey>,
 }
 
 impl CertificateAuthority {
@@ -64,7 +64,7 @@ impl CertificateAuthority {
         }
         let root_expires = parsed.validity().not_after.to_datetime();
         let cluster = CertificateName::cluster_of_root(&root)?;
-        let issuer = Issuer::from_ca_cert_der(&root, key)?;
+        let issuer = Issuer::from_ca_cert_der(&root, RootKey(key))?;
         Ok(Self { cluster, root, root_expires, issuer })
     }
 
@@ -97,7 +97,7 @@ impl CertificateAuthority {
 
     /// The private key for the store, PKCS#8.
     pub fn key_pkcs8(&self) -> Zeroizing<Vec<u8>> {
-        Zeroizing::new(self.issuer.key().serialize_der())
+        Zeroizing::new(self.issuer.key().0.serialize_der())
     }
 
     /// Signs a certificate for the key of `csr_pem`, naming `node` with `role`.
@@ -143,6 +143,31 @@ impl CertificateAuthority {
 impl std::fmt::Debug for CertificateAuthority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CertificateAuthority").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// The private key, wiped when it is dropped.
+struct RootKey(KeyPair);
+
+impl PublicKeyData for RootKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        PublicKeyData::algorithm(&self.0)
+    }
+}
+
+impl SigningKey for RootKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        SigningKey::sign(&self.0, message)
+    }
+}
+
+impl Drop for RootKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

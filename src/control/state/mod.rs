@@ -7,6 +7,7 @@
 //! a node touches nothing of another's.
 
 mod addresses;
+mod authority;
 mod endpoints;
 mod error;
 mod model;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use self::model::{COUNTERS, Change, Counters, Founding, MembershipRow, Model, NetworkState, ONLY};
 use crate::boot_time::BootTime;
@@ -50,7 +52,7 @@ pub struct NewCluster {
     /// Its id.
     pub id: ClusterId,
     /// The certificate authority with its key, opaque to the state.
-    pub ca: Vec<u8>,
+    pub ca: Zeroizing<Vec<u8>>,
     /// Where subnets come from when a network is created without; empty for [`AddressPool::standard`].
     pub pools: Vec<AddressPool>,
     /// How long a node's certificate lives.
@@ -99,15 +101,11 @@ impl ClusterState {
         {
             return Err(StateError::CertificateExpiry);
         }
-        let founding = Founding {
-            id: new.id,
-            ca: data_encoding::HEXLOWER.encode(&new.ca),
-            pools,
-            certificate_life_seconds: new.certificate_life.as_secs(),
-        };
+        let founding =
+            Founding { id: new.id, pools, certificate_life_seconds: new.certificate_life.as_secs() };
         let counters = Counters { version: Version::new(1), next_vni: networks::FIRST_VNI };
         let model = Model::founded(founding, new.tokens, counters);
-        store.write(|w| model.write_founding(w))?;
+        store.write(|w| model.write_founding(w, &new.ca))?;
         Ok(Self::over(store, model, sign))
     }
 
@@ -117,6 +115,7 @@ impl ClusterState {
     /// When the node keeps no cluster's state, or the state cannot be read or contradicts itself.
     pub fn open(store: Store, sign: Box<SignMembership>) -> Result<Self, StateError> {
         let model = Self::load(&store)?.ok_or(StateError::NoCluster)?;
+        authority::set_apart(&store, &model.founding)?;
         Ok(Self::over(store, model, sign))
     }
 
@@ -131,16 +130,6 @@ impl ClusterState {
     /// The cluster's id.
     pub fn id(&self) -> ClusterId {
         self.model().founding.id
-    }
-
-    /// The certificate authority as it was given to [`Self::create`].
-    ///
-    /// # Errors
-    /// When the row was altered.
-    pub fn ca(&self) -> Result<Vec<u8>, StateError> {
-        data_encoding::HEXLOWER.decode(self.model().founding.ca.as_bytes()).map_err(|e| {
-            StateError::Inconsistent { why: format!("the certificate authority does not decode: {e}") }
-        })
     }
 
     /// How long a node's certificate lives.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::addresses::SubnetAddresses;
 use super::pool::AddressPool;
@@ -21,10 +22,15 @@ use crate::membership::SignedMembership;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Founding {
     pub(super) id: ClusterId,
-    /// The certificate authority, opaque, as hexadecimal digits.
-    pub(super) ca: String,
     pub(super) pools: Vec<AddressPool>,
     pub(super) certificate_life_seconds: u64,
+}
+
+/// A [`Founding`] of overlayd 0.1, as far as it differs.
+#[derive(Serialize, Deserialize)]
+pub(super) struct FoundingWithAuthority {
+    #[serde(default)]
+    pub(super) ca: Zeroizing<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,9 +143,10 @@ impl Model {
         }
     }
 
-    /// Writes what is written once.
-    pub(super) fn write_founding(&self, w: &Writing<'_>) -> Result<(), StoreError> {
+    /// Writes what is written once; the authority stays out of memory from then on.
+    pub(super) fn write_founding(&self, w: &Writing<'_>, ca: &[u8]) -> Result<(), StoreError> {
         w.put(&FOUNDING, ONLY, &self.founding)?;
+        w.put(&AUTHORITY, ONLY, &Zeroizing::new(data_encoding::HEXLOWER.encode(ca)))?;
         w.put(&TOKENS, ONLY, &self.tokens)?;
         w.put(&COUNTERS, ONLY, &self.counters)
     }
@@ -328,7 +335,11 @@ fn unknown(id: NetworkId) -> String {
 
 /// The key of a table's only row.
 pub(super) const ONLY: &str = "cluster";
-const FOUNDING: Table<Founding> = Table::new("founding");
+pub(super) const FOUNDING: Table<Founding> = Table::new("founding");
+/// The certificate authority, opaque, as hexadecimal digits.
+pub(super) const AUTHORITY: Table<Zeroizing<String>> = Table::new("authority");
+/// Where it was in the state files of overlayd 0.1.
+pub(super) const FOUNDING_WITH_AUTHORITY: Table<FoundingWithAuthority> = Table::new("founding");
 const TOKENS: Table<Tokens> = Table::new("tokens");
 pub(super) const COUNTERS: Table<Counters> = Table::new("counters");
 const NODES: Table<Node> = Table::new("nodes");

@@ -22,7 +22,7 @@ fn cluster_made_once_is_there_after_opening_again() {
     let again = ClusterState::create(store.clone(), new_cluster(), signer()).unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Conflict);
     let state = ClusterState::open(store, signer()).unwrap();
-    assert_eq!(state.ca().unwrap(), b"root and key");
+    assert_eq!(state.ca().unwrap().as_slice(), b"root and key");
     assert_eq!(state.id(), new_cluster().id);
 }
 
@@ -375,7 +375,7 @@ fn open_state(dir: &Path) -> ClusterState {
 fn new_cluster() -> NewCluster {
     NewCluster {
         id: ClusterId::from_entropy([7; 16]),
-        ca: b"root and key".to_vec(),
+        ca: b"root and key".to_vec().into(),
         pools: Vec::new(),
         certificate_life: Duration::from_hours(2160),
         tokens: Tokens { worker: [1; 16], manager: [2; 16] },

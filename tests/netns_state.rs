@@ -1,0 +1,187 @@
+//! The state at rest: what whoever has a node's state file, or looks into its agent, can read there.
+
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use data_encoding::{BASE64, HEXLOWER, HEXUPPER};
+use memchr::memmem;
+use overlayd::api::types::TokenResponse;
+use overlayd::control::state::ClusterState;
+use overlayd::control::store::{KEY_FILE, LOCK_FILE, STATE_FILE, Store};
+use overlayd::lab::Underlay;
+use overlayd::membership::JoinToken;
+use rustix::process::Signal;
+
+use support::swarm::{Agent, Family, Swarm};
+use support::test_program;
+
+test_program! {
+    nothing_of_the_cluster_can_be_read_in_the_state_files
+    root_key_is_in_memory_only_while_it_is_used
+}
+
+fn nothing_of_the_cluster_can_be_read_in_the_state_files() {
+    let swarm = Swarm::formed(2, Family::V4, Underlay::default());
+    swarm.create(&["--encrypted", "--label", "label-of-the-test=its-value", "name-of-the-network"]);
+    for number in [1, 2] {
+        let (container, name) = (format!("container-{number}"), format!("name-of-endpoint-{number}"));
+        swarm.attach_with(number, "name-of-the-network", &container, &["--name", &name]);
+    }
+    let mut secrets = Secrets::default();
+    for role in ["worker", "manager"] {
+        for flags in [&[][..], &["--rotate"], &[]] {
+            let response: TokenResponse = swarm.agent(1).ask(&[&["token", role], flags].concat());
+            let token: JoinToken = response.token.parse().unwrap();
+            secrets.text(&response.token);
+            secrets.text(token.secret().reveal().as_str());
+            secrets.bytes(token.secret().as_bytes());
+        }
+    }
+    for text in ["name-of-the-network", "label-of-the-test", "its-value", "name-of-endpoint", "container-"] {
+        secrets.text(text);
+    }
+    let network = swarm.agent(1).inspect("name-of-the-network");
+    secrets.text(network.network.id.as_str());
+    network.endpoints.iter().for_each(|endpoint| secrets.text(endpoint.id.as_str()));
+    network.nodes.iter().for_each(|node| secrets.text(node.id.as_str()));
+    secrets.text(swarm.agent(1).status().cluster.unwrap().id.as_str());
+    // As a crash leaves it and as an orderly end does.
+    swarm.agent(1).kill();
+    stop(swarm.agent(2));
+    for agent in &swarm.agents {
+        secrets.key(&node_key(agent));
+    }
+    secrets.key(&root_key(swarm.agent(1)));
+
+    for agent in &swarm.agents {
+        let in_clear = rows_in_clear(agent);
+        assert!(secrets.found_in(&in_clear).len() > 10, "the rows hold what is looked for");
+        let files = std::fs::read_dir(agent.state_dir()).unwrap().map(|entry| entry.unwrap().path());
+        let names: Vec<_> =
+            files.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+        assert!(
+            names.iter().all(|name| [STATE_FILE, KEY_FILE, LOCK_FILE].contains(&name.as_str())),
+            "{names:?}"
+        );
+        let file = std::fs::read(agent.state_dir().join(STATE_FILE)).unwrap();
+        let found = secrets.found_in(&file);
+        assert!(found.is_empty(), "agent {}: {found:?}", agent.number);
+    }
+}
+
+fn root_key_is_in_memory_only_while_it_is_used() {
+    let swarm = Swarm::unformed(3, Underlay::default());
+    let agent = swarm.agent(1);
+    let init = swarm.init(Family::V4);
+    swarm.join(2, &init);
+    let after_init = memory(agent);
+    stop(agent);
+    let (mut root, mut own) = (Secrets::default(), Secrets::default());
+    root.key(&root_key(agent));
+    own.key(&node_key(agent));
+    swarm.start(1);
+    swarm.join(3, &init);
+    for (when, memory) in [("after init", after_init), ("after a restart", memory(agent))] {
+        assert!(!own.found_in(&memory).is_empty(), "{when}: the key that is always in use was not found");
+        let found = root.found_in(&memory);
+        assert!(found.is_empty(), "{when}: {found:?}");
+    }
+}
+
+/// What is looked for, in every form in which it may be written.
+#[derive(Default)]
+struct Secrets {
+    forms: Vec<(String, Vec<u8>)>,
+}
+
+impl Secrets {
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        let name = String::from_utf8(bytes.to_vec()).unwrap_or_else(|_| HEXLOWER.encode(bytes));
+        self.forms.push((name.clone(), bytes.to_vec()));
+        for hex in [HEXLOWER.encode(bytes), HEXUPPER.encode(bytes)] {
+            self.forms.push((format!("{name} as {hex}"), hex.into_bytes()));
+        }
+        // Base64 of something that it is a part of, wherever it begins there.
+        for before in 0..3 {
+            let base64 = BASE64.encode(&[&[0; 2][..before], bytes].concat());
+            let sure = &base64[4..(before + bytes.len()) / 3 * 4];
+            self.forms.push((format!("{name} as {sure}"), sure.as_bytes().to_vec()));
+            self.forms
+                .push((format!("{name} as {sure} in hex"), HEXLOWER.encode(sure.as_bytes()).into_bytes()));
+        }
+    }
+
+    /// A P-256 key in PKCS#8: its 32 secret bytes.
+    fn key(&mut self, pkcs8: &[u8]) {
+        // An OCTET STRING of 32 bytes after version 1 (RFC 5915).
+        let at = memmem::find(pkcs8, &[2, 1, 1, 4, 32]).unwrap() + 5;
+        self.bytes(&pkcs8[at..at + 32]);
+    }
+
+    fn found_in(&self, bytes: &[u8]) -> Vec<&str> {
+        let found = self.forms.iter().filter(|(_, form)| memmem::find(bytes, form).is_some());
+        found.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// What the agent writes to its disk, as it is before it is sealed.
+fn rows_in_clear(agent: &Agent) -> Vec<u8> {
+    let store = Store::open(&agent.state_dir()).unwrap();
+    let identity: serde_json::Value = store.identity().unwrap().unwrap();
+    let mut text = format!("{identity} {:?}", store.attachments().unwrap());
+    text.push_str(&serde_json::to_string(&store.view().unwrap()).unwrap());
+    text.into_bytes()
+}
+
+fn root_key(agent: &Agent) -> Vec<u8> {
+    let store = Store::open(&agent.state_dir()).unwrap();
+    let state = ClusterState::open(store, Box::new(|_| Err("nothing is signed".into()))).unwrap();
+    let authority: serde_json::Value = serde_json::from_slice(&state.ca().unwrap()).unwrap();
+    BASE64.decode(authority["key_base64"].as_str().unwrap().as_bytes()).unwrap()
+}
+
+fn node_key(agent: &Agent) -> Vec<u8> {
+    let store = Store::open(&agent.state_dir()).unwrap();
+    let identity: serde_json::Value = store.identity().unwrap().unwrap();
+    BASE64.decode(identity["key"].as_str().unwrap().as_bytes()).unwrap()
+}
+
+/// All that the agent's process may write to.
+fn memory(agent: &Agent) -> Vec<u8> {
+    let pid = agent.status().pid;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut all = Vec::new();
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (range, rights) = (fields.next().unwrap(), fields.next().unwrap());
+        let (from, to) = range.split_once('-').unwrap();
+        let (from, to) = (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
+        if !rights.starts_with("rw") || line.contains("[vvar") {
+            continue;
+        }
+        let mut page = vec![0; 1 << 20];
+        for at in (from..to).step_by(page.len()) {
+            let length = usize::try_from(to - at).unwrap().min(page.len());
+            // A stack that has not grown so far yet cannot be read.
+            if memory.read_exact_at(&mut page[..length], at).is_ok() {
+                all.extend_from_slice(&page[..length]);
+            }
+        }
+    }
+    all
+}
+
+fn stop(agent: &Agent) {
+    agent.signal(Signal::TERM);
+    assert!(agent.await_exit(Duration::from_secs(10)).is_some_and(|status| status.success()));
+}
