@@ -1,18 +1,24 @@
-//! Numbered datagrams between two containers at a steady rate, each accounted for at its receiver.
+//! Numbered datagrams between two containers at a steady rate, each accounted for.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use overlayd::drop_reason::DropReason;
 use overlayd::io::clock::boot_time;
 use socket2::SockRef;
 
-use super::swarm::{Attached, Family};
+use super::swarm::{Agent, Attached, Family};
 
 /// A stream that runs until it is stopped.
-pub(crate) struct PacedStream {
+pub(crate) struct PacedStream<'s> {
+    agents: Vec<&'s Agent>,
+    from: &'s Attached,
+    to: &'s Attached,
+    before: Losses,
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<(u64, u64)>,
@@ -26,11 +32,24 @@ pub(crate) struct PacedReport {
     pub(crate) received: u64,
     /// That arrived once more.
     pub(crate) repeated: u64,
+    /// For which a queue or a socket of the kernel had no room: the machine was too slow.
+    pub(crate) overload: u64,
 }
 
-impl PacedStream {
-    /// Begins to send, counted in bits of payload.
-    pub(crate) fn start(from: &Attached, to: &Attached, bits_per_second: u64) -> Self {
+/// What counts losses: the agents, and the kernel in the two containers.
+struct Losses {
+    drops: BTreeMap<DropReason, u64>,
+    kernel: u64,
+}
+
+impl<'s> PacedStream<'s> {
+    /// Begins to send, counted in bits of payload; `agents` are those on the way.
+    pub(crate) fn start(
+        agents: &[&'s Agent],
+        (from, to): (&'s Attached, &'s Attached),
+        bits_per_second: u64,
+    ) -> Self {
+        let before = Losses::now(agents, from, to);
         let per_second = bits_per_second / 8 / LENGTH as u64;
         let bind = |end: &Attached| {
             let address = SocketAddr::new(end.address(Family::V4), 0);
@@ -44,15 +63,34 @@ impl PacedStream {
         let stopped = Arc::clone(&stop);
         let sender = std::thread::spawn(move || send(&source, per_second, &stopped));
         let receiver = std::thread::spawn(move || receive(&sink));
-        Self { stop, sender, receiver }
+        Self { agents: agents.to_vec(), from, to, before, stop, sender, receiver }
     }
 
-    /// Ends it, and waits for what is under way.
-    pub(crate) fn stop(self) -> PacedReport {
+    /// Ends it, waits for what is under way, and asserts that nothing was lost but what the machine was
+    /// too slow for: that is counted, to the last datagram.
+    pub(crate) fn stop_without_loss(self) -> PacedReport {
         self.stop.store(true, Ordering::SeqCst);
         let sent = self.sender.join().unwrap();
         let (received, repeated) = self.receiver.join().unwrap();
-        PacedReport { sent, received, repeated }
+        let Losses { mut drops, kernel } = Losses::now(&self.agents, self.from, self.to);
+        drops.iter_mut().for_each(|(reason, n)| *n -= self.before.drops.get(reason).unwrap_or(&0));
+        drops.retain(|_, n| *n > 0);
+        let by_sockets = drops.remove(&DropReason::SocketOverflow).unwrap_or(0);
+        let overload = kernel - self.before.kernel + by_sockets;
+        let report = PacedReport { sent, received, repeated, overload };
+        assert_eq!(drops, BTreeMap::new(), "{report:?}");
+        assert!(sent > 0 && received + overload == sent && repeated == 0, "{report:?}");
+        report
+    }
+}
+
+impl Losses {
+    fn now(agents: &[&Agent], from: &Attached, to: &Attached) -> Self {
+        let mut drops = BTreeMap::new();
+        for drop in agents.iter().flat_map(|agent| agent.stats().drops) {
+            *drops.entry(drop.reason).or_default() += drop.packets;
+        }
+        Self { drops, kernel: from.tx_dropped() + to.overflown() as u64 }
     }
 }
 
