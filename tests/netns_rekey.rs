@@ -262,19 +262,27 @@ fn unknown_spi_is_told_over_tls_only_and_not_for_every_packet() {
 
 fn traffic_stops_at_the_hard_limit_of_packets_without_a_key_channel_and_comes_back_with_it() {
     let limits = "[limits]\nsoft_packets = 200\nhard_packets = 400";
-    let wire = assert_channel_cut_stops_and_resumes(limits, DropReason::SaExhausted);
+    // Both ends know that the channel is gone before either limit is reached.
+    let pauses = [NOTICED, Duration::from_secs(1)];
+    let wire = assert_channel_cut_stops_and_resumes(limits, pauses, DropReason::SaExhausted);
     let last = datagrams(&wire).iter().filter_map(frames::Datagram::esp).map(|(_, seq)| seq).max();
     assert_eq!(last, Some(400), "the last sequence number on the wire");
 }
 
 fn traffic_stops_at_the_hard_age_without_a_key_channel_and_comes_back_with_it() {
     let limits = "[limits]\nsoft_age = \"3s\"\nhard_age = \"8s\"";
-    assert_channel_cut_stops_and_resumes(limits, DropReason::SaExpired);
+    // The channel seems to be there when new keys are wanted.
+    assert_channel_cut_stops_and_resumes(limits, [Duration::ZERO, NOTICED], DropReason::SaExpired);
 }
 
 /// Keys are negotiated over IPv6 and data goes over IPv4, so that the one can be cut without the other.
-/// Gives what crossed the underlay meanwhile.
-fn assert_channel_cut_stops_and_resumes(limits: &str, reason: DropReason) -> Vec<Vec<u8>> {
+/// Waits so long before the first packet, and after the last that passes. Gives what crossed the
+/// underlay meanwhile.
+fn assert_channel_cut_stops_and_resumes(
+    limits: &str,
+    [before, after]: [Duration; 2],
+    reason: DropReason,
+) -> Vec<Vec<u8>> {
     let swarm = with_two_addresses(limits);
     swarm.create(&["--encrypted", "--subnet", V4_SUBNET, "red"]);
     let [one, two] = &[1, 2].map(|number| swarm.attach_quietly(number, "red", &format!("c{number}")));
@@ -296,15 +304,15 @@ fn assert_channel_cut_stops_and_resumes(limits: &str, reason: DropReason) -> Vec
 
     let wire = swarm.capture(1);
     let restore = cut_key_channel(&swarm);
+    std::thread::sleep(before);
     let stopped = || {
         send(one, two, 20);
         send(two, one, 20);
         swarm.agents.iter().all(|agent| agent.dropped(reason) > 0)
     };
     assert!(eventually(PATIENCE, stopped), "{}", swarm.drops());
-    // Both ends have to notice, for the worst case; meanwhile nothing passes.
     let quiet = swarm.capture(1);
-    let until = boot_time() + Duration::from_secs(8);
+    let until = boot_time() + after;
     let mut sent = 0;
     while boot_time() < until {
         send(one, two, 10);
@@ -398,4 +406,6 @@ fn wait_until(at: BootTime) {
 const CANARY: &[u8] = b"what must not be seen in the underlay";
 /// Packets for an SA that nobody has.
 const COUNT: u64 = 2_000;
+/// After so long TCP has given up on both sides.
+const NOTICED: Duration = Duration::from_secs(8);
 const SOON: Duration = Duration::from_millis(200);
