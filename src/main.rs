@@ -31,6 +31,10 @@ fn main() -> ExitCode {
         }
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
+    if let Some(report) = error.downcast_ref().and_then(CliError::report) {
+        // As below.
+        let _printed = print(report.to_owned());
+    }
     // Standard error may be gone; the exit code still tells.
     let _written = writeln!(io::stderr().lock(), "overlayd: {error:#}");
     ExitCode::from(error.downcast_ref().map_or(1, CliError::exit_code))

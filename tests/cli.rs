@@ -12,7 +12,7 @@ fn help_names_every_command_and_flag() {
     let text = stdout(&help);
     for command in [
         "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "node", "peers", "stats", "demo", "bench",
+        "status", "node", "peers", "rekey", "stats", "demo", "bench",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -35,6 +35,7 @@ fn help_names_every_command_and_flag() {
         (&["attach"], &["--netns", "--ifname", "--name", "--ip", "--mac", "--egress-rate", "--ingress-rate"]),
         (&["detach"], &["--netns", "--endpoint"]),
         (&["node", "ls"], &["--socket", "--json"]),
+        (&["rekey"], &["--peer", "[NET]"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -85,6 +86,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         ),
         (&["detach", "red", "--endpoint", "1"], "25 digits"),
         (&["node"], "ls"),
+        (&["rekey", "red", "--peer", "b"], "cannot be used with"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -113,6 +115,7 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["status"],
         &["node", "ls"],
         &["peers"],
+        &["rekey"],
         &["stats"],
     ] {
         let output = at(&socket, call);

@@ -12,14 +12,14 @@ use tokio::sync::{Mutex, RwLock, mpsc};
 use super::attachments::blocking;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::report;
+use super::{rekey, report};
 use crate::api::types::{
     AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
     DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
     JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, NetworkSummary, NodeState, NodeSummary, PeersRequest, PeersResponse,
-    RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
-    TokenRequest, TokenResponse,
+    ListNodesResponse, NetworkSummary, NodeState, NodeSummary, PeersRequest, PeersResponse, RekeyRequest,
+    RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest,
+    StatusResponse, TokenRequest, TokenResponse,
 };
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
@@ -356,6 +356,10 @@ impl Backend for Daemon {
 
     async fn peers(&self, _: PeersRequest) -> Result<PeersResponse, ApiError> {
         Ok(report::peers(&*self.member().await?).await)
+    }
+
+    async fn rekey(&self, request: RekeyRequest) -> Result<RekeyResponse, ApiError> {
+        rekey::rekey(&*self.member().await?, request).await
     }
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {

@@ -41,6 +41,8 @@ pub(crate) struct LinkStatus {
     /// Why the last attempt failed, if it did.
     pub(crate) failure: Option<String>,
     pub(crate) established: Option<Established>,
+    /// SPIs of the generation before, which this node still receives on.
+    pub(crate) lingering: Vec<Spi>,
 }
 
 impl Keys {
@@ -141,6 +143,7 @@ impl Keys {
             state: PeerState::Connecting,
             failure: None,
             established: None,
+            lingering: Vec::new(),
         }));
     }
 

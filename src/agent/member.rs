@@ -18,6 +18,7 @@ use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
 use super::offloads::{self, OffloadBook};
 use super::peers;
+use super::rekey::Wished;
 use super::tasks::{Tasks, Watched};
 use super::underlay;
 use crate::cluster::{Node, Role, View};
@@ -51,6 +52,8 @@ pub(crate) struct Member {
     pub(super) credentials: Arc<Credentials>,
     pub(super) dataplane: Arc<DataPlane>,
     pub(super) keys: Arc<Keys>,
+    /// Has new keys made.
+    pub(super) rekeys: mpsc::Sender<Wished>,
     pub(super) attachments: Arc<Attachments>,
     pub(super) offloads: Arc<OffloadBook>,
     pub(super) client: ManagerClient,
@@ -177,7 +180,9 @@ impl Member {
         let (channels, connected) = mpsc::channel(64);
         let doors = Doors { key_channels: channels, manager: doors };
         tasks.spawn("the TLS port", listen(tls, Arc::clone(&credentials), doors));
-        let peers = serve_peers(Arc::clone(&keys), connected, Arc::clone(&attachments), failed.clone());
+        let (rekeys, wished) = mpsc::channel(64);
+        let asked = (connected, wished);
+        let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
         tasks.spawn("the key exchange", peers);
         let (followed, trusting) = (Arc::clone(&dataplane), Arc::clone(&credentials));
         let views_followed = follow_views(following, store.clone(), followed, trusting, failed.clone());
@@ -197,6 +202,7 @@ impl Member {
             credentials,
             dataplane,
             keys,
+            rekeys,
             attachments,
             offloads,
             client,
@@ -347,7 +353,7 @@ fn open_doors(
 /// Keeps the peers keyed, and hands what the lanes have to tell to whom it concerns.
 async fn serve_peers(
     keys: Arc<Keys>,
-    connected: mpsc::Receiver<crate::control::key_channel::KeyChannel>,
+    (connected, wished): (mpsc::Receiver<crate::control::key_channel::KeyChannel>, mpsc::Receiver<Wished>),
     attachments: Arc<Attachments>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
@@ -355,7 +361,7 @@ async fn serve_peers(
     let lanes = keys.dataplane.lanes().to_vec();
     let told = lanes.iter().map(|lane| Box::pin(hear(lane, &events, &attachments)));
     tokio::select! {
-        _ = peers::keep(Arc::clone(&keys), connected, happened) => {}
+        _ = peers::keep(Arc::clone(&keys), connected, happened, wished) => {}
         _ = futures_util::future::select_all(told) => {}
     }
     let _ = failed.send(anyhow::anyhow!("a packet lane has ended")).await;

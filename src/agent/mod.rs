@@ -16,6 +16,7 @@ mod offloads;
 mod peer;
 mod peers;
 mod placement;
+mod rekey;
 mod report;
 mod slots;
 mod tasks;

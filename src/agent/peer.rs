@@ -5,6 +5,7 @@
 //! are in force. When the channel is gone, keys in use stay in use.
 
 mod links;
+mod wishes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ use crate::io::clock::boot_time;
 use crate::negotiate::{Hello, Link, LinkConfig, Message, Standing};
 use crate::worker::LaneGone;
 
+pub(crate) use wishes::Wish;
+use wishes::Wishes;
+
 /// What happened that concerns one peer.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
@@ -38,6 +42,8 @@ pub(crate) enum PeerEvent {
     TrafficWaiting(NetworkId),
     /// Packets came that seem to be the peer's, for an SA that is not here.
     UnknownSpi(Spi),
+    /// An operator wants new keys.
+    Wished(Vec<Wish>),
 }
 
 /// The task of one peer.
@@ -55,6 +61,9 @@ pub(crate) struct Peer {
     /// The attempt to connect that is under way; never two.
     connecting: JoinSet<Result<Box<KeyChannel>, ConnectError>>,
     backoff: Backoff,
+    /// Why the last attempt failed, until there is a channel.
+    unreachable: Option<String>,
+    wishes: Wishes,
     complaints: LogLimit,
     successes: LogLimit,
 }
@@ -92,6 +101,8 @@ impl Peer {
             hello: None,
             connecting: JoinSet::new(),
             backoff: Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE),
+            unreachable: None,
+            wishes: Wishes::default(),
             complaints: LogLimit::default(),
             successes: LogLimit::default(),
         };
@@ -139,6 +150,7 @@ impl Peer {
                         peer.channel_down("it is too old, and no newer one could be had").await?;
                     }
                     peer.each(Link::handle_timeout).await?;
+                    peer.expire_wishes();
                 }
             }
         }
@@ -185,6 +197,11 @@ impl Peer {
                 if is_news {
                     tracing::warn!(peer = %self.spec.node.name, %error, "no key channel");
                 }
+                // The channel before this one may do until it is too old.
+                if self.channel.is_none() {
+                    self.wishes.refuse_all(&failure);
+                    self.unreachable = Some(failure);
+                }
                 Ok(())
             }
         }
@@ -203,6 +220,12 @@ impl Peer {
                 self.send(&Message::SpiUnknown(spi.get()).encode()).await;
                 Ok(())
             }
+            PeerEvent::Wished(wishes) => {
+                for wish in wishes {
+                    self.wished(wish).await?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -212,6 +235,7 @@ impl Peer {
         }
         tracing::debug!(peer = %self.spec.node.name, address = %channel.peer().address, "key channel is up");
         self.channel = Some(channel);
+        self.unreachable = None;
         self.up_since = boot_time();
         for network in self.links.keys() {
             self.keys.set_status((*network, self.id()), |status| status.failure = None);
@@ -359,7 +383,7 @@ impl Peer {
         let renewal = (self.is_initiator() && self.connecting.is_empty())
             .then_some(self.up_since + CHANNEL_LIFE)
             .filter(|_| self.channel.is_some());
-        let next = links.chain(renewal).min().unwrap_or(BootTime::NEVER);
+        let next = links.chain(renewal).chain(self.wishes.deadline()).min().unwrap_or(BootTime::NEVER);
         next.since(boot_time()).min(LONGEST_SLEEP)
     }
 }

@@ -13,6 +13,7 @@ use super::keys::Keys;
 use super::log_limit::LogLimit;
 use super::peer::{Peer, PeerEvent};
 use super::placement::PeerSpec;
+use super::rekey::Wished;
 use crate::control::key_channel::KeyChannel;
 use crate::id::NodeId;
 use crate::io::clock::boot_time;
@@ -23,6 +24,7 @@ pub(crate) async fn keep(
     keys: Arc<Keys>,
     mut channels: mpsc::Receiver<KeyChannel>,
     mut events: mpsc::Receiver<LaneEvent>,
+    mut wished: mpsc::Receiver<Wished>,
 ) -> Result<Infallible, LaneGone> {
     let mut wanted = keys.dataplane.peers();
     let mut peers = Peers {
@@ -39,6 +41,7 @@ pub(crate) async fn keep(
             changed = wanted.changed() => if changed.is_err() { return Err(LaneGone) },
             Some(channel) = channels.recv() => peers.connected(channel),
             Some(event) = events.recv() => peers.happened(event, &specs).await,
+            Some((node, wishes)) = wished.recv() => peers.tell(node, PeerEvent::Wished(wishes)),
             Some(ended) = peers.tasks.join_next_with_id() => peers.ended(ended)?,
         }
     }
@@ -138,8 +141,13 @@ impl Peers {
             },
             LaneEvent::PortGone { .. } | LaneEvent::SegmentationGivenUp { .. } => return,
         };
+        self.tell(node, event);
+    }
+
+    fn tell(&self, node: NodeId, event: PeerEvent) {
         if let Some(running) = self.running.get(&node) {
-            // A full queue loses an event: what traffic causes is repeated while the cause lasts.
+            // A full queue loses an event: what traffic causes is repeated while the cause lasts, and
+            // an operator hears that nobody answers.
             let _ = running.events.try_send(event);
         }
     }

@@ -72,6 +72,7 @@ pub(super) async fn peers(member: &Member) -> PeersResponse {
             key_age_seconds: None,
             outbound_spis: Vec::new(),
             inbound_spis: Vec::new(),
+            lingering_spis: Vec::new(),
             sent: of.sent(),
             received: of.received(),
             last_drop: of.counters.last_drop,
@@ -89,6 +90,7 @@ pub(super) async fn peers(member: &Member) -> PeersResponse {
             key_age_seconds: keys.map(|keys| now.since(keys.created).as_secs()),
             outbound_spis: keys.map(|keys| keys.outbound.clone()).unwrap_or_default(),
             inbound_spis: keys.map(|keys| keys.inbound.clone()).unwrap_or_default(),
+            lingering_spis: status.lingering.clone(),
             ..plain
         })
     };

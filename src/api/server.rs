@@ -22,8 +22,9 @@ use super::types::{
     AttachRequest, AttachResponse, Call, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
     DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
     JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, PeersRequest, PeersResponse, RemoveNetworkRequest, RemoveNetworkResponse,
-    StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest, TokenResponse,
+    ListNodesResponse, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
+    RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest,
+    TokenResponse,
 };
 
 macro_rules! backend {
@@ -78,6 +79,8 @@ backend! {
     list_nodes: ListNodesRequest -> ListNodesResponse;
     /// Lists the peers, one row for each network shared with them.
     peers: PeersRequest -> PeersResponse;
+    /// Has new keys made now, and waits for them.
+    rekey: RekeyRequest -> RekeyResponse;
     /// The counters.
     stats: StatsRequest -> StatsResponse;
 }

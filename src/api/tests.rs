@@ -15,9 +15,9 @@ use super::types::{
     AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
     DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
     JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RemoveNetworkRequest,
-    RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest,
-    TokenResponse,
+    ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse,
+    RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
+    TokenRequest, TokenResponse,
 };
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
@@ -234,6 +234,10 @@ impl Backend for Canned {
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn rekey(&self, _: RekeyRequest) -> Result<RekeyResponse, ApiError> {
         Err(unused())
     }
 

@@ -4,6 +4,8 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod rekey;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -20,6 +22,8 @@ use crate::id::{
 };
 use crate::rate::RateLimits;
 use crate::sa::Suite;
+
+pub use rekey::{RekeyRequest, RekeyResponse, RekeyedLink};
 
 /// A request type: knows its path and what it is answered with.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
@@ -52,6 +56,7 @@ calls! {
     StatusRequest -> StatusResponse at "status";
     ListNodesRequest -> ListNodesResponse at "node/list";
     PeersRequest -> PeersResponse at "peers";
+    RekeyRequest -> RekeyResponse at "rekey";
     StatsRequest -> StatsResponse at "stats";
 }
 
@@ -485,9 +490,11 @@ pub struct PeerStatus {
     pub key_age_seconds: Option<u64>,
     /// SPIs of the SAs that this node sends on, one for each lane.
     pub outbound_spis: Vec<Spi>,
-    /// SPIs of the newest SAs that this node receives on; those before them linger for some seconds, and
-    /// are not listed.
+    /// SPIs of the newest SAs that this node receives on.
     pub inbound_spis: Vec<Spi>,
+    /// SPIs of those before them, which this node receives on for some seconds more.
+    #[serde(default)]
+    pub lingering_spis: Vec<Spi>,
     /// What was sent to it.
     pub sent: Traffic,
     /// What was received from it and delivered.

@@ -1,5 +1,7 @@
 //! The commands and their flags, and the requests that they make.
 
+mod rekey;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,6 +18,8 @@ use crate::cluster::Role;
 use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::rate::{Rate, RateLimits};
+
+use rekey::RekeyArguments;
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
@@ -109,6 +113,8 @@ pub enum ClientCommand {
     Node(NodeCommand),
     /// List the peers: keys, traffic and the last drop, for each encrypted network shared with them
     Peers,
+    /// Have new keys made now, without loss, for every encrypted link of this node or for some
+    Rekey(RekeyArguments),
     /// Show what was carried and what was dropped, and why
     Stats,
 }

@@ -20,7 +20,8 @@ pub use netns::NetnsError;
 
 use crate::api::types::{
     Call, DetachRequest, DetachTarget, InspectNetworkRequest, LeaveRequest, ListNetworksRequest,
-    ListNodesRequest, PeersRequest, RemoveNetworkRequest, StatsRequest, StatusRequest, TokenRequest,
+    ListNodesRequest, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest,
+    TokenRequest,
 };
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
@@ -41,6 +42,16 @@ pub enum CliError {
     /// The agent's configuration is refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Some links have no new keys.
+    #[error("{failed} of {of} links have no new keys; what they have stays in use until its limits")]
+    NotRenewed {
+        /// What to print all the same.
+        report: String,
+        /// So many links.
+        failed: usize,
+        /// Of so many.
+        of: usize,
+    },
     /// The system refuses something that every command needs.
     #[error("cannot {doing}")]
     System {
@@ -52,11 +63,23 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// What goes to standard output all the same.
+    pub fn report(&self) -> Option<&str> {
+        match self {
+            Self::NotRenewed { report, .. } => Some(report),
+            Self::Usage(_) | Self::Agent(_) | Self::Netns(_) | Self::Config(_) | Self::System { .. } => None,
+        }
+    }
+
     /// The exit code that tells a wrong command (2) from one that was refused or failed (1).
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Agent(_) | Self::Netns(_) | Self::Config(_) | Self::System { .. } => 1,
+            Self::Agent(_)
+            | Self::Netns(_)
+            | Self::Config(_)
+            | Self::NotRenewed { .. }
+            | Self::System { .. } => 1,
         }
     }
 }
@@ -111,7 +134,17 @@ impl Agent {
             ClientCommand::Status => self.call(&StatusRequest {}, report::status).await,
             ClientCommand::Node(NodeCommand::Ls) => self.call(&ListNodesRequest {}, tables::nodes).await,
             ClientCommand::Peers => self.call(&PeersRequest {}, tables::peers).await,
+            ClientCommand::Rekey(arguments) => self.rekey(&arguments.request()).await,
             ClientCommand::Stats => self.call(&StatsRequest {}, tables::stats).await,
+        }
+    }
+
+    async fn rekey(&self, request: &RekeyRequest) -> Result<String, CliError> {
+        let response = self.client.call(request).await?;
+        let report = if self.json { as_json(&response) } else { tables::rekeyed(&response) };
+        match response.links.iter().filter(|link| link.failure.is_some()).count() {
+            0 => Ok(report),
+            failed => Err(CliError::NotRenewed { report, failed, of: response.links.len() }),
         }
     }
 

@@ -1,5 +1,7 @@
 //! What commands about many things print: tables with stable columns, pure text from a response.
 
+mod rekey;
+
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -13,6 +15,8 @@ use crate::api::types::{
 use crate::cluster::{Endpoint, Node};
 use crate::drop_reason::DropReason;
 use crate::id::Spi;
+
+pub(super) use rekey::rekeyed;
 
 pub(super) fn networks(listed: &ListNetworksResponse) -> String {
     let mut table = table(&["NAME", "ID", "VNI", "ENCRYPTED", "SUBNETS", "ENDPOINTS"]);
@@ -313,6 +317,7 @@ ID                           NAME  ROLE     STATE  TLS AT          DATA AT
             key_age_seconds: Some(95),
             outbound_spis: vec![Spi::new(0xabcd_ef00).expect("an SPI")],
             inbound_spis: vec![Spi::new(0x100).expect("an SPI"), Spi::new(0x140).expect("an SPI")],
+            lingering_spis: vec![],
             sent: Traffic { packets: 12, bytes: 1_234 },
             received: Traffic { packets: 3, bytes: 294 },
             last_drop: Some(DropReason::Replayed),

@@ -119,7 +119,7 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
             Ok(sealed) => self.arena.commit(link.remote, flow.class, sealed),
             Err(reason) => {
                 if state.no_key_notice.permits(now) {
-                    outlet.notice(Notice::NoKey { link: to });
+                    outlet.notice(Notice::RekeyWanted { link: to, spi: sa.spi() });
                 }
                 return Err(reason);
             }

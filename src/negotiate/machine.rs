@@ -13,7 +13,7 @@ use super::action::{Action, Established};
 use super::exchange::Exchange;
 use super::message::{ExchangeId, Hello, LinkFrame, LinkMessage};
 use super::reason::Reason;
-use super::rekey::{ASK_AGAIN, Backoff, replacement_time};
+use super::rekey::{ASK_AGAIN, Backoff, SHORTEST_GENERATION, replacement_time};
 use super::spi_pool::SpiPool;
 use crate::boot_time::BootTime;
 use crate::id::{BootId, Epoch, LaneCount, NetworkId, NodeId, Spi, Vni};
@@ -116,6 +116,11 @@ impl Link {
     /// The keys in use.
     pub const fn established(&self) -> Option<&Established> {
         self.current.as_ref()
+    }
+
+    /// SPIs of the generation before the keys in use, which this node still receives on.
+    pub fn lingering(&self) -> &[Spi] {
+        self.previous.as_ref().map_or(&[], |previous| &previous.spis)
     }
 
     /// The next thing to do.
@@ -225,11 +230,14 @@ impl Link {
         }
     }
 
-    /// A lane says that an SA has crossed a soft limit; `spi` names it where the lane does, so that
-    /// a late word on keys already replaced does not replace the new ones.
+    /// A lane says that an SA has crossed a limit, or the operator wants new keys; `spi` names the SA
+    /// where a lane does, so that a late word on keys already replaced does not replace the new ones.
     pub fn handle_rekey_wanted<R: CryptoRng>(&mut self, env: &mut Env<'_, R>, spi: Option<Spi>) {
-        if spi.is_none_or(|spi| self.current.as_ref().is_some_and(|current| current.has(spi))) {
-            self.begin_or_ask(env);
+        match (&self.current, spi) {
+            (_, None) => self.begin_or_ask(env),
+            (Some(current), Some(spi)) if current.has(spi) => self.begin_or_ask(env),
+            (Some(_), Some(_)) => {}
+            (None, Some(_)) => self.handle_traffic_waiting(env),
         }
     }
 
@@ -293,6 +301,13 @@ impl Link {
         self.channel.is_some() && self.standing.peer_is_member
     }
 
+    /// Until when the generation before the keys in use is not cut short by one after them: packets
+    /// sealed with it may be under way.
+    fn earliest_exchange(&self) -> Option<BootTime> {
+        self.previous.as_ref()?;
+        self.current.as_ref().map(|current| current.created + SHORTEST_GENERATION)
+    }
+
     pub(super) fn parties(&self) -> Parties {
         let LinkConfig { local, peer, network, vni, .. } = self.config;
         let (initiator, responder) = if self.is_initiator() { (local, peer) } else { (peer, local) };
@@ -305,13 +320,21 @@ impl Link {
         }
     }
 
-    /// Begins an exchange, or asks the peer to, unless one is under way.
+    /// Begins an exchange, or asks the peer to, unless one is under way. Where neither can be now, it
+    /// is done as soon as it can: a soft limit is told of once.
     pub(super) fn begin_or_ask<R: CryptoRng>(&mut self, env: &mut Env<'_, R>) {
-        if !self.exchange.is_idle() || !self.may_exchange() {
+        if !self.exchange.is_idle() {
+            return;
+        }
+        if !self.may_exchange() {
+            self.next_attempt = Some(env.now);
             return;
         }
         if self.is_initiator() {
-            self.begin(env);
+            match self.earliest_exchange().filter(|earliest| env.now < *earliest) {
+                Some(earliest) => self.next_attempt = Some(earliest),
+                None => self.begin(env),
+            }
             return;
         }
         if let Some(earliest) = self.last_asked.map(|asked| asked + ASK_AGAIN)

@@ -43,6 +43,10 @@ pub(super) const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The least time between two requests for new keys.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// The least time that keys are in use before they are replaced, where those before them still linger:
+/// what is under way then arrives within it.
+pub(super) const SHORTEST_GENERATION: Duration = Duration::from_millis(250);
+
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 

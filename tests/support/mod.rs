@@ -7,6 +7,7 @@
 #![expect(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod frames;
+pub(crate) mod paced;
 pub(crate) mod stream_rate;
 pub(crate) mod streams;
 pub(crate) mod swarm;
@@ -19,16 +20,18 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::lab::{Lab, eventually};
 
-/// Makes `main` of the tests that it names; of those that measure, one at a time.
+/// Makes `main` of the tests that it names; of those that measure, one at a time. Soaks take minutes,
+/// are run when asked for (`--ignored`), and tell what they found.
 macro_rules! test_program {
     (one at a time: $($test:ident)*) => {
         fn main() -> std::process::ExitCode {
-            $crate::support::run(&[$((stringify!($test), $test)),*], 1)
+            $crate::support::run(&[$((stringify!($test), $test)),*], &[], 1)
         }
     };
-    ($($test:ident)*) => {
+    ($($test:ident)* $(; soak: $($soak:ident)*)?) => {
         fn main() -> std::process::ExitCode {
-            $crate::support::run(&[$((stringify!($test), $test)),*], $crate::support::PROCESSES)
+            let soaks = &[$($((stringify!($soak), $soak as fn())),*)?];
+            $crate::support::run(&[$((stringify!($test), $test)),*], soaks, $crate::support::PROCESSES)
         }
     };
 }
@@ -38,15 +41,18 @@ pub(crate) use test_program;
 type Test = (&'static str, fn());
 
 /// Runs the tests that the command line asks for, each in its own process, so many at once.
-pub(crate) fn run(tests: &'static [Test], processes: usize) -> ExitCode {
+pub(crate) fn run(tests: &'static [Test], soaks: &'static [Test], processes: usize) -> ExitCode {
     let mut given = std::env::args().skip(1);
     if given.next().as_deref() == Some(ALONE) {
-        return run_alone(tests, &given.next().unwrap_or_default());
+        return run_alone(&[tests, soaks].concat(), &given.next().unwrap_or_default());
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(processes);
-    let trials = tests.iter().map(|(name, _)| Trial::test(*name, move || start(name))).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let trials = tests.iter().map(|(name, _)| Trial::test(*name, move || start(name, PATIENCE)));
+    let soaks = soaks.iter().map(|(name, _)| {
+        Trial::test(*name, move || start(name, SOAK_PATIENCE)).with_ignored_flag(true).with_kind("soak")
+    });
+    libtest_mimic::run(&arguments, trials.chain(soaks).collect()).exit_code()
 }
 
 fn run_alone(tests: &[Test], name: &str) -> ExitCode {
@@ -59,7 +65,12 @@ fn run_alone(tests: &[Test], name: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn start(name: &str) -> Result<(), Failed> {
+/// Says what was measured; shown where the test is a soak or fails.
+pub(crate) fn tell(what: &str) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
+fn start(name: &str, patience: Duration) -> Result<(), Failed> {
     let mut output = tempfile::tempfile()?;
     let (out, err): (File, File) = (output.try_clone()?, output.try_clone()?);
     let mut test = Command::new(std::env::current_exe()?)
@@ -69,7 +80,7 @@ fn start(name: &str) -> Result<(), Failed> {
         .stderr(err)
         .spawn()?;
     let mut ended = None;
-    let in_time = eventually(PATIENCE, || {
+    let in_time = eventually(patience, || {
         ended = test.try_wait().transpose();
         ended.is_some()
     });
@@ -77,16 +88,19 @@ fn start(name: &str) -> Result<(), Failed> {
         test.kill()?;
         test.wait()?;
     }
-    if let Some(status) = ended
-        && status?.success()
-    {
-        return Ok(());
-    }
     let mut said = Vec::new();
     output.rewind()?;
     output.read_to_end(&mut said)?;
     let said = String::from_utf8_lossy(&said);
-    Err(if in_time { said.into() } else { format!("not done after {PATIENCE:?}:\n{said}").into() })
+    if let Some(status) = ended
+        && status?.success()
+    {
+        if patience == SOAK_PATIENCE {
+            tell(&said);
+        }
+        return Ok(());
+    }
+    Err(if in_time { said.into() } else { format!("not done after {patience:?}:\n{said}").into() })
 }
 
 const ALONE: &str = "--alone";
@@ -94,3 +108,4 @@ const ALONE: &str = "--alone";
 pub(crate) const PROCESSES: usize = 4;
 /// Tests take seconds; this is for machines under heavy load.
 const PATIENCE: Duration = Duration::from_secs(180);
+const SOAK_PATIENCE: Duration = Duration::from_secs(2 * 3600);

@@ -2,6 +2,7 @@
 //! from them, news told.
 
 use super::Peer;
+use super::wishes::{PATIENCE, Wish};
 use crate::api::types::PeerState;
 use crate::id::NetworkId;
 use crate::io::clock::boot_time;
@@ -13,6 +14,7 @@ impl Peer {
     pub(super) async fn end(&mut self, network: NetworkId) -> Result<(), LaneGone> {
         self.call(network, |link, env| link.handle_closed(env)).await?;
         self.links.remove(&network);
+        self.wishes.refuse(network, "the network is not shared with the peer any more");
         self.keys.forget_status((network, self.id()));
         Ok(())
     }
@@ -38,6 +40,35 @@ impl Peer {
         self.act(network).await
     }
 
+    /// Has new keys made for an operator, who is told of them or why there are none.
+    pub(super) async fn wished(&mut self, wish: Wish) -> Result<(), LaneGone> {
+        let network = wish.network;
+        if !self.links.contains_key(&network) {
+            return Ok(());
+        }
+        self.wishes.add(boot_time(), wish);
+        if let Some(why) = self.unreachable.as_deref().filter(|_| self.channel.is_none()) {
+            self.wishes.refuse(network, why);
+        }
+        self.call(network, |link, env| link.handle_rekey_wanted(env, None)).await
+    }
+
+    /// Tells those who have waited long enough for new keys what is in the way.
+    pub(super) fn expire_wishes(&mut self) {
+        let (peer, is_there, connects) = (&self.spec.node.name, self.channel.is_some(), self.is_initiator());
+        self.wishes.expire(boot_time(), || {
+            let seconds = PATIENCE.as_secs();
+            match (is_there, connects) {
+                (true, _) => format!("{peer} has not agreed on new keys within {seconds} s; it is tried again"),
+                (false, true) => format!("{peer} could not be connected to within {seconds} s; it is tried again"),
+                (false, false) => format!(
+                    "{peer} has not connected within {seconds} s, which is for it to do as its id is the larger \
+                     one: is its agent running, and can it reach this node's TLS port?"
+                ),
+            }
+        });
+    }
+
     /// Carries out what a link wants done, in order.
     pub(super) async fn act(&mut self, network: NetworkId) -> Result<(), LaneGone> {
         while let Some(linked) = self.links.get_mut(&network) {
@@ -54,7 +85,9 @@ impl Peer {
                 }
                 Action::RetireInbound { spis, at } => self.keys.retire(held, spis, at).await?,
                 Action::DropLink => self.keys.dataplane.forget_keys(held).await?,
-                Action::Established(Established { suite, generation, .. }) => {
+                Action::Established(established) => {
+                    self.wishes.grant(network, &established);
+                    let Established { suite, generation, .. } = established;
                     let (peer, network) = (&self.spec.node.name, &linked.spec.name);
                     let suite = suite.name();
                     if self.successes.permits(boot_time()) {
@@ -64,10 +97,11 @@ impl Peer {
                     }
                 }
                 Action::Refused { by_peer, reason } => {
-                    let (what, network) = (if by_peer { BY_PEER } else { BY_US }, linked.spec.name.clone());
-                    self.complain(what, &format_args!("{network}: {reason}"));
-                    let failure = Some(reason.to_string());
-                    self.keys.set_status(held.0, |status| status.failure = failure);
+                    let (what, name) = (if by_peer { BY_PEER } else { BY_US }, linked.spec.name.clone());
+                    self.complain(what, &format_args!("{name}: {reason}"));
+                    let failure = reason.to_string();
+                    self.wishes.refuse(network, &failure);
+                    self.keys.set_status(held.0, |status| status.failure = Some(failure));
                 }
                 Action::MembershipStale { epoch } => {
                     tracing::debug!(network = %linked.spec.name, %epoch, "the peer knows a newer membership");
@@ -87,6 +121,7 @@ impl Peer {
     pub(super) fn note(&self, network: NetworkId) {
         let Some(linked) = self.links.get(&network) else { return };
         let established = linked.link.established().cloned();
+        let lingering = linked.link.lingering().to_vec();
         self.keys.set_status((network, self.id()), |status| {
             status.state = match (&established, &self.channel, &status.failure) {
                 (Some(_), ..) => PeerState::Established,
@@ -98,6 +133,7 @@ impl Peer {
                 status.failure = None;
             }
             status.established = established;
+            status.lingering = lingering;
         });
     }
 }

@@ -249,8 +249,11 @@ pub(in crate::control) async fn dial(
     address: SocketAddr,
     handshake: OneHandshake<rustls::ClientConfig>,
 ) -> Result<client::TlsStream<TcpStream>, ConnectError> {
-    let tcp =
-        TcpStream::connect(address).await.map_err(|source| ConnectError::Unreachable { address, source })?;
+    // The kernel asks again ever more slowly: a new attempt finds a host sooner that has come back.
+    let tcp = tokio::time::timeout(TCP_TIMEOUT, TcpStream::connect(address)).await;
+    let tcp = tcp
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|source| ConnectError::Unreachable { address, source })?;
     tune(&tcp);
     let name = ServerName::IpAddress(address.ip().into());
     TlsConnector::from(handshake.config)
@@ -277,3 +280,5 @@ pub(in crate::control) fn tune(tcp: &TcpStream) {
 
 /// How long connecting may take, TCP and TLS together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the part of it in which the host answers at all: the first SYN and one more.
+const TCP_TIMEOUT: Duration = Duration::from_secs(2);
