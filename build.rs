@@ -3,7 +3,7 @@
 use tonic_build::manual::{Builder, Method, Service};
 
 /// Name in Rust, name on the wire, request, response. Types are those of `control::rpc::messages`.
-const METHODS: [(&str, &str, &str, &str); 10] = [
+const METHODS: &[(&str, &str, &str, &str)] = &[
     ("create_network", "CreateNetwork", "NewNetwork", "NetworkReply"),
     ("remove_network", "RemoveNetwork", "RemoveNetwork", "Done"),
     ("list_networks", "ListNetworks", "ListNetworks", "Networks"),
@@ -14,12 +14,15 @@ const METHODS: [(&str, &str, &str, &str); 10] = [
     ("list_nodes", "ListNodes", "ListNodes", "Nodes"),
     ("renew", "Renew", "Renew", "Renewed"),
     ("leave", "Leave", "Leave", "Done"),
+    ("remove_node", "RemoveNode", "RemoveNode", "RemovedNode"),
+    ("inspect_node", "InspectNode", "InspectNode", "NodeDetail"),
+    ("change_node", "ChangeNode", "ChangeNode", "ChangedNode"),
 ];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let service = Service::builder().name("Manager").package("overlayd.v1");
-    let service = METHODS.into_iter().fold(service, |service, (name, route, input, output)| {
+    let service = METHODS.iter().fold(service, |service, &(name, route, input, output)| {
         let method = Method::builder().name(name).route_name(route);
         service.method(with_types(method, input, output).build())
     });

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version, Vni};
-use crate::membership::SignedMembership;
+use crate::membership::{SignedMembership, SignedRemovals};
 
 /// What a node may do; the organisational unit (OU) of its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -140,6 +140,9 @@ pub struct View {
     pub managers: Vec<Node>,
     /// Nodes that were removed and whose certificates have not expired yet.
     pub removed: BTreeSet<NodeId>,
+    /// The same as nodes pass it on to one another, signed by a manager, once there was one.
+    #[serde(default)]
+    pub removals: Option<SignedRemovals>,
     /// The networks that the node is a member of, by id.
     pub networks: BTreeMap<NetworkId, NetworkView>,
 }

@@ -34,8 +34,13 @@ fn help_names_every_command_and_flag() {
         (&["create"], &["--encrypted", "--subnet", "--gateway", "--ip-range", "--mtu", "--label", "<NET>"]),
         (&["attach"], &["--netns", "--ifname", "--name", "--ip", "--mac", "--egress-rate", "--ingress-rate"]),
         (&["detach"], &["--netns", "--endpoint"]),
+        (&["leave"], &["--force"]),
         (&["node", "ls"], &["--socket", "--json"]),
         (&["rekey"], &["--peer", "[NET]"]),
+        (&["node", "inspect"], &["<NODE>"]),
+        (&["node", "rm"], &["<NODE>", "--force"]),
+        (&["node", "promote"], &["<NODE>"]),
+        (&["node", "demote"], &["<NODE>"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -87,6 +92,8 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["detach", "red", "--endpoint", "1"], "25 digits"),
         (&["node"], "ls"),
         (&["rekey", "red", "--peer", "b"], "cannot be used with"),
+        (&["node", "rm"], "<NODE>"),
+        (&["node", "rm", "a/b"], "a/b"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -114,6 +121,7 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["detach", "red", "--endpoint", "0123456789012345678901234"],
         &["status"],
         &["node", "ls"],
+        &["node", "rm", "w"],
         &["peers"],
         &["rekey"],
         &["stats"],

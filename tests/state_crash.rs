@@ -18,12 +18,12 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::cluster::{Membership, Node, Role, Subnet};
 use overlayd::control::state::{
-    AttachRequest, ClusterState, NewCluster, NewNetwork, SignMembership, StateError, Tokens,
+    AttachRequest, ClusterState, NewCluster, NewNetwork, SignPayload, StateError, Tokens,
 };
 use overlayd::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use overlayd::control::store::{KEY_FILE, STATE_FILE, Store, StoreError};
 use overlayd::id::{ClusterId, EndpointId, NetworkName, NodeId};
-use overlayd::membership::SignedMembership;
+use overlayd::membership::Signature;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
@@ -451,14 +451,8 @@ fn lines_until_killed(child: &mut Child, lines: u32, after: Duration) -> Vec<Str
     reader.join().expect("the reader")
 }
 
-fn signer() -> Box<SignMembership> {
-    Box::new(|membership| {
-        Ok(SignedMembership {
-            payload: serde_json::to_string(membership)?,
-            certificate: "certificate".to_owned(),
-            signature: "signature".to_owned(),
-        })
-    })
+fn signer() -> Box<SignPayload> {
+    Box::new(|_| Ok(Signature { certificate: "certificate".to_owned(), signature: "signature".to_owned() }))
 }
 
 fn manager(id: NodeId) -> Node {

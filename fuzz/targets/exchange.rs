@@ -48,6 +48,8 @@ pub fn run(data: &[u8]) {
                 let epoch = Epoch::new(u64::try_from(signed.payload.len()).expect("short"));
                 side.learn(Standing { epoch, peer_is_member: !signed.certificate.is_empty() });
             }
+            // Of no link's concern.
+            Ok(Message::Removals(_)) => {}
             // The driver closes the channel.
             Err(_) => side.call(None, |link, env| link.handle_channel_down(env)),
         }

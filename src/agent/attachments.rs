@@ -127,11 +127,22 @@ impl Attachments {
         let named: Vec<String> =
             attachments.iter().take(MOST_NAMED).map(|a| format!("{} in {}", a.id, a.network)).collect();
         Err(ApiError::conflict(format!(
-            "this node has {} endpoints: detach them first ({}{})",
+            "this node has {} endpoints: detach them first ({}{}), or leave with --force, which cuts them off",
             attachments.len(),
             named.join(", "),
             if attachments.len() > named.len() { ", …" } else { "" }
         )))
+    }
+
+    /// Refuses attachments from now on, and takes away those that there are. What cannot be taken away is
+    /// left and logged: its lanes forget it with the rest.
+    pub(crate) async fn close_by_force(&self) -> Result<(), ApiError> {
+        let mut gate = self.changing.lock().await;
+        *gate = Gate::Closed;
+        for attachment in self.all().await? {
+            self.take_back(None, attachment).await;
+        }
+        Ok(())
     }
 
     /// Allows attachments again.

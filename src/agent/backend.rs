@@ -5,20 +5,20 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Mutex, RwLock, mpsc};
 
 use super::attachments::blocking;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::{rekey, report};
+use super::{departure, nodes, rekey, report};
 use crate::api::types::{
-    AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
-    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
-    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, NetworkSummary, NodeState, NodeSummary, PeersRequest, PeersResponse, RekeyRequest,
-    RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest,
+    AttachRequest, AttachResponse, ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest,
+    CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest,
+    InspectNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest,
+    LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
+    NetworkSummary, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
+    RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
 use crate::api::{ApiError, Backend};
@@ -148,18 +148,19 @@ impl Inner {
         }))
     }
 
-    async fn leave(&self) -> Result<LeaveResponse, ApiError> {
+    async fn leave(&self, request: LeaveRequest) -> Result<LeaveResponse, ApiError> {
         let _one = self.forming.lock().await;
         let member = self.member().await?;
-        member.attachments.close().await?;
-        if let Err(error) = self.depart(&member).await {
-            member.attachments.open().await;
-            return Err(error);
-        }
+        let untold = if request.force {
+            departure::force(&member).await?
+        } else {
+            departure::ask(&member).await?;
+            None
+        };
         let identity = member.credentials.identity();
         *self.member.write().await = None;
         member.stop().await;
-        let_go(member).await;
+        departure::let_go(member).await;
         let store = self.store.clone();
         blocking(move || store.leave_cluster()).await.map_err(|error| {
             ApiError::internal(format!(
@@ -167,53 +168,7 @@ impl Inner {
                  agent before it joins another"
             ))
         })?;
-        Ok(LeaveResponse { cluster: identity.cluster(), node: identity.node() })
-    }
-
-    /// Has the cluster forget this node.
-    async fn depart(&self, member: &Member) -> Result<(), ApiError> {
-        if let Some(manager) = &member.manager {
-            let others = manager.other_nodes();
-            if others > 0 {
-                return Err(ApiError::conflict(format!(
-                    "this node is the cluster's only manager and {others} other nodes are in it: \
-                     let them leave first"
-                )));
-            }
-            return Ok(());
-        }
-        match member.client.leave(messages::Leave {}).await {
-            Ok(messages::Done {}) => Ok(()),
-            Err(error) => {
-                let mut error = ApiError::from(error);
-                error.message = format!(
-                    "{}; if the cluster is gone for good, stop the agent, delete {} and start it again",
-                    error.message,
-                    self.store.file().display()
-                );
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Waits until nobody uses a member that was stopped, so that its ports can be had again.
-async fn let_go(mut member: Arc<Member>) {
-    let dataplane = Arc::downgrade(&member.dataplane);
-    let alone = async {
-        loop {
-            match Arc::try_unwrap(member) {
-                Ok(last) => break drop(last),
-                Err(shared) => member = shared,
-            }
-            tokio::time::sleep(LET_GO_INTERVAL).await;
-        }
-        while dataplane.strong_count() > 0 {
-            tokio::time::sleep(LET_GO_INTERVAL).await;
-        }
-    };
-    if tokio::time::timeout(LET_GO_TIMEOUT, alone).await.is_err() {
-        tracing::warn!("a call that is still under way keeps the ports of the cluster that was left");
+        Ok(LeaveResponse { cluster: identity.cluster(), node: identity.node(), untold })
     }
 }
 
@@ -249,8 +204,8 @@ impl Backend for Daemon {
         .await
     }
 
-    async fn leave(&self, _: LeaveRequest) -> Result<LeaveResponse, ApiError> {
-        self.change(async move |inner| inner.leave().await).await
+    async fn leave(&self, request: LeaveRequest) -> Result<LeaveResponse, ApiError> {
+        self.change(async move |inner| inner.leave(request).await).await
     }
 
     async fn token(&self, request: TokenRequest) -> Result<TokenResponse, ApiError> {
@@ -344,14 +299,19 @@ impl Backend for Daemon {
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {
-        let member = self.member().await?;
-        let nodes = member.client.list_nodes(messages::ListNodes {}).await?.nodes.into_iter();
-        let summary = |status: messages::NodeStatus| NodeSummary {
-            is_self: status.node.id == member.node.id,
-            state: if status.connected { NodeState::Ready } else { NodeState::Down },
-            node: status.node,
-        };
-        Ok(ListNodesResponse { nodes: nodes.map(summary).collect() })
+        nodes::list(&*self.member().await?).await
+    }
+
+    async fn inspect_node(&self, request: InspectNodeRequest) -> Result<InspectNodeResponse, ApiError> {
+        nodes::inspect(&*self.member().await?, request).await
+    }
+
+    async fn remove_node(&self, request: RemoveNodeRequest) -> Result<RemoveNodeResponse, ApiError> {
+        nodes::remove(&*self.member().await?, request).await
+    }
+
+    async fn change_node(&self, request: ChangeNodeRequest) -> Result<ChangeNodeResponse, ApiError> {
+        nodes::change(&*self.member().await?, request).await
     }
 
     async fn peers(&self, _: PeersRequest) -> Result<PeersResponse, ApiError> {
@@ -373,13 +333,9 @@ impl From<ManagerError> for ApiError {
             ErrorKind::Invalid => Self::invalid(error.message),
             ErrorKind::NotFound => Self::not_found(error.message),
             ErrorKind::Conflict => Self::conflict(error.message),
-            ErrorKind::Denied => Self::denied(error.message),
+            ErrorKind::Denied | ErrorKind::Removed => Self::denied(error.message),
             ErrorKind::Unavailable => Self::unavailable(error.message),
             ErrorKind::Internal => Self::internal(error.message),
         }
     }
 }
-
-const LET_GO_INTERVAL: Duration = Duration::from_millis(5);
-/// Longer than any call to a manager waits.
-const LET_GO_TIMEOUT: Duration = Duration::from_secs(25);

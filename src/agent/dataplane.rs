@@ -5,7 +5,7 @@
 //! peer's task is busy with. Keys that such a task brings afterwards are for a hold that has ended,
 //! and are dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
 use crate::id::{EndpointId, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
 use crate::io::tap::Tap;
-use crate::membership::{MembershipError, SignedMembership};
+use crate::membership::{MembershipError, SignedMembership, SignedRemovals};
 use crate::rate::RateLimits;
 use crate::worker::{Command, Lane, LaneGone, PortLimits};
 
@@ -29,6 +29,16 @@ pub(crate) struct DataPlane {
     placement: Mutex<Placement>,
     peers: watch::Sender<BTreeMap<NodeId, PeerSpec>>,
     followed: watch::Sender<Version>,
+    removed: watch::Sender<Removed>,
+}
+
+/// The nodes that were removed, as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Removed {
+    /// Who is refused.
+    pub(crate) nodes: Arc<BTreeSet<NodeId>>,
+    /// The newest signed list, to be passed on.
+    pub(crate) signed: Option<Arc<SignedRemovals>>,
 }
 
 impl DataPlane {
@@ -40,6 +50,7 @@ impl DataPlane {
             placement: Mutex::new(Placement::new(identity)),
             peers: watch::Sender::default(),
             followed: watch::Sender::default(),
+            removed: watch::Sender::default(),
         }
     }
 
@@ -63,6 +74,11 @@ impl DataPlane {
         self.followed.subscribe()
     }
 
+    /// The removed nodes, whenever they change.
+    pub(crate) fn removed(&self) -> watch::Receiver<Removed> {
+        self.removed.subscribe()
+    }
+
     /// The view that the lanes forward by.
     pub(crate) async fn view(&self) -> Arc<View> {
         Arc::clone(self.placement.lock().await.view())
@@ -73,6 +89,7 @@ impl DataPlane {
         let mut placement = self.placement.lock().await;
         let version = view.version;
         placement.follow(view);
+        self.tell_removed(&placement);
         self.settle(&mut placement).await?;
         self.followed.send_replace(version);
         Ok(())
@@ -137,6 +154,17 @@ impl DataPlane {
         Ok(adopted.map(|_| ()))
     }
 
+    /// Follows a list of removed nodes that a peer passed on, if it is signed and newer than the one known.
+    pub(crate) async fn adopt_removals(&self, signed: &SignedRemovals) -> Result<Adopted, LaneGone> {
+        let mut placement = self.placement.lock().await;
+        let adopted = placement.adopt_removals(signed);
+        if adopted == Ok(true) {
+            self.tell_removed(&placement);
+            self.settle(&mut placement).await?;
+        }
+        Ok(adopted.map(|_| ()))
+    }
+
     /// The newest membership of a network, to be passed on.
     pub(crate) async fn signed_membership(&self, network: NetworkId) -> Option<SignedMembership> {
         self.placement.lock().await.signed_membership(network).cloned()
@@ -194,6 +222,21 @@ impl DataPlane {
         self.placement.lock().await.port(endpoint)
     }
 
+    /// Has others refuse who was removed; before the lanes, which may take their time.
+    fn tell_removed(&self, placement: &Placement) {
+        self.removed.send_if_modified(|told| {
+            let is_news =
+                *told.nodes != *placement.removed() || told.signed.as_deref() != placement.signed_removals();
+            if is_news {
+                *told = Removed {
+                    nodes: Arc::new(placement.removed().clone()),
+                    signed: placement.signed_removals().cloned().map(Arc::new),
+                };
+            }
+            is_news
+        });
+    }
+
     /// Makes lanes and peers follow the placement.
     async fn settle(&self, placement: &mut Placement) -> Result<(), LaneGone> {
         self.publish(placement).await?;
@@ -222,7 +265,7 @@ impl DataPlane {
     }
 }
 
-/// Whether a membership that a peer passed on was believed.
+/// Whether what a peer passed on was believed.
 pub(crate) type Adopted = Result<(), MembershipError>;
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::attachments::blocking;
 use super::manager::{StoredAuthority, first_identity};
-use super::member::{Sockets, host_name, membership_signer};
+use super::member::{Sockets, host_name, payload_signer};
 use crate::api::ApiError;
 use crate::api::types::{InitRequest, JoinRequest};
 use crate::cluster::{Node, Role};
@@ -104,7 +104,7 @@ pub(super) async fn init(
     blocking(move || {
         // What an earlier cluster may have left when it could not be forgotten.
         store.leave_cluster()?;
-        let made = ClusterState::create(store.clone(), new, membership_signer(&credentials))
+        let made = ClusterState::create(store.clone(), new, payload_signer(&credentials))
             .and_then(|state| state.add_node(node))
             .and_then(|()| Ok(store.put_enrolment(&written, &as_written)?));
         made.inspect_err(|_| {

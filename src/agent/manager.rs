@@ -3,6 +3,8 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
+mod nodes;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -18,12 +20,12 @@ use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use crate::control::identity::NodeIdentity;
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
-    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest,
-    Token, TokenRequest,
+    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
+    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, NodeStatus,
+    Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest,
 };
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
-use crate::control::state::{self, ClusterState, StateError};
+use crate::control::state::{self, ClusterState, StateError, Takes};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
@@ -89,11 +91,10 @@ impl Manager {
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
         let role = self.state.role_for_secret(request.secret.as_bytes()).ok_or(EnrolRefusal::WrongSecret)?;
         if role == Role::Manager {
-            return Err(EnrolRefusal::Invalid(
-                "this cluster keeps its state in an embedded store, which has one manager: join with a \
-                 worker token (`overlayd token worker` on the manager)"
-                    .to_owned(),
-            ));
+            return Err(EnrolRefusal::Invalid(format!(
+                "{}: join with a worker token (`overlayd token worker` on the manager)",
+                nodes::ONE_MANAGER
+            )));
         }
         let machine = &request.machine;
         let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
@@ -264,12 +265,21 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
-        // It may hold a later certificate than the one that it came with.
-        let latest = wall_clock().saturating_add(self.certificate_life());
-        let expires = latest.max(caller.certificate_expires).unix_timestamp();
-        let expires = u64::try_from(expires).unwrap_or(0);
-        self.on_state(move |state| state.remove_node(caller.node, expires)).await?;
+        let expires = self.latest_certificate_of(Some(&caller));
+        self.on_state(move |state| state.remove_node(caller.node, expires, Takes::Endpoints)).await?;
         Ok(Done {})
+    }
+
+    async fn remove_node(&self, caller: PeerIdentity, node: RemoveNode) -> Result<RemovedNode, ManagerError> {
+        self.remove(&caller, node).await
+    }
+
+    async fn inspect_node(&self, _: PeerIdentity, node: InspectNode) -> Result<NodeDetail, ManagerError> {
+        self.describe(&node)
+    }
+
+    async fn change_node(&self, _: PeerIdentity, node: ChangeNode) -> Result<ChangedNode, ManagerError> {
+        self.change(&node)
     }
 }
 
@@ -398,12 +408,13 @@ const NO_PANIC: &str = "nothing panics while nodes are counted";
 
 #[cfg(test)]
 mod tests {
-    use super::super::member::membership_signer;
+    use super::super::member::payload_signer;
     use super::*;
     use crate::control::renewal;
     use crate::control::state::{NewCluster, Tokens};
     use crate::control::store::Store;
     use crate::id::ClusterId;
+    use crate::membership::SignedMembership;
 
     #[tokio::test]
     async fn node_that_left_is_barred_for_as_long_as_any_certificate_of_it_can_live() {
@@ -432,14 +443,14 @@ mod tests {
         assert_eq!((after.node(), after.role()), (before.node(), Role::Manager));
         assert_ne!(after.chain(), before.chain());
         // What was signed before stays in force, and so does what is signed from now on.
-        let signer = membership_signer(&manager.credentials);
+        let signer = payload_signer(&manager.credentials);
         let membership = crate::cluster::Membership {
             network: crate::id::NetworkId::from_entropy([1; 16]),
             vni: crate::id::Vni::new(4096).expect("a VNI"),
             epoch: crate::id::Epoch::new(1),
             nodes: [before.node()].into(),
         };
-        let signed = signer(&membership).expect("signed");
+        let signed = SignedMembership::sign(&membership, signer).expect("signed");
         let verified = signed.verify(after.root(), after.cluster(), &std::collections::BTreeSet::new());
         assert_eq!(verified, Ok(membership));
     }
@@ -460,7 +471,7 @@ mod tests {
             certificate_life: life,
             tokens: Tokens { worker: rand::random(), manager: rand::random() },
         };
-        let state = ClusterState::create(store, new, membership_signer(&credentials)).expect("a state");
+        let state = ClusterState::create(store, new, payload_signer(&credentials)).expect("a state");
         state.add_node(node(identity.node(), Role::Manager, 1)).expect("added");
         (Manager::new(state, credentials).expect("a manager"), dir)
     }

@@ -19,16 +19,17 @@ use super::manager::Manager;
 use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::rekey::Wished;
+use super::removals;
 use super::tasks::{Tasks, Watched};
 use super::underlay;
-use crate::cluster::{Node, Role, View};
+use crate::cluster::{Node, View};
 use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::identity::NodeIdentity;
 use crate::control::listener::{Doors, ManagerDoors, listen};
 use crate::control::rpc::messages::SessionRequest;
 use crate::control::rpc::{self, ManagerClient};
 use crate::control::session::{self, SessionStatus};
-use crate::control::state::{ClusterState, SignMembership};
+use crate::control::state::{ClusterState, SignPayload};
 use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
 use crate::control::tls::{Credentials, verify_identity};
@@ -39,7 +40,6 @@ use crate::id::{HostName, LaneCount};
 use crate::io::clock::wall_clock;
 use crate::io::cpu;
 use crate::io::steer::Group;
-use crate::membership::SignedMembership;
 use crate::negotiate::Hello;
 use crate::sa::Suite;
 use crate::wire::traffic_class::Dscp;
@@ -138,7 +138,7 @@ impl Member {
             underlay_mtu,
         };
         let view = load_view(store).await?;
-        let trust = Trust::of(&identity)?.with_removed(view.removed.clone());
+        let trust = Trust::of(&identity)?;
         let credentials = Credentials::new(identity, trust, wall_clock)?;
         if let Some(warning) = certificate_warning(&credentials) {
             tracing::error!("{warning}");
@@ -150,6 +150,7 @@ impl Member {
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), lanes, tables));
         dataplane.follow_underlay(underlay_mtu).await?;
         dataplane.follow(Arc::new(view.clone())).await?;
+        removals::recall(store, &dataplane, &credentials).await?;
         let offloads = Arc::new(OffloadBook::new(config.offload));
         let attachments =
             Attachments::new(store.clone(), node.id, Arc::clone(&dataplane), Arc::clone(&offloads));
@@ -184,9 +185,12 @@ impl Member {
         let asked = (connected, wished);
         let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
         tasks.spawn("the key exchange", peers);
-        let (followed, trusting) = (Arc::clone(&dataplane), Arc::clone(&credentials));
-        let views_followed = follow_views(following, store.clone(), followed, trusting, failed.clone());
+        let views_followed = follow_views(following, store.clone(), Arc::clone(&dataplane), failed.clone());
         tasks.spawn("the cluster's view", views_followed);
+        // A manager's trust follows its own list of members.
+        let refusing = manager.is_none().then(|| Arc::clone(&credentials));
+        let removed = removals::keep(dataplane.removed(), store.clone(), refusing);
+        tasks.spawn("the removed nodes", removed);
         let (mtu, underlay) = watch::channel(underlay_mtu);
         let request = session_request(node.clone(), underlay.clone(), Arc::clone(&attachments));
         let session_kept = session::keep(client.clone(), request, underlay.clone(), views, status);
@@ -248,14 +252,10 @@ pub(crate) fn host_name() -> HostName {
     name.parse().unwrap_or_else(|_| "unnamed".parse().expect("it is a name"))
 }
 
-/// Signs memberships with whatever certificate this manager has at the time.
-pub(crate) fn membership_signer(credentials: &Arc<Credentials>) -> Box<SignMembership> {
+/// Signs memberships and removals with whatever certificate this manager has at the time.
+pub(crate) fn payload_signer(credentials: &Arc<Credentials>) -> Box<SignPayload> {
     let credentials = Arc::clone(credentials);
-    Box::new(move |membership| {
-        let identity = credentials.identity();
-        let leaf = identity.chain().first().ok_or("the certificate is missing")?;
-        Ok(SignedMembership::sign(membership, leaf, |payload| identity.sign(payload))?)
-    })
+    Box::new(move |payload| Ok(credentials.identity().signature(payload)?))
 }
 
 /// One for each of the sockets for ESP.
@@ -295,7 +295,7 @@ async fn start_manager(store: &Store, credentials: &Arc<Credentials>) -> Result<
         if !ClusterState::exists(&store)? {
             return Ok(None);
         }
-        let state = ClusterState::open(store, membership_signer(&credentials))?;
+        let state = ClusterState::open(store, payload_signer(&credentials))?;
         Ok(Some(Manager::new(state, credentials)?))
     })
     .await?
@@ -339,6 +339,7 @@ fn open_doors(
     let (rpc, calls) = mpsc::channel(64);
     let (enrol, machines) = mpsc::channel(64);
     tasks.spawn("the list of members", Arc::clone(manager).keep_trust());
+    tasks.spawn("forgetting removed nodes", Arc::clone(manager).forget_removed());
     tasks.spawn("enrolment", enrol::serve(Arc::new(Arc::clone(manager)), machines));
     let (api, failed) = (Arc::new(Arc::clone(manager)), failed.clone());
     tasks.spawn("the manager API", async move {
@@ -386,22 +387,11 @@ async fn follow_views(
     mut views: watch::Receiver<Arc<View>>,
     store: Store,
     dataplane: Arc<DataPlane>,
-    credentials: Arc<Credentials>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
-    // A manager's trust follows its own list of members.
-    let is_manager = credentials.identity().role() == Role::Manager;
-    // The trust was made from the first view.
-    let mut removed = views.borrow().removed.clone();
     let mut is_saved = true;
     while views.changed().await.is_ok() {
         let view = Arc::clone(&views.borrow_and_update());
-        // First what takes something away from others: a slow disk does not keep a removed node in.
-        if !is_manager && removed != view.removed {
-            removed.clone_from(&view.removed);
-            let trust = credentials.trust().as_ref().clone().with_removed(removed.clone());
-            credentials.replace_trust(trust);
-        }
         let (saving, saved) = (store.clone(), Arc::clone(&view));
         let (saved, followed) =
             tokio::join!(blocking(move || saving.put_view(&saved)), dataplane.follow(view));

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
+use super::dataplane::Removed;
 use super::keys::Keys;
 use super::log_limit::LogLimit;
 use super::placement::{LinkSpec, PeerSpec};
@@ -25,6 +26,7 @@ use crate::control::session::Backoff;
 use crate::control::tls::peer::ConnectError;
 use crate::id::{NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
+use crate::membership::SignedRemovals;
 use crate::negotiate::{Hello, Link, LinkConfig, Message, Standing};
 use crate::worker::LaneGone;
 
@@ -58,6 +60,8 @@ pub(crate) struct Peer {
     broken: Option<String>,
     /// What the peer said of itself on this channel.
     hello: Option<Hello>,
+    /// Who was removed from the cluster, to be told on the channel.
+    removed: watch::Receiver<Removed>,
     /// The attempt to connect that is under way; never two.
     connecting: JoinSet<Result<Box<KeyChannel>, ConnectError>>,
     backoff: Backoff,
@@ -80,6 +84,7 @@ enum Turn {
     Event(PeerEvent),
     Connected(Result<Result<Box<KeyChannel>, ConnectError>, JoinError>),
     Received(Result<Option<Bytes>, ChannelError>),
+    Removed,
     Timeout,
 }
 
@@ -92,6 +97,7 @@ impl Peer {
     ) -> Result<(), LaneGone> {
         let Some(spec) = specs.borrow_and_update().clone() else { return Ok(()) };
         let mut peer = Self {
+            removed: keys.dataplane.removed(),
             keys,
             spec: spec.clone(),
             links: BTreeMap::new(),
@@ -129,6 +135,7 @@ impl Peer {
                 Some(event) = events.recv() => Turn::Event(event),
                 Some(result) = peer.connecting.join_next() => Turn::Connected(result),
                 received = received => Turn::Received(received),
+                Ok(()) = peer.removed.changed() => Turn::Removed,
                 () = tokio::time::sleep(timeout) => Turn::Timeout,
             };
             match turn {
@@ -142,6 +149,7 @@ impl Peer {
                 Turn::Event(event) => peer.happened(event).await?,
                 Turn::Connected(Ok(result)) => peer.connected(result).await?,
                 Turn::Connected(Err(error)) => tracing::error!(%error, "an attempt to connect died"),
+                Turn::Removed => peer.pass_removals().await,
                 Turn::Received(Ok(Some(frame))) => peer.received(&frame).await?,
                 Turn::Received(Ok(None)) => peer.channel_down("the peer closed it").await?,
                 Turn::Received(Err(error)) => peer.channel_down(&error.to_string()).await?,
@@ -243,6 +251,7 @@ impl Peer {
         }
         let hello = Message::Hello(self.keys.hello).encode();
         self.send(&hello).await;
+        self.pass_removals().await;
         Ok(())
     }
 
@@ -286,6 +295,12 @@ impl Peer {
                 }
                 Ok(())
             }
+            Ok(Message::Removals(signed)) => {
+                if let Err(error) = self.keys.dataplane.adopt_removals(&signed).await? {
+                    self.complain("refused a list of removed nodes that the peer passed on", &error);
+                }
+                Ok(())
+            }
             Ok(Message::Link(frame)) => {
                 let network = frame.network();
                 if !self.links.contains_key(&network) {
@@ -302,6 +317,14 @@ impl Peer {
                 self.act(network).await
             }
             Err(error) => self.channel_down(&error.to_string()).await,
+        }
+    }
+
+    /// Tells the peer who was removed: it may be out of the managers' reach.
+    async fn pass_removals(&mut self) {
+        let signed = self.removed.borrow_and_update().signed.clone();
+        if let Some(signed) = signed {
+            self.send(&Message::Removals(Box::new(SignedRemovals::clone(&signed))).encode()).await;
         }
     }
 

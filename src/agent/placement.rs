@@ -13,7 +13,9 @@ use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot};
-use crate::membership::{KnownMemberships, MembershipError, News, SignedMembership};
+use crate::membership::{
+    KnownMemberships, KnownRemovals, MembershipError, News, SignedMembership, SignedRemovals,
+};
 use crate::wire::vxlan;
 
 /// One peer in one network: a link if the network is encrypted, a VTEP if not.
@@ -47,6 +49,9 @@ pub(crate) struct Placement {
     underlay_mtu: Option<u32>,
     view: Arc<View>,
     memberships: KnownMemberships,
+    removals: KnownRemovals,
+    /// Who was removed by the view or by a newer list that a peer passed on.
+    removed: BTreeSet<NodeId>,
     networks: Slots<NetworkId>,
     ports: Slots<EndpointId>,
     links: Slots<LinkKey>,
@@ -87,6 +92,8 @@ impl Placement {
             underlay_mtu: None,
             view: Arc::default(),
             memberships: KnownMemberships::new(identity.root().to_vec(), identity.cluster()),
+            removals: KnownRemovals::new(identity.root().to_vec(), identity.cluster()),
+            removed: BTreeSet::new(),
             networks: Slots::default(),
             ports: Slots::default(),
             links: Slots::default(),
@@ -124,34 +131,31 @@ impl Placement {
         for network in self.view.networks.keys().filter(|network| !view.networks.contains_key(network)) {
             self.memberships.forget(*network);
         }
+        if let Some(Err(error)) = view.removals.as_ref().map(|list| self.removals.accept(list, &view.removed))
+        {
+            tracing::warn!(%error, "the manager's list of removed nodes is not believed, nor passed on");
+        }
+        self.unite_removed(&view);
         let mut refused = BTreeMap::new();
         for (id, network) in &view.networks {
-            if let Err(error) = self.examine(*id, network, &view.removed) {
+            if let Err(error) = self.examine(*id, network) {
                 if self.refused.get(id) != Some(&error) {
                     tracing::error!(network = %network.network.name, %error, "the network is not carried");
                 }
                 refused.insert(*id, error);
             }
         }
-        if view.removed != self.view.removed {
-            self.built.clear();
-        }
         self.refused = refused;
         self.view = view;
         self.settle();
     }
 
-    fn examine(
-        &mut self,
-        id: NetworkId,
-        view: &NetworkView,
-        removed: &BTreeSet<NodeId>,
-    ) -> Result<(), NotCarried> {
+    fn examine(&mut self, id: NetworkId, view: &NetworkView) -> Result<(), NotCarried> {
         let encrypted = view.network.encrypted;
         if *self.is_encrypted.entry(id).or_insert(encrypted) != encrypted {
             return Err(NotCarried::Encryption { encrypted });
         }
-        let believed = self.memberships.accept(&view.membership, removed);
+        let believed = self.memberships.accept(&view.membership, &self.removed);
         let Some(membership) = self.memberships.get(id) else {
             let (network, _) = believed?;
             let vni = self.memberships.get(network).map_or(view.network.vni, |signed| signed.vni);
@@ -172,7 +176,7 @@ impl Placement {
     /// # Errors
     /// It is not signed as it should be.
     pub(crate) fn adopt(&mut self, signed: &SignedMembership) -> Result<bool, MembershipError> {
-        let (network, news) = self.memberships.accept(signed, &self.view.removed)?;
+        let (network, news) = self.memberships.accept(signed, &self.removed)?;
         if !self.view.networks.contains_key(&network) {
             self.memberships.forget(network);
             return Ok(false);
@@ -180,6 +184,39 @@ impl Placement {
         self.built.remove(&network);
         self.settle();
         Ok(news == News::Newer)
+    }
+
+    /// Takes a list of removed nodes that a peer passed on; false if it is not newer than the one known.
+    ///
+    /// # Errors
+    /// It is not signed as it should be.
+    pub(crate) fn adopt_removals(&mut self, signed: &SignedRemovals) -> Result<bool, MembershipError> {
+        if self.removals.accept(signed, &self.removed)? != News::Newer {
+            return Ok(false);
+        }
+        let view = Arc::clone(&self.view);
+        self.unite_removed(&view);
+        self.settle();
+        Ok(true)
+    }
+
+    /// The nodes that were removed, as far as this node knows.
+    pub(crate) fn removed(&self) -> &BTreeSet<NodeId> {
+        &self.removed
+    }
+
+    /// The newest list of them, as a manager signed it.
+    pub(crate) fn signed_removals(&self) -> Option<&SignedRemovals> {
+        self.removals.signed()
+    }
+
+    /// A list that a peer passed on may be newer than the view, so neither counts alone.
+    fn unite_removed(&mut self, view: &View) {
+        let removed = view.removed.iter().copied().chain(self.removals.nodes()).collect();
+        if self.removed != removed {
+            self.removed = removed;
+            self.built.clear();
+        }
     }
 
     /// Whether this node may carry a network: by the newest membership it is a member.
@@ -374,7 +411,7 @@ impl Placement {
     fn other_members<'v>(&'v self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
         let id = view.network.id;
         let members = self.memberships.get(id).filter(|_| self.is_member(id)).map(|m| m.nodes.clone());
-        let (this, removed) = (self.node, &self.view.removed);
+        let (this, removed) = (self.node, &self.removed);
         view.nodes.iter().filter(move |node| {
             node.id != this
                 && !removed.contains(&node.id)
@@ -393,6 +430,8 @@ mod tests {
     use super::super::testbed::{PaperCluster, THIS, endpoint_id, mac, network_id, peer, vni};
     use super::*;
     use crate::forward::Carrier;
+
+    const OTHER_ROOT: MembershipError = MembershipError::OtherRoot;
 
     #[test]
     fn link_that_is_not_wanted_is_out_of_the_tables_while_its_slot_is_still_held() {
@@ -458,6 +497,29 @@ mod tests {
             assert!(placement.peers().is_empty());
         }
         assert_eq!(placement.refused()[&network_id(1)], NotCarried::Encryption { encrypted: false });
+    }
+
+    #[test]
+    fn removal_that_a_peer_passed_on_holds_against_an_older_view_and_is_never_taken_back_by_one() {
+        let mut cluster = PaperCluster::new();
+        let mut placement = followed(&mut cluster, |c| vec![c.network(1, 1, &[2, 3])]);
+        let slot = placement.links()[&(network_id(1), peer(2))];
+        assert_eq!(placement.adopt_removals(&PaperCluster::new().sign_removals(9, &[3])), Err(OTHER_ROOT));
+        assert_eq!(placement.adopt_removals(&cluster.sign_removals(2, &[2])), Ok(true));
+        assert_eq!(placement.adopt_removals(&cluster.sign_removals(2, &[2])), Ok(false));
+        assert!(placement.tables().link(slot).is_none());
+        assert_eq!(placement.ended_links(), [((network_id(1), peer(2)), slot)]);
+        placement.release_link((network_id(1), peer(2)));
+
+        // A manager that was cut off meanwhile knows it not.
+        let mut view = View::clone(&cluster.view(vec![cluster.network(1, 2, &[2, 3])], &[]));
+        view.removals = Some(cluster.sign_removals(1, &[]));
+        placement.follow(Arc::new(view.clone()));
+        assert_eq!(placement.peers().keys().copied().collect::<Vec<_>>(), [peer(3)]);
+        // A newer list may forget who needs not be refused any more.
+        view.removals = Some(cluster.sign_removals(3, &[]));
+        placement.follow(Arc::new(view));
+        assert!(placement.removed().is_empty());
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
     if let SessionStatus::Disconnected(error) = &session {
         warnings.push(format!("no session with a manager: {error}; traffic goes on, changes are refused"));
     }
+    if let SessionStatus::Removed(error) = &session {
+        warnings.push(error.to_string());
+    }
     let connected = session == SessionStatus::Connected;
     let managers = view.managers.iter().map(|node| ManagerStatus { node: node.clone(), connected });
     let attachments = member.attachments.all().await?;
@@ -46,6 +49,7 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
         id: member.credentials.identity().cluster(),
         node: member.node(),
         version: view.version,
+        removed: matches!(session, SessionStatus::Removed(_)),
         managers: managers.collect(),
         certificate_expires_unix_seconds: u64::try_from(expires).unwrap_or(0),
         lane_count: member.dataplane.lane_count().get(),

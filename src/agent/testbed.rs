@@ -11,7 +11,7 @@ use crate::control::ca::CertificateAuthority;
 use crate::control::identity::NodeIdentity;
 use crate::id::{ClusterId, EndpointId, Epoch, MacAddr, NetworkId, NodeId, Version, Vni};
 use crate::io::clock::wall_clock;
-use crate::membership::SignedMembership;
+use crate::membership::{Removals, SignedMembership, SignedRemovals};
 
 pub(super) struct PaperCluster {
     /// Of the manager, which is the node under test as well.
@@ -32,8 +32,13 @@ impl PaperCluster {
     }
 
     pub(super) fn sign(&self, membership: &Membership) -> SignedMembership {
-        let leaf = &self.identity.chain()[0];
-        SignedMembership::sign(membership, leaf, |payload| self.identity.sign(payload)).expect("signed")
+        SignedMembership::sign(membership, |payload| self.identity.signature(payload)).expect("signed")
+    }
+
+    pub(super) fn sign_removals(&self, epoch: u64, removed: &[u8]) -> SignedRemovals {
+        let nodes = removed.iter().map(|number| peer(*number)).collect();
+        let removals = Removals { epoch: Epoch::new(epoch), nodes };
+        SignedRemovals::sign(&removals, |payload| self.identity.signature(payload)).expect("signed")
     }
 
     pub(super) fn membership(&self, id: u8, epoch: u64, others: &[u8]) -> Membership {
@@ -84,6 +89,7 @@ impl PaperCluster {
             version: Version::new(self.version),
             managers: Vec::new(),
             removed: removed.iter().map(|number| peer(*number)).collect::<BTreeSet<_>>(),
+            removals: None,
             networks: networks.into_iter().map(|network| (network.network.id, network)).collect(),
         })
     }

@@ -19,12 +19,13 @@ use super::error::{ApiError, ErrorKind};
 use super::metrics;
 use super::socket::{ApiListener, Caller};
 use super::types::{
-    AttachRequest, AttachResponse, Call, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
-    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
-    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
-    RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest,
-    TokenResponse,
+    AttachRequest, AttachResponse, Call, ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest,
+    CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest,
+    InspectNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest,
+    LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
+    PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+    RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
+    TokenRequest, TokenResponse,
 };
 
 macro_rules! backend {
@@ -77,6 +78,12 @@ backend! {
     status: StatusRequest -> StatusResponse;
     /// Lists the nodes of the cluster.
     list_nodes: ListNodesRequest -> ListNodesResponse;
+    /// Everything about one node.
+    inspect_node: InspectNodeRequest -> InspectNodeResponse;
+    /// Removes another node.
+    remove_node: RemoveNodeRequest -> RemoveNodeResponse;
+    /// Changes what a node is to the cluster.
+    change_node: ChangeNodeRequest -> ChangeNodeResponse;
     /// Lists the peers, one row for each network shared with them.
     peers: PeersRequest -> PeersResponse;
     /// Has new keys made now, and waits for them.

@@ -12,12 +12,13 @@ use tower::ServiceExt;
 use super::server::router;
 use super::socket::Caller;
 use super::types::{
-    AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
-    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
-    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse,
-    RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
-    TokenRequest, TokenResponse,
+    AttachRequest, AttachResponse, ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest,
+    CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest,
+    InspectNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest,
+    LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
+    NetnsReference, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
+    RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest,
+    StatusResponse, TokenRequest, TokenResponse,
 };
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
@@ -238,6 +239,18 @@ impl Backend for Canned {
     }
 
     async fn rekey(&self, _: RekeyRequest) -> Result<RekeyResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn inspect_node(&self, _: InspectNodeRequest) -> Result<InspectNodeResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn remove_node(&self, _: RemoveNodeRequest) -> Result<RemoveNodeResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn change_node(&self, _: ChangeNodeRequest) -> Result<ChangeNodeResponse, ApiError> {
         Err(unused())
     }
 

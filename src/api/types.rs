@@ -4,6 +4,7 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod node;
 mod rekey;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,10 @@ use crate::id::{
 use crate::rate::RateLimits;
 use crate::sa::Suite;
 
+pub use self::node::{
+    ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
+    RemoveNodeRequest, RemoveNodeResponse,
+};
 pub use rekey::{RekeyRequest, RekeyResponse, RekeyedLink};
 
 /// A request type: knows its path and what it is answered with.
@@ -55,6 +60,9 @@ calls! {
     DetachRequest -> DetachResponse at "detach";
     StatusRequest -> StatusResponse at "status";
     ListNodesRequest -> ListNodesResponse at "node/list";
+    InspectNodeRequest -> InspectNodeResponse at "node/inspect";
+    RemoveNodeRequest -> RemoveNodeResponse at "node/remove";
+    ChangeNodeRequest -> ChangeNodeResponse at "node/change";
     PeersRequest -> PeersResponse at "peers";
     RekeyRequest -> RekeyResponse at "rekey";
     StatsRequest -> StatsResponse at "stats";
@@ -119,7 +127,10 @@ pub struct JoinResponse {
 /// Takes this node out of its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LeaveRequest {}
+pub struct LeaveRequest {
+    /// Takes it out though it has endpoints, is the only manager of others, or no manager can hear of it.
+    pub force: bool,
+}
 
 /// What was left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +139,8 @@ pub struct LeaveResponse {
     pub cluster: ClusterId,
     /// The id that this node had in it.
     pub node: NodeId,
+    /// Why no manager heard of it, where none did: it is listed there until somebody removes it.
+    pub untold: Option<String>,
 }
 
 /// Asks for the join token of a role.
@@ -363,6 +376,9 @@ pub struct ClusterStatus {
     pub node: Node,
     /// The cluster's state that this node has.
     pub version: Version,
+    /// Whether a manager says that this node was removed from the cluster.
+    #[serde(default)]
+    pub removed: bool,
     /// The managers.
     pub managers: Vec<ManagerStatus>,
     /// When this node's certificate expires, in seconds since 1970 UTC.

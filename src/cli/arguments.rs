@@ -1,5 +1,6 @@
 //! The commands and their flags, and the requests that they make.
 
+mod node;
 mod rekey;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::rate::{Rate, RateLimits};
 
+use self::node::LeaveArguments;
+pub(super) use self::node::NodeCommand;
 use rekey::RekeyArguments;
 
 /// Encrypted overlay network for containers.
@@ -74,7 +77,7 @@ pub enum ClientCommand {
     /// Join a cluster
     Join(JoinArguments),
     /// Take this node out of its cluster
-    Leave,
+    Leave(LeaveArguments),
     /// Create a network
     Create(CreateArguments),
     /// List the networks
@@ -108,7 +111,7 @@ pub enum ClientCommand {
     },
     /// Show how the agent is and what needs attention
     Status,
-    /// Look at the nodes of the cluster
+    /// Look at the nodes of the cluster, remove or change them
     #[command(subcommand)]
     Node(NodeCommand),
     /// List the peers: keys, traffic and the last drop, for each encrypted network shared with them
@@ -117,13 +120,6 @@ pub enum ClientCommand {
     Rekey(RekeyArguments),
     /// Show what was carried and what was dropped, and why
     Stats,
-}
-
-/// Commands about nodes.
-#[derive(Debug, Subcommand)]
-pub enum NodeCommand {
-    /// List the nodes
-    Ls,
 }
 
 /// Flags of `overlayd agent`.

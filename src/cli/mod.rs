@@ -19,9 +19,8 @@ pub use logging::start_log;
 pub use netns::NetnsError;
 
 use crate::api::types::{
-    Call, DetachRequest, DetachTarget, InspectNetworkRequest, LeaveRequest, ListNetworksRequest,
-    ListNodesRequest, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest,
-    TokenRequest,
+    Call, DetachRequest, DetachTarget, InspectNetworkRequest, ListNetworksRequest, ListNodesRequest,
+    NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest, TokenRequest,
 };
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
@@ -111,7 +110,7 @@ impl Agent {
                 self.call(&TokenRequest { role, rotate }, render).await
             }
             ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
-            ClientCommand::Leave => self.call(&LeaveRequest {}, report::leave).await,
+            ClientCommand::Leave(arguments) => self.call(&arguments.request(), report::leave).await,
             ClientCommand::Create(arguments) => self.call(&arguments.request()?, report::create).await,
             ClientCommand::Ls => self.call(&ListNetworksRequest {}, tables::networks).await,
             ClientCommand::Inspect { network } => {
@@ -132,7 +131,7 @@ impl Agent {
                 self.call(&DetachRequest { network, target }, report::detach).await
             }
             ClientCommand::Status => self.call(&StatusRequest {}, report::status).await,
-            ClientCommand::Node(NodeCommand::Ls) => self.call(&ListNodesRequest {}, tables::nodes).await,
+            ClientCommand::Node(command) => self.node(command).await,
             ClientCommand::Peers => self.call(&PeersRequest {}, tables::peers).await,
             ClientCommand::Rekey(arguments) => self.rekey(&arguments.request()).await,
             ClientCommand::Stats => self.call(&StatsRequest {}, tables::stats).await,
@@ -145,6 +144,20 @@ impl Agent {
         match response.links.iter().filter(|link| link.failure.is_some()).count() {
             0 => Ok(report),
             failed => Err(CliError::NotRenewed { report, failed, of: response.links.len() }),
+        }
+    }
+
+    async fn node(&self, command: NodeCommand) -> Result<String, CliError> {
+        match command {
+            NodeCommand::Ls => self.call(&ListNodesRequest {}, tables::nodes).await,
+            NodeCommand::Inspect(node) => self.call(&node.inspect(), report::inspect_node).await,
+            NodeCommand::Rm { node, force } => self.call(&node.remove(force), report::remove_node).await,
+            NodeCommand::Promote(node) => {
+                self.call(&node.change(NodeChange::Promote), report::change_node).await
+            }
+            NodeCommand::Demote(node) => {
+                self.call(&node.change(NodeChange::Demote), report::change_node).await
+            }
         }
     }
 

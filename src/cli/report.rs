@@ -1,5 +1,7 @@
 //! What commands about one thing print: pure text from a response.
 
+mod node;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
@@ -9,10 +11,12 @@ use ipnet::IpNet;
 use super::tables;
 use crate::api::types::{
     AttachResponse, ClusterStatus, CreateNetworkResponse, DetachResponse, InitResponse,
-    InspectNetworkResponse, JoinResponse, LeaveResponse, ManagerStatus, Offload, OffloadStatus,
-    RemoveNetworkResponse, StatusResponse, TokenResponse,
+    InspectNetworkResponse, JoinResponse, ManagerStatus, Offload, OffloadStatus, RemoveNetworkResponse,
+    StatusResponse, TokenResponse,
 };
 use crate::cluster::{Network, Role};
+
+pub(super) use self::node::{change_node, inspect_node, leave, remove_node};
 
 pub(super) fn init(made: &InitResponse) -> String {
     format!(
@@ -34,10 +38,6 @@ pub(super) fn token_alone(token: &TokenResponse) -> String {
 
 pub(super) fn join(joined: &JoinResponse) -> String {
     format!("This node, {}, is now a {} of cluster {}.\n", joined.node.id, joined.node.role, joined.cluster)
-}
-
-pub(super) fn leave(left: &LeaveResponse) -> String {
-    format!("This node, {}, has left cluster {}.\n", left.node, left.cluster)
 }
 
 pub(super) fn create(created: &CreateNetworkResponse) -> String {
@@ -119,7 +119,8 @@ pub(super) fn status(status: &StatusResponse) -> String {
 fn cluster_status(lines: &mut Lines, cluster: &ClusterStatus) {
     let ClusterStatus { node, managers, .. } = cluster;
     let expiry = UNIX_EPOCH.checked_add(Duration::from_secs(cluster.certificate_expires_unix_seconds));
-    lines.add("Cluster", format!("{}, version {}", cluster.id, cluster.version));
+    let removed = if cluster.removed { ", from which this node was REMOVED" } else { "" };
+    lines.add("Cluster", format!("{}, version {}{removed}", cluster.id, cluster.version));
     lines.add("Node", format!("{} ({}), {}", node.id, node.name, node.role));
     lines.add("TLS at", node.advertise);
     lines.add("Data at", format!("{} (UDP), underlay MTU {}", node.data, node.underlay_mtu));
@@ -134,7 +135,7 @@ fn cluster_status(lines: &mut Lines, cluster: &ClusterStatus) {
     lines.add("Carries", format!("{} networks, {} endpoints", cluster.network_count, cluster.endpoint_count));
     lines.add("Lanes", cluster.lane_count);
     offloads(lines, &cluster.offloads);
-    if node.role == Role::Worker && !managers.iter().any(|manager| manager.connected) {
+    if node.role == Role::Worker && !cluster.removed && !managers.iter().any(|manager| manager.connected) {
         lines.add("WARNING", "no manager is connected: what is attached works, nothing can be changed");
     }
 }
@@ -313,6 +314,7 @@ mod tests {
                 id: ClusterId::from_entropy([0; 16]),
                 node: samples::node("a", Role::Worker),
                 version: crate::id::Version::new(12),
+                removed: false,
                 managers: vec![manager],
                 certificate_expires_unix_seconds: 1_800_000_000,
                 lane_count: 4,

@@ -1,5 +1,6 @@
 //! What commands about many things print: tables with stable columns, pure text from a response.
 
+mod node;
 mod rekey;
 
 use std::collections::BTreeMap;
@@ -9,13 +10,14 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Table};
 
 use crate::api::types::{
-    EndpointTraffic, ListNetworksResponse, ListNodesResponse, NodeState, PeerStatus, PeerTraffic,
-    PeersResponse, StatsResponse, Traffic,
+    EndpointTraffic, ListNetworksResponse, ListNodesResponse, PeerStatus, PeerTraffic, PeersResponse,
+    StatsResponse, Traffic,
 };
 use crate::cluster::{Endpoint, Node};
 use crate::drop_reason::DropReason;
 use crate::id::Spi;
 
+pub(super) use self::node::{node_endpoints, node_state};
 pub(super) use rekey::rekeyed;
 
 pub(super) fn networks(listed: &ListNetworksResponse) -> String {
@@ -38,16 +40,11 @@ pub(super) fn nodes(listed: &ListNodesResponse) -> String {
     let mut table = table(&["ID", "NAME", "ROLE", "STATE", "TLS AT", "DATA AT"]);
     for summary in &listed.nodes {
         let node = &summary.node;
-        let state = match summary.state {
-            NodeState::Ready => "ready",
-            NodeState::Down => "down",
-            NodeState::Unknown => "unknown",
-        };
         table.add_row([
             format!("{}{}", node.id, if summary.is_self { " *" } else { "" }),
             node.name.to_string(),
             node.role.to_string(),
-            state.to_owned(),
+            node_state(summary.state).to_owned(),
             node.advertise.to_string(),
             node.data.to_string(),
         ]);
@@ -258,7 +255,7 @@ pub(super) mod samples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{DropCount, NetworkSummary, NodeSummary, PeerState};
+    use crate::api::types::{DropCount, NetworkSummary, NodeState, NodeSummary, PeerState};
     use crate::cluster::Role;
     use crate::id::{LaneId, NetworkId, NodeId};
     use crate::rate::RateLimits;

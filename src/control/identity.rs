@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::ca::BACKDATE;
 use crate::cluster::Role;
 use crate::id::{ClusterId, NodeId};
+use crate::membership::Signature;
 
 /// A node's certificate chain, its private key and the root it trusts.
 ///
@@ -97,6 +98,15 @@ impl NodeIdentity {
             .map_err(|_| IdentityError::NotAKey)?;
         let signature = key.sign(&SystemRandom::new(), message).map_err(|_| IdentityError::NotAKey)?;
         Ok(signature.as_ref().to_vec())
+    }
+
+    /// Signs a statement to other nodes, which they check by the certificate that comes with it.
+    ///
+    /// # Errors
+    /// As [`Self::sign`].
+    pub fn signature(&self, payload: &[u8]) -> Result<Signature, IdentityError> {
+        let leaf = self.chain().first().ok_or(IdentityError::NotX509)?;
+        Ok(Signature::new(leaf, &self.sign(payload)?))
     }
 
     /// A moment between 50 and 80 % of the certificate's life, drawn so that nodes that joined
@@ -396,7 +406,7 @@ mod tests {
             epoch: Epoch::new(1),
             nodes: [manager.node()].into(),
         };
-        let signed = SignedMembership::sign(&membership, &manager.chain()[0], |bytes| manager.sign(bytes));
+        let signed = SignedMembership::sign(&membership, |bytes| manager.signature(bytes));
         let verified = signed.expect("signed").verify(
             manager.root(),
             manager.cluster(),

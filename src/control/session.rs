@@ -40,10 +40,15 @@ pub async fn keep<R, F, C>(
             Ok(()) = changes.changed() => continue,
         };
         // A manager that stays away is worth one line, not one for each attempt.
-        let known = matches!(&*status.borrow(), SessionStatus::Disconnected(before) if *before == ended);
+        let known = match &*status.borrow() {
+            SessionStatus::Disconnected(before) | SessionStatus::Removed(before) => *before == ended,
+            SessionStatus::Connecting | SessionStatus::Connected => false,
+        };
         if !known {
             tracing::warn!(reason = %ended, "no session with a manager; trying again and again");
-            status.send_replace(SessionStatus::Disconnected(ended));
+            let is_removed = ended.kind == ErrorKind::Removed;
+            let now = if is_removed { SessionStatus::Removed } else { SessionStatus::Disconnected };
+            status.send_replace(now(ended));
         }
         tokio::time::sleep(backoff.next()).await;
     }
@@ -58,6 +63,8 @@ pub enum SessionStatus {
     Connected,
     /// There is none, for this reason; the agent keeps trying.
     Disconnected(ManagerError),
+    /// A manager says that this node was removed from the cluster.
+    Removed(ManagerError),
 }
 
 /// Waiting times between attempts: doubling, with half of each drawn at random, so that a
@@ -97,6 +104,7 @@ impl ViewUpdate {
             full: true,
             managers: view.managers.clone(),
             removed: view.removed.clone(),
+            removals: view.removals.clone(),
             networks: view.networks.values().cloned().collect(),
             gone: Vec::new(),
         }
@@ -111,6 +119,7 @@ impl ViewUpdate {
             full: false,
             managers: new.managers.clone(),
             removed: new.removed.clone(),
+            removals: new.removals.clone(),
             networks: changed.map(|(_, network)| network.clone()).collect(),
             gone: gone.copied().collect(),
         }
@@ -123,7 +132,13 @@ impl ViewUpdate {
             networks.remove(id);
         }
         networks.extend(self.networks.into_iter().map(|network| (network.network.id, network)));
-        View { version: self.version, managers: self.managers, removed: self.removed, networks }
+        View {
+            version: self.version,
+            managers: self.managers,
+            removed: self.removed,
+            removals: self.removals,
+            networks,
+        }
     }
 }
 
@@ -171,7 +186,7 @@ mod tests {
     use super::*;
     use crate::cluster::{Network, NetworkView};
     use crate::id::{NetworkId, NodeId, Version, Vni};
-    use crate::membership::SignedMembership;
+    use crate::membership::{SignedMembership, SignedRemovals};
     use proptest::prelude::*;
 
     fn network(id: u8, generation: u32) -> NetworkView {
@@ -204,6 +219,11 @@ mod tests {
             View {
                 version: Version::new(version),
                 managers: Vec::new(),
+                removals: removed.first().map(|n| SignedRemovals {
+                    payload: n.to_string(),
+                    certificate: String::new(),
+                    signature: String::new(),
+                }),
                 removed: removed.into_iter().map(|n| NodeId::from_entropy([n; 16])).collect(),
                 networks: networks
                     .into_iter()

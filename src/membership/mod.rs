@@ -1,11 +1,12 @@
-//! Who may hold the keys of a network, signed by a manager; join tokens.
+//! Who may hold the keys of a network and who was removed, signed by a manager; join tokens.
 //!
 //! Pure: keys, certificates and randomness come from outside. Managers sign, agents verify, and
-//! both pass on what they have, so a membership is believed for its signature and never for who
-//! brought it.
+//! both pass on what they have, so it is believed for its signature and never for who brought it.
 
+pub mod removals;
 pub mod signed;
 pub mod token;
 
-pub use signed::{KnownMemberships, MembershipError, News, SignedMembership};
+pub use removals::{KnownRemovals, Removals, SignedRemovals};
+pub use signed::{KnownMemberships, MembershipError, News, Signature, SignedMembership};
 pub use token::{JoinToken, TokenError, TokenSecret};

@@ -1,4 +1,5 @@
-//! A membership with a manager's signature, and the newest one of each network.
+//! A membership with a manager's signature, and the newest one of each network; how any statement of a
+//! manager is signed and checked.
 //!
 //! The signature is made with the key of the manager's node certificate. That key signs TLS
 //! handshakes (which begin with 64 spaces, RFC 8446 §4.4.3) and certificate requests (which begin
@@ -28,19 +29,17 @@ pub struct SignedMembership {
 }
 
 impl SignedMembership {
-    /// Signs a membership; `sign` makes an ASN.1 ECDSA P-256 signature with SHA-256 over the bytes
-    /// that it is given, with the key of `certificate_der`.
+    /// Signs a membership; `sign` signs the bytes that it is given.
     ///
     /// # Errors
     /// Those of `sign`.
     pub fn sign<E>(
         membership: &Membership,
-        certificate_der: &[u8],
-        sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>,
+        sign: impl FnOnce(&[u8]) -> Result<Signature, E>,
     ) -> Result<Self, E> {
         let payload = serde_json::to_string(membership).expect("a membership is plain JSON");
-        let signature = BASE64.encode(&sign(payload.as_bytes())?);
-        Ok(Self { payload, certificate: BASE64.encode(certificate_der), signature })
+        let Signature { certificate, signature } = sign(payload.as_bytes())?;
+        Ok(Self { payload, certificate, signature })
     }
 
     /// Checks who signed and what. The certificate may have expired since: the membership was
@@ -56,6 +55,48 @@ impl SignedMembership {
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
     ) -> Result<Membership, MembershipError> {
+        let Self { payload, certificate, signature } = self;
+        Statement { payload, certificate, signature }.verify(root_der, cluster, removed)?;
+        serde_json::from_str(payload)
+            .map_err(|_| MembershipError::Malformed("the payload is signed, but no membership"))
+    }
+}
+
+/// A manager's signature, and its certificate to check it by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The signing manager's certificate, DER, base64.
+    pub certificate: String,
+    /// ECDSA P-256 with SHA-256, ASN.1, base64.
+    pub signature: String,
+}
+
+impl Signature {
+    /// A signature as it was made, with the certificate of its key.
+    pub fn new(certificate_der: &[u8], signature: &[u8]) -> Self {
+        Self { certificate: BASE64.encode(certificate_der), signature: BASE64.encode(signature) }
+    }
+}
+
+/// What a manager signed, before it is known what it says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Statement<'s> {
+    pub(super) payload: &'s str,
+    pub(super) certificate: &'s str,
+    pub(super) signature: &'s str,
+}
+
+impl Statement<'_> {
+    /// Checks that a manager of the cluster signed it, and none of those that were removed.
+    ///
+    /// # Errors
+    /// What is wrong with the certificate or the signature.
+    pub(super) fn verify(
+        &self,
+        root_der: &[u8],
+        cluster: ClusterId,
+        removed: &BTreeSet<NodeId>,
+    ) -> Result<(), MembershipError> {
         let certificate = BASE64
             .decode(self.certificate.as_bytes())
             .map_err(|_| MembershipError::Malformed("the certificate is not base64"))?;
@@ -83,41 +124,39 @@ impl SignedMembership {
         }
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data)
             .verify(self.payload.as_bytes(), &signature)
-            .map_err(|_| MembershipError::BadSignature)?;
-        serde_json::from_str(&self.payload)
-            .map_err(|_| MembershipError::Malformed("the payload is signed, but no membership"))
+            .map_err(|_| MembershipError::BadSignature)
     }
 }
 
-/// Why a membership is not believed.
+/// Why a membership, or another statement of a manager, is not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
     /// A part cannot be read at all.
-    #[error("the signed membership is malformed: {0}")]
+    #[error("what should be signed by a manager is malformed: {0}")]
     Malformed(&'static str),
     /// The signer's certificate was not issued by the cluster's root.
-    #[error("the membership's signer has no certificate of this cluster's root")]
+    #[error("its signer has no certificate of this cluster's root")]
     OtherRoot,
     /// The signer's certificate names another cluster.
-    #[error("the membership was signed in another cluster: {found}")]
+    #[error("it was signed in another cluster: {found}")]
     OtherCluster {
         /// The subject of the certificate.
         found: String,
     },
     /// The signer is no manager.
-    #[error("the membership was signed by a node that is no manager: {found}")]
+    #[error("it was signed by a node that is no manager: {found}")]
     NotAManager {
         /// The subject of the certificate.
         found: String,
     },
     /// The signer was removed from the cluster.
-    #[error("the membership was signed by manager {signer}, which was removed from the cluster")]
+    #[error("it was signed by manager {signer}, which was removed from the cluster")]
     RemovedManager {
         /// The manager.
         signer: NodeId,
     },
     /// The signature is not the signer's over this payload.
-    #[error("the signature of the membership is not its signer's")]
+    #[error("its signature is not its signer's")]
     BadSignature,
     /// Two memberships with one epoch.
     #[error("two different memberships of network {network} have epoch {epoch}; a manager is broken")]
@@ -213,7 +252,7 @@ fn only<'a>(mut values: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>) -> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::id::Vni;
     use aws_lc_rs::rand::SystemRandom;
@@ -297,13 +336,13 @@ mod tests {
         }
     }
 
-    struct Ca {
+    pub(crate) struct Ca {
         issuer: Issuer<'static, KeyPair>,
-        root_der: Vec<u8>,
+        pub(crate) root_der: Vec<u8>,
     }
 
     impl Ca {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -313,6 +352,15 @@ mod tests {
         }
 
         fn sign(&self, membership: &Membership, unit: &str, cluster: ClusterId) -> SignedMembership {
+            SignedMembership::sign(membership, self.signer(unit, cluster)).unwrap()
+        }
+
+        /// Signs with a certificate of node [`signer`].
+        pub(crate) fn signer(
+            &self,
+            unit: &str,
+            cluster: ClusterId,
+        ) -> impl FnOnce(&[u8]) -> Result<Signature, aws_lc_rs::error::Unspecified> + use<> {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.distinguished_name = rcgen::DistinguishedName::new();
@@ -322,18 +370,18 @@ mod tests {
             let certificate = params.signed_by(&key, &self.issuer).unwrap();
             let pair =
                 EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der()).unwrap();
-            SignedMembership::sign(membership, certificate.der(), |bytes| {
-                pair.sign(&SystemRandom::new(), bytes).map(|signature| signature.as_ref().to_vec())
-            })
-            .unwrap()
+            move |bytes| {
+                let signature = pair.sign(&SystemRandom::new(), bytes)?;
+                Ok(Signature::new(certificate.der(), signature.as_ref()))
+            }
         }
     }
 
-    fn cluster() -> ClusterId {
+    pub(crate) fn cluster() -> ClusterId {
         ClusterId::from_entropy([7; 16])
     }
 
-    fn signer() -> NodeId {
+    pub(crate) fn signer() -> NodeId {
         NodeId::from_entropy([5; 16])
     }
 

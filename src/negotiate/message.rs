@@ -16,6 +16,7 @@
 //! 16 hello         boot id[16] lanes[1]
 //! 17 SPI unknown   SPI[4]
 //! 18 membership    payload, certificate, signature, each 4+n
+//! 19 removals      payload, certificate, signature, each 4+n
 //! ```
 //! Decoding checks lengths and bounds and that nothing is left over; what the numbers mean is
 //! [`super::machine`]'s to judge. The frame counts its own length, so two frames one after the other
@@ -25,7 +26,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::reason::Reason;
 use crate::id::{BootId, Epoch, LaneId, NetworkId};
-use crate::membership::SignedMembership;
+use crate::membership::{SignedMembership, SignedRemovals};
 
 /// A message of the channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub enum Message {
     SpiUnknown(u32),
     /// A membership that the sender believes to be newer than the receiver's.
     Membership(Box<SignedMembership>),
+    /// The newest list of removed nodes that the sender knows.
+    Removals(Box<SignedRemovals>),
     /// Concerns one network: for its [`super::Link`].
     Link(LinkFrame),
 }
@@ -192,6 +195,11 @@ impl Message {
                 certificate: string(&mut body)?,
                 signature: string(&mut body)?,
             })),
+            REMOVALS => Self::Removals(Box::new(SignedRemovals {
+                payload: string(&mut body)?,
+                certificate: string(&mut body)?,
+                signature: string(&mut body)?,
+            })),
             kind => {
                 let message = LinkMessage::decode(kind, &mut body)?;
                 Self::Link(LinkFrame { network: message.0, message: message.1, bytes: frame.clone() })
@@ -209,10 +217,10 @@ impl Message {
             }),
             Self::SpiUnknown(spi) => frame(SPI_UNKNOWN, |body| body.put_u32(*spi)),
             Self::Membership(signed) => frame(MEMBERSHIP, |body| {
-                for part in [&signed.payload, &signed.certificate, &signed.signature] {
-                    body.put_u32(u32::try_from(part.len()).unwrap_or(u32::MAX));
-                    body.put_slice(part.as_bytes());
-                }
+                put_strings(body, [&signed.payload, &signed.certificate, &signed.signature]);
+            }),
+            Self::Removals(signed) => frame(REMOVALS, |body| {
+                put_strings(body, [&signed.payload, &signed.certificate, &signed.signature]);
             }),
             Self::Link(link) => link.bytes.clone(),
         }
@@ -313,6 +321,13 @@ fn frame(kind: u8, write_body: impl FnOnce(&mut BytesMut)) -> Bytes {
     frame.freeze()
 }
 
+fn put_strings(body: &mut BytesMut, strings: [&String; 3]) {
+    for string in strings {
+        body.put_u32(u32::try_from(string.len()).unwrap_or(u32::MAX));
+        body.put_slice(string.as_bytes());
+    }
+}
+
 fn put_share(body: &mut BytesMut, share: &[u8; 32], nonce: &[u8; 32], spis: &[u32]) {
     body.put_slice(share);
     body.put_slice(nonce);
@@ -372,6 +387,7 @@ const REFUSED: u8 = 5;
 const HELLO: u8 = 16;
 const SPI_UNKNOWN: u8 = 17;
 const MEMBERSHIP: u8 = 18;
+const REMOVALS: u8 = 19;
 
 #[cfg(test)]
 mod tests {
@@ -457,10 +473,13 @@ mod tests {
         let answer = Answer { exchange, suite: 1, share: [7; 32], nonce: [8; 32], spis: vec![0xffff_ffff] };
         let signed =
             SignedMembership { payload: "{}".into(), certificate: "AAAA".into(), signature: String::new() };
+        let removals =
+            SignedRemovals { payload: "{}".into(), certificate: String::new(), signature: "BBBB".into() };
         let mut frames = vec![
             Message::Hello(Hello { boot_id: BootId::from_entropy([1; 16]), lanes: 2 }).encode(),
             Message::SpiUnknown(0x1234_5678).encode(),
             Message::Membership(Box::new(signed)).encode(),
+            Message::Removals(Box::new(removals)).encode(),
             LinkMessage::Offer(offer).encode(network),
             LinkMessage::Answer(answer).encode(network),
             LinkMessage::Active(exchange).encode(network),

@@ -202,7 +202,13 @@ impl Side {
                     | LinkMessage::RekeyPlease(_)
                     | LinkMessage::Refused { .. } => None,
                 },
-                Ok(Message::Hello(_) | Message::SpiUnknown(_) | Message::Membership(_)) | Err(_) => None,
+                Ok(
+                    Message::Hello(_)
+                    | Message::SpiUnknown(_)
+                    | Message::Membership(_)
+                    | Message::Removals(_),
+                )
+                | Err(_) => None,
             },
             Action::Install(_)
             | Action::RetireInbound { .. }

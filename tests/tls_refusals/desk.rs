@@ -7,9 +7,9 @@ use overlayd::cluster::{Role, View};
 use overlayd::control::ca::CertificateAuthority;
 use overlayd::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use overlayd::control::rpc::messages::{
-    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
-    TokenRequest,
+    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
+    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
+    RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest,
 };
 use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use overlayd::control::tls::peer::PeerIdentity;
@@ -124,6 +124,18 @@ impl ManagerApi for Desk {
             .issue(&request.csr, caller.node, caller.role, noon(), time::Duration::days(90))
             .map_err(|error| ManagerError::new(ErrorKind::Invalid, error.to_string()))?;
         Ok(Renewed { chain: vec![leaf] })
+    }
+
+    async fn remove_node(&self, _: PeerIdentity, _: RemoveNode) -> Result<RemovedNode, ManagerError> {
+        nothing()
+    }
+
+    async fn inspect_node(&self, _: PeerIdentity, _: InspectNode) -> Result<NodeDetail, ManagerError> {
+        nothing()
+    }
+
+    async fn change_node(&self, _: PeerIdentity, _: ChangeNode) -> Result<ChangedNode, ManagerError> {
+        nothing()
     }
 
     async fn leave(&self, _: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use overlayd::cluster::{Role, View};
 use overlayd::control::identity::NodeIdentity;
 use overlayd::control::rpc::messages::{
-    InspectNetwork, ListNetworks, NewNetwork, RemoveNetwork, Renewed, SessionRequest, TokenRequest,
+    ChangeNode, InspectNetwork, InspectNode, ListNetworks, NewNetwork, NodeChange, RemoveNetwork, RemoveNode,
+    Renewed, SessionRequest, TokenRequest,
 };
 use overlayd::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use overlayd::control::session::SessionStatus;
@@ -47,6 +48,7 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
             version: Version::new(2),
             managers: vec![record(2, Role::Manager, server.address)],
             removed: BTreeSet::from([node(77)]),
+            removals: None,
             networks: BTreeMap::new(),
         });
         let second = view.wait_for(|view| view.version == Version::new(2)).await.expect("a change").clone();
@@ -82,6 +84,7 @@ async fn worker_may_not_create_remove_or_issue_tokens_and_is_told_where_to() {
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
     let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
     let name: overlayd::id::NetworkName = "net".parse().expect("a name");
+    let host: overlayd::id::HostName = "host".parse().expect("a name");
     let network = NewNetwork {
         name: name.clone(),
         encrypted: true,
@@ -93,6 +96,12 @@ async fn worker_may_not_create_remove_or_issue_tokens_and_is_told_where_to() {
         client.create_network(network.clone()).await.expect_err("a worker"),
         client.remove_network(RemoveNetwork { name }).await.expect_err("a worker"),
         client.token(TokenRequest { role: Role::Worker, rotate: false }).await.expect_err("a worker"),
+        client.remove_node(RemoveNode { node: host.clone(), force: true }).await.expect_err("a worker"),
+        client.inspect_node(InspectNode { node: host.clone() }).await.expect_err("a worker"),
+        client
+            .change_node(ChangeNode { node: host, change: NodeChange::Promote })
+            .await
+            .expect_err("a worker"),
     ] {
         assert_eq!(refused.kind, ErrorKind::Denied);
         assert!(refused.message.contains("this node is a worker, only managers may"), "{refused}");
@@ -128,7 +137,8 @@ async fn session_ends_when_its_node_is_removed_and_the_agent_learns_why() {
     let ended = tokio::time::timeout(Duration::from_secs(3), updates.message()).await.expect("cut at once");
     assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
     let refused = client.session(request).await.expect_err("a removed node");
-    assert!(refused.message.contains("removed from the cluster"), "{refused}");
+    assert_eq!(refused.kind, ErrorKind::Removed);
+    assert!(refused.message.contains("was removed from its cluster"), "{refused}");
 }
 
 #[tokio::test]

@@ -15,9 +15,9 @@ use tonic::{Status, Streaming};
 use super::error::ManagerError;
 use super::generated::manager_client;
 use super::messages::{
-    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
-    TokenRequest, ViewUpdate,
+    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
+    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
+    RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest, ViewUpdate,
 };
 use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::tls::{Credentials, Protocol};
@@ -132,6 +132,12 @@ unary! {
     list_nodes(ListNodes) -> Nodes;
     /// Signs a new certificate for this node.
     renew(Renew) -> Renewed;
+    /// Removes another node. Managers only.
+    remove_node(RemoveNode) -> RemovedNode;
+    /// Describes a node. Managers only.
+    inspect_node(InspectNode) -> NodeDetail;
+    /// Changes what a node is to the cluster. Managers only.
+    change_node(ChangeNode) -> ChangedNode;
 }
 
 /// None of the managers could be connected to.
@@ -152,7 +158,7 @@ impl NoManager {
     }
 
     /// Whether a manager said that this node was removed.
-    fn has_removed_us(&self) -> bool {
+    pub(super) fn has_removed_us(&self) -> bool {
         let revoked = Refusal::ByPeer(AlertDescription::CertificateRevoked);
         self.0.iter().any(|error| error.refusal() == Some(&revoked))
     }

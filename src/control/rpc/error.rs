@@ -38,6 +38,8 @@ pub enum ErrorKind {
     Unavailable,
     /// A fault of the manager.
     Internal,
+    /// The calling node was removed from the cluster.
+    Removed,
 }
 
 impl ErrorKind {
@@ -46,7 +48,7 @@ impl ErrorKind {
             Self::Invalid => Code::InvalidArgument,
             Self::NotFound => Code::NotFound,
             Self::Conflict => Code::FailedPrecondition,
-            Self::Denied => Code::PermissionDenied,
+            Self::Denied | Self::Removed => Code::PermissionDenied,
             Self::Unavailable => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
@@ -65,6 +67,9 @@ impl From<Status> for ManagerError {
     fn from(status: Status) -> Self {
         match serde_json::from_slice(status.details()) {
             Ok(kind) => Self::new(kind, status.message()),
+            Err(_not_ours) if NoManager::in_status(&status).is_some_and(NoManager::has_removed_us) => {
+                Self::new(ErrorKind::Removed, REMOVED)
+            }
             Err(_not_ours) => Self::new(kind_of(status.code()), explain(&status)),
         }
     }
@@ -119,14 +124,17 @@ fn explain(status: &Status) -> String {
     }
 }
 
+const REMOVED: &str = "this node was removed from its cluster, and the others refuse it: run `overlayd leave \
+                       --force` here, then `overlayd join` with a token of the cluster";
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_kind_and_message_comes_back_over_grpc() {
-        use ErrorKind::{Conflict, Denied, Internal, Invalid, NotFound, Unavailable};
-        for kind in [Invalid, NotFound, Conflict, Denied, Unavailable, Internal] {
+        use ErrorKind::{Conflict, Denied, Internal, Invalid, NotFound, Removed, Unavailable};
+        for kind in [Invalid, NotFound, Conflict, Denied, Unavailable, Internal, Removed] {
             let error =
                 ManagerError::new(kind, "network \"blau\" ist 100 % belegt: größer wählen\n(zweite Zeile)");
             assert_eq!(ManagerError::from(Status::from(error.clone())), error);

@@ -3,16 +3,20 @@
 //! Fields may be added with `#[serde(default)]`; unknown ones are ignored, so that nodes of
 //! neighbouring versions understand each other.
 
+mod node;
+
 use std::collections::BTreeSet;
 
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+pub use self::node::{ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, RemoveNode, RemovedNode};
 use crate::cluster::{Network, NetworkView, Node, Role};
 use crate::control::identity::base64_der_list;
 pub use crate::control::state::{AttachRequest as Attach, Attached, NetworkSummary, NewNetwork};
 use crate::id::{EndpointId, NetworkId, NetworkName, Version};
+use crate::membership::SignedRemovals;
 
 /// Begins a session: who the agent is and what it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +38,9 @@ pub struct ViewUpdate {
     pub managers: Vec<Node>,
     /// The removed nodes.
     pub removed: BTreeSet<crate::id::NodeId>,
+    /// The same as it was signed.
+    #[serde(default)]
+    pub removals: Option<SignedRemovals>,
     /// Networks that are new or changed.
     pub networks: Vec<NetworkView>,
     /// Networks that the node is no longer a member of.

@@ -19,9 +19,9 @@ use tonic::{Request, Response, Status};
 use super::error::{ErrorKind, ManagerError};
 use super::generated::manager_server;
 use super::messages::{
-    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
-    TokenRequest, ViewUpdate,
+    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
+    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
+    RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest, ViewUpdate,
 };
 use crate::cluster::{Role, View};
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
@@ -63,6 +63,15 @@ pub trait ManagerApi: Send + Sync + 'static {
 
     /// Lists the nodes.
     fn list_nodes(&self, caller: PeerIdentity, request: ListNodes) -> impl Answer<Nodes>;
+
+    /// Removes a node other than the caller.
+    fn remove_node(&self, caller: PeerIdentity, request: RemoveNode) -> impl Answer<RemovedNode>;
+
+    /// Describes a node.
+    fn inspect_node(&self, caller: PeerIdentity, request: InspectNode) -> impl Answer<NodeDetail>;
+
+    /// Changes what a node is to the cluster.
+    fn change_node(&self, caller: PeerIdentity, request: ChangeNode) -> impl Answer<ChangedNode>;
 
     /// Signs a new certificate for the caller, with the role that it has.
     fn renew(&self, caller: PeerIdentity, request: Renew) -> impl Answer<Renewed>;
@@ -110,6 +119,9 @@ enum Method {
     ListNodes,
     Renew,
     Leave,
+    RemoveNode,
+    InspectNode,
+    ChangeNode,
 }
 
 impl Method {
@@ -117,6 +129,7 @@ impl Method {
     const fn requires(self) -> Role {
         match self {
             Self::CreateNetwork | Self::RemoveNetwork | Self::Token => Role::Manager,
+            Self::RemoveNode | Self::InspectNode | Self::ChangeNode => Role::Manager,
             Self::Session
             | Self::ListNetworks
             | Self::InspectNetwork
@@ -142,6 +155,9 @@ impl Method {
             Self::ListNodes => "list nodes",
             Self::Renew => "renew certificates",
             Self::Leave => "leave",
+            Self::RemoveNode => "remove nodes",
+            Self::InspectNode => "inspect nodes",
+            Self::ChangeNode => "change nodes",
         }
     }
 }
@@ -171,6 +187,9 @@ asks! {
     ListNodes => ListNodes,
     Renew => Renew,
     Leave => Leave,
+    RemoveNode => RemoveNode,
+    InspectNode => InspectNode,
+    ChangeNode => ChangeNode,
 }
 
 struct Service<M> {
@@ -245,6 +264,9 @@ unary! {
     list_nodes(ListNodes) -> Nodes;
     renew(Renew) -> Renewed;
     leave(Leave) -> Done;
+    remove_node(RemoveNode) -> RemovedNode;
+    inspect_node(InspectNode) -> NodeDetail;
+    change_node(ChangeNode) -> ChangedNode;
 }
 
 type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;

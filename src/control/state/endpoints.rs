@@ -161,7 +161,7 @@ impl Model {
         self.networks.get(self.endpoints.get(&id)?)?.endpoints.get(&id)
     }
 
-    fn endpoints_of(&self, node: NodeId) -> impl Iterator<Item = &Endpoint> {
+    pub(super) fn endpoints_of(&self, node: NodeId) -> impl Iterator<Item = &Endpoint> {
         let networks = self.networks.values().filter(move |state| state.members.contains_key(&node));
         networks.flat_map(|state| state.endpoints.values()).filter(move |e| e.node == node)
     }

@@ -44,11 +44,20 @@ pub enum StateError {
     #[error("node {node} is no member of this cluster, or was removed from it: let it join again")]
     UnknownNode { node: NodeId },
     #[error("there is no node {node}: overlayd node ls lists them")]
-    NoNode { node: NodeId },
+    NoNode { node: String },
+    #[error("{} nodes are called {name}: name one by its id ({})", ids.len(), listed(ids))]
+    AmbiguousNode { name: HostName, ids: Vec<NodeId> },
     #[error("node id {node} is taken: join again, with a new one")]
     NodeExists { node: NodeId },
-    #[error("node {name} ({node}) is the only manager: the cluster would be lost; stop it instead")]
+    #[error(
+        "node {name} ({node}) is the only manager: without it the cluster is lost; to give the cluster up, run overlayd leave --force on every node"
+    )]
     LastManager { node: NodeId, name: HostName },
+    #[error(
+        "node {name} ({node}) has {} endpoints ({}): detach them there first, or remove it with --force, which cuts them off",
+        endpoints.len() + more, joined(endpoints, *more)
+    )]
+    NodeInUse { node: NodeId, name: HostName, endpoints: Vec<String>, more: usize },
     #[error(
         "address {address} of node {node} lies in subnet {subnet} of network {network}: packets to the node would be taken for the network's; give the node another address, or remove that network"
     )]
@@ -61,7 +70,7 @@ pub enum StateError {
     NoNetwork { name: NetworkName },
     #[error("network name {name} is taken: choose another, or remove that one first")]
     NetworkExists { name: NetworkName },
-    #[error("network {name} is in use by {}{}: detach them first", endpoints.join(", "), and_more(*more))]
+    #[error("network {name} is in use by {}: detach them first", joined(endpoints, *more))]
     NetworkInUse { name: NetworkName, endpoints: Vec<String>, more: usize },
     #[error("{given} subnets are too many: a network has at most {most}")]
     TooManySubnets { given: usize, most: usize },
@@ -131,6 +140,8 @@ pub enum StateError {
     // Our own trouble.
     #[error("cannot sign the membership of network {network}: {source}")]
     Signing { network: NetworkName, source: Box<dyn Error + Send + Sync> },
+    #[error("cannot sign the list of removed nodes: {source}")]
+    SigningRemovals { source: Box<dyn Error + Send + Sync> },
     #[error("the cluster's state contradicts itself ({why}): restore the state file from a backup")]
     Inconsistent { why: String },
     #[error(transparent)]
@@ -161,7 +172,9 @@ impl StateError {
             Self::NoCluster | Self::NoNode { .. } | Self::NoNetwork { .. } => ErrorKind::NotFound,
             Self::ClusterExists { .. }
             | Self::NodeExists { .. }
+            | Self::AmbiguousNode { .. }
             | Self::LastManager { .. }
+            | Self::NodeInUse { .. }
             | Self::NodeInSubnet { .. }
             | Self::NetworkExists { .. }
             | Self::NetworkInUse { .. }
@@ -179,11 +192,19 @@ impl StateError {
             | Self::SubnetExhausted { .. }
             | Self::MacsExhausted { .. } => ErrorKind::Unavailable,
             Self::Store(error) if error.is_full() => ErrorKind::Unavailable,
-            Self::Signing { .. } | Self::Inconsistent { .. } | Self::Store(_) => ErrorKind::Internal,
+            Self::Signing { .. }
+            | Self::SigningRemovals { .. }
+            | Self::Inconsistent { .. }
+            | Self::Store(_) => ErrorKind::Internal,
         }
     }
 }
 
-fn and_more(more: usize) -> String {
-    if more == 0 { String::new() } else { format!(" and {more} more") }
+fn joined(named: &[String], more: usize) -> String {
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("{}{more}", named.join(", "))
+}
+
+fn listed(ids: &[NodeId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -29,22 +29,20 @@ use zeroize::Zeroizing;
 
 use self::model::{COUNTERS, Change, Counters, Founding, MembershipRow, Model, NetworkState, ONLY};
 use crate::boot_time::BootTime;
-use crate::cluster::Membership;
 use crate::control::store::Store;
 use crate::id::{ClusterId, NodeId, Version};
-use crate::membership::SignedMembership;
+use crate::membership::{Signature, SignedMembership};
 
 pub use self::endpoints::{AttachRequest, Attached};
 pub use self::error::{ErrorKind, StateError};
 pub use self::networks::{NetworkSummary, NewNetwork};
-pub use self::nodes::NodeStatus;
+pub use self::nodes::{NodeStatus, Takes};
 pub use self::pool::AddressPool;
 pub use self::tokens::Tokens;
 pub use self::views::ViewDelta;
 
-/// Signs a membership with the manager's key.
-pub type SignMembership =
-    dyn Fn(&Membership) -> Result<SignedMembership, Box<dyn Error + Send + Sync>> + Send + Sync;
+/// Signs the payload of a membership or of a list of removed nodes with the manager's key.
+pub type SignPayload = dyn Fn(&[u8]) -> Result<Signature, Box<dyn Error + Send + Sync>> + Send + Sync;
 
 /// What a cluster is made from.
 #[derive(Debug, Clone)]
@@ -69,7 +67,7 @@ pub struct ClusterState {
 
 struct Inner {
     store: Store,
-    sign: Box<SignMembership>,
+    sign: Box<SignPayload>,
     /// One change at a time; readers are not kept waiting by its way to the disk.
     changing: Mutex<Memory>,
     model: RwLock<Model>,
@@ -90,7 +88,7 @@ impl ClusterState {
     ///
     /// # Errors
     /// When the node keeps a cluster's state already, a pool is not usable, or the disk refuses.
-    pub fn create(store: Store, new: NewCluster, sign: Box<SignMembership>) -> Result<Self, StateError> {
+    pub fn create(store: Store, new: NewCluster, sign: Box<SignPayload>) -> Result<Self, StateError> {
         if let Some(present) = Self::load(&store)? {
             return Err(StateError::ClusterExists { id: present.founding.id.to_string() });
         }
@@ -113,7 +111,7 @@ impl ClusterState {
     ///
     /// # Errors
     /// When the node keeps no cluster's state, or the state cannot be read or contradicts itself.
-    pub fn open(store: Store, sign: Box<SignMembership>) -> Result<Self, StateError> {
+    pub fn open(store: Store, sign: Box<SignPayload>) -> Result<Self, StateError> {
         let model = Self::load(&store)?.ok_or(StateError::NoCluster)?;
         authority::set_apart(&store, &model.founding)?;
         Ok(Self::over(store, model, sign))
@@ -152,7 +150,7 @@ impl ClusterState {
         self.inner.versions.subscribe()
     }
 
-    /// Signs every membership anew, one epoch on, as after a change of the manager's certificate.
+    /// Signs every membership and the list of removed nodes anew, one epoch on, as after a change of the manager's certificate.
     ///
     /// # Errors
     /// When one cannot be signed or the disk refuses.
@@ -160,11 +158,15 @@ impl ClusterState {
         self.change(|model| {
             let all = model.networks.values();
             let changes = all.map(|state| self.membership(state, state.members.keys().copied().collect()));
-            Ok(((), changes.collect::<Result<_, _>>()?))
+            let mut changes = changes.collect::<Result<Vec<_>, _>>()?;
+            if model.removals.is_some() {
+                changes.push(self.removals(model, &model.removed)?);
+            }
+            Ok(((), changes))
         })
     }
 
-    fn over(store: Store, model: Model, sign: Box<SignMembership>) -> Self {
+    fn over(store: Store, model: Model, sign: Box<SignPayload>) -> Self {
         let (versions, _) = watch::channel(model.counters.version);
         let inner = Inner {
             store,
@@ -246,7 +248,7 @@ impl ClusterState {
     /// The change to the next membership of a network, signed.
     fn membership(&self, state: &NetworkState, nodes: BTreeSet<NodeId>) -> Result<Change, StateError> {
         let membership = state.next_membership(nodes);
-        let signed = (self.inner.sign)(&membership)
+        let signed = SignedMembership::sign(&membership, &self.inner.sign)
             .map_err(|source| StateError::Signing { network: state.network.name.clone(), source })?;
         let row = MembershipRow { epoch: membership.epoch, signed };
         Ok(Change::PutMembership(membership.network, row))

@@ -16,7 +16,7 @@ use super::tokens::Tokens;
 use crate::cluster::{Endpoint, Membership, Network, Node};
 use crate::control::store::{Reading, StoreError, Table, Writing};
 use crate::id::{ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version};
-use crate::membership::SignedMembership;
+use crate::membership::{SignedMembership, SignedRemovals};
 
 /// What was fixed when the cluster was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,13 @@ pub(super) struct MembershipRow {
     pub(super) signed: SignedMembership,
 }
 
+/// The list of removed nodes as it was signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RemovalsRow {
+    pub(super) epoch: Epoch,
+    pub(super) signed: SignedRemovals,
+}
+
 /// One row that changes.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
@@ -58,6 +65,7 @@ pub(super) enum Change {
     RemoveNode(NodeId, u64),
     /// Its certificate has expired, so nobody has to be told of its removal any more.
     ForgetRemoved(NodeId),
+    PutRemovals(RemovalsRow),
     PutNetwork(Network),
     DropNetwork(NetworkId),
     PutMembership(NetworkId, MembershipRow),
@@ -80,6 +88,7 @@ impl Change {
                 w.put(&REMOVED, id.as_str(), expiry)
             }
             Self::ForgetRemoved(id) => w.remove(&REMOVED, id.as_str()),
+            Self::PutRemovals(row) => w.put(&REMOVALS, ONLY, row),
             Self::PutNetwork(network) => w.put(&NETWORKS, network.id.as_str(), network),
             Self::DropNetwork(id) => {
                 w.remove(&LAST_GIVEN, id.as_str())?;
@@ -102,6 +111,8 @@ pub(super) struct Model {
     pub(super) counters: Counters,
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) removed: BTreeMap<NodeId, u64>,
+    /// The removed nodes as nodes pass them on to one another, once there was one.
+    pub(super) removals: Option<RemovalsRow>,
     pub(super) networks: BTreeMap<NetworkId, NetworkState>,
     pub(super) network_names: BTreeMap<NetworkName, NetworkId>,
     /// The network of every endpoint.
@@ -136,6 +147,7 @@ impl Model {
             counters,
             nodes: BTreeMap::new(),
             removed: BTreeMap::new(),
+            removals: None,
             networks: BTreeMap::new(),
             network_names: BTreeMap::new(),
             endpoints: HashMap::new(),
@@ -165,6 +177,7 @@ impl Model {
             let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no node id"))) };
             changes.push(Change::RemoveNode(id, expiry));
         }
+        changes.extend(r.get(&REMOVALS, ONLY)?.map(Change::PutRemovals));
         for (id, row) in r.all(&MEMBERSHIPS)? {
             let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no network id"))) };
             changes.push(Change::PutMembership(id, row));
@@ -205,6 +218,10 @@ impl Model {
             }
             Change::ForgetRemoved(id) => {
                 self.removed.remove(&id);
+                self.roster_changed = version;
+            }
+            Change::PutRemovals(row) => {
+                self.removals = Some(row);
                 self.roster_changed = version;
             }
             Change::PutNetwork(network) => {
@@ -344,6 +361,7 @@ const TOKENS: Table<Tokens> = Table::new("tokens");
 pub(super) const COUNTERS: Table<Counters> = Table::new("counters");
 const NODES: Table<Node> = Table::new("nodes");
 const REMOVED: Table<u64> = Table::new("removed");
+const REMOVALS: Table<RemovalsRow> = Table::new("removals");
 const NETWORKS: Table<Network> = Table::new("networks");
 const MEMBERSHIPS: Table<MembershipRow> = Table::new("memberships");
 const LAST_GIVEN: Table<Vec<Option<IpAddr>>> = Table::new("last_given");

@@ -160,4 +160,4 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), StateError> {
 pub(super) const FIRST_VNI: u32 = 4096;
 const MOST_LABELS: usize = 64;
 /// How many endpoints an error names.
-const MOST_NAMED: usize = 10;
+pub(super) const MOST_NAMED: usize = 10;

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use super::model::{Change, Model};
+use super::model::{Change, Model, NetworkState, RemovalsRow};
+use super::networks::MOST_NAMED;
 use super::{ClusterState, NO_PANIC, StateError, subnets};
 use crate::boot_time::BootTime;
-use crate::cluster::{Node, Role};
-use crate::id::NodeId;
+use crate::cluster::{Endpoint, Node, Role};
+use crate::id::{Epoch, HostName, NetworkName, NodeId};
+use crate::membership::{Removals, SignedRemovals};
 
 /// A node and when it was heard of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +18,15 @@ pub struct NodeStatus {
     pub node: Node,
     /// When it was heard of last, since this manager started.
     pub last_seen: Option<BootTime>,
+}
+
+/// What a removal may take with a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing: a node with endpoints stays.
+    Nothing,
+    /// Its endpoints.
+    Endpoints,
 }
 
 impl ClusterState {
@@ -55,20 +66,25 @@ impl ClusterState {
         })
     }
 
-    /// Removes a node with its endpoints and memberships. Until its certificate expires
-    /// (`certificate_expiry`, seconds since 1970) every node is told to refuse it.
+    /// Removes a node, with its endpoints and memberships if `takes` says so. Until its certificate
+    /// expires (`certificate_expiry`, seconds since 1970) every node is told to refuse it.
     ///
     /// # Errors
-    /// When there is no such node, or it is the only manager.
-    pub fn remove_node(&self, id: NodeId, certificate_expiry: u64) -> Result<(), StateError> {
+    /// When there is no such node, it is the only manager, or it has endpoints that are not to be taken.
+    pub fn remove_node(&self, id: NodeId, certificate_expiry: u64, takes: Takes) -> Result<(), StateError> {
         self.change(|model| {
-            let node = model.nodes.get(&id).ok_or(StateError::NoNode { node: id })?;
-            let managers = model.nodes.values().filter(|n| n.role == Role::Manager).count();
-            if node.role == Role::Manager && managers == 1 {
+            let node = model.nodes.get(&id).ok_or_else(|| StateError::NoNode { node: id.to_string() })?;
+            if node.role == Role::Manager && model.managers().count() == 1 {
                 return Err(StateError::LastManager { node: id, name: node.name.clone() });
+            }
+            if takes == Takes::Nothing {
+                refuse_in_use(model, node)?;
             }
             let mut changes = self.drop_endpoints(model, id, |_| true)?;
             changes.push(Change::RemoveNode(id, certificate_expiry));
+            let mut removed = model.removed.clone();
+            removed.insert(id, certificate_expiry);
+            changes.push(self.removals(model, &removed)?);
             Ok(((), changes))
         })?;
         self.inner.last_seen.lock().expect(NO_PANIC).remove(&id);
@@ -81,14 +97,41 @@ impl ClusterState {
     /// When the disk refuses.
     pub fn forget_expired(&self, now: u64) -> Result<(), StateError> {
         self.change(|model| {
-            let expired = model.removed.iter().filter(|&(_, &expiry)| expiry < now);
-            Ok(((), expired.map(|(&id, _)| Change::ForgetRemoved(id)).collect()))
+            let mut left = model.removed.clone();
+            left.retain(|_, expiry| *expiry >= now);
+            let expired = model.removed.keys().filter(|id| !left.contains_key(id));
+            let mut changes: Vec<_> = expired.map(|id| Change::ForgetRemoved(*id)).collect();
+            if !changes.is_empty() {
+                changes.push(self.removals(model, &left)?);
+            }
+            Ok(((), changes))
         })
+    }
+
+    /// The change to the next list of removed nodes, signed. Of more than fit in a message between nodes
+    /// it has those that expire last; managers tell of all.
+    pub(super) fn removals(
+        &self,
+        model: &Model,
+        removed: &BTreeMap<NodeId, u64>,
+    ) -> Result<Change, StateError> {
+        let mut latest: Vec<_> = removed.iter().map(|(id, expiry)| (*expiry, *id)).collect();
+        latest.sort_unstable();
+        let epoch = Epoch::new(model.removals.as_ref().map_or(0, |row| row.epoch.get()) + 1);
+        let nodes = latest.into_iter().rev().take(MOST_PASSED_ON).map(|(_, id)| id).collect();
+        let signed = SignedRemovals::sign(&Removals { epoch, nodes }, &self.inner.sign)
+            .map_err(|source| StateError::SigningRemovals { source })?;
+        Ok(Change::PutRemovals(RemovalsRow { epoch, signed }))
     }
 
     /// Notes that a node was heard of; kept in memory alone.
     pub fn saw_node(&self, id: NodeId, now: BootTime) {
         self.inner.last_seen.lock().expect(NO_PANIC).insert(id, now);
+    }
+
+    /// When a node was heard of last, since this manager started.
+    pub fn last_seen(&self, id: NodeId) -> Option<BootTime> {
+        self.inner.last_seen.lock().expect(NO_PANIC).get(&id).copied()
     }
 
     /// The nodes, by id.
@@ -99,6 +142,26 @@ impl ClusterState {
         nodes
             .map(|node| NodeStatus { node: node.clone(), last_seen: last_seen.get(&node.id).copied() })
             .collect()
+    }
+
+    /// The node that an operator means by its name or id.
+    ///
+    /// # Errors
+    /// When there is none, or several have the name.
+    pub fn find_node(&self, name: &HostName) -> Result<Node, StateError> {
+        self.model().find_node(name).cloned()
+    }
+
+    /// The endpoints of a node, by network.
+    pub fn endpoints_of(&self, id: NodeId) -> Vec<(NetworkName, Endpoint)> {
+        let model = self.model();
+        let networks = model.networks.values();
+        let of = |state: &NetworkState| {
+            let name = state.network.name.clone();
+            let own = state.endpoints.values().filter(|endpoint| endpoint.node == id).cloned();
+            own.map(|endpoint| (name.clone(), endpoint)).collect::<Vec<_>>()
+        };
+        networks.filter(|state| state.members.contains_key(&id)).flat_map(of).collect()
     }
 
     /// The node of that id, if it is a member.
@@ -135,8 +198,39 @@ impl Model {
         self.nodes.get(&id).ok_or(StateError::UnknownNode { node: id })
     }
 
+    /// The node of that id, or else of that name.
+    pub(super) fn find_node(&self, name: &HostName) -> Result<&Node, StateError> {
+        if let Some(node) = name.as_str().parse().ok().and_then(|id| self.nodes.get(&id)) {
+            return Ok(node);
+        }
+        let mut named = self.nodes.values().filter(|node| node.name == *name);
+        match (named.next(), named.next()) {
+            (Some(node), None) => Ok(node),
+            (None, _) => Err(StateError::NoNode { node: name.to_string() }),
+            (Some(first), Some(second)) => {
+                let all = [first, second].into_iter().chain(named);
+                Err(StateError::AmbiguousNode { name: name.clone(), ids: all.map(|node| node.id).collect() })
+            }
+        }
+    }
+
     /// The managers.
     pub(super) fn managers(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values().filter(|node| node.role == Role::Manager)
     }
 }
+
+/// Refuses a node that has endpoints, naming them.
+fn refuse_in_use(model: &Model, node: &Node) -> Result<(), StateError> {
+    let mut endpoints: Vec<_> = model.endpoints_of(node.id).map(|e| e.id.to_string()).collect();
+    if endpoints.is_empty() {
+        return Ok(());
+    }
+    let more = endpoints.len().saturating_sub(MOST_NAMED);
+    endpoints.truncate(MOST_NAMED);
+    Err(StateError::NodeInUse { node: node.id, name: node.name.clone(), endpoints, more })
+}
+
+/// How many removed nodes the list names that nodes pass on: some 56 of the 64 KiB of a message between
+/// nodes, which leaves room for the certificate.
+const MOST_PASSED_ON: usize = 2000;

@@ -3,9 +3,11 @@
 mod histories;
 mod refusals;
 
+use super::model::RemovalsRow;
 use super::*;
-use crate::cluster::{Network, Node, Role, Subnet};
+use crate::cluster::{Membership, Network, Node, Role, Subnet};
 use crate::id::{EndpointId, NetworkName};
+use crate::membership::Removals;
 use ipnet::IpNet;
 use std::path::Path;
 use tempfile::TempDir;
@@ -144,17 +146,51 @@ fn removed_node_loses_endpoints_and_memberships_and_is_told_of_until_its_certifi
     cluster.state.attach(node_id(1), &request(1, "web")).unwrap();
     cluster.state.attach(node_id(2), &request(2, "web")).unwrap();
 
-    cluster.state.remove_node(node_id(2), 1000).unwrap();
+    cluster.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
 
     assert_eq!(cluster.membership("web"), (4, vec![node_id(1)]));
     assert_eq!(cluster.state.endpoint(endpoint_id(2)), None);
     assert_eq!(cluster.state.view_for(node_id(1)).removed, [node_id(2)].into());
+    assert_eq!(cluster.passed_on(), (1, vec![node_id(2)]));
+    cluster.state.sign_again().unwrap();
+    assert_eq!(cluster.passed_on(), (2, vec![node_id(2)]));
     let error = cluster.state.attach(node_id(2), &request(5, "web")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
     cluster.state.forget_expired(1000).unwrap();
     assert_eq!(cluster.state.removed_nodes().len(), 1);
+    assert_eq!(cluster.passed_on().0, 2, "nobody was forgotten");
     cluster.state.forget_expired(1001).unwrap();
     assert_eq!(cluster.state.removed_nodes().len(), 0);
+    assert_eq!(cluster.passed_on(), (3, vec![]));
+    let dir = cluster.close();
+    assert!(open_state(dir.path()).view_for(node_id(1)).removals.is_some());
+}
+
+#[test]
+fn list_that_nodes_pass_on_has_those_that_are_refused_for_longest_and_fits_in_a_message() {
+    let cluster = TestCluster::new();
+    let id = |n: u64| NodeId::from_entropy(u128::from(n).to_le_bytes());
+    let removed = (0..2100).map(|n| (id(n), n)).collect();
+    let change = cluster.state.removals(&cluster.state.model(), &removed).unwrap();
+    let Change::PutRemovals(RemovalsRow { signed, .. }) = change else { panic!("another change") };
+    let list: Removals = serde_json::from_str(&signed.payload).unwrap();
+    assert_eq!(list.nodes, (100..2100).map(id).collect());
+    assert!(signed.payload.len() < 60 * 1024, "{}", signed.payload.len());
+}
+
+#[test]
+fn node_is_found_by_name_or_id_and_named_by_id_where_names_are_alike() {
+    let cluster = TestCluster::new();
+    let find = |name: &str| cluster.state.find_node(&name.parse().unwrap()).map(|node| node.id);
+    assert_eq!(find("host-2").unwrap(), node_id(2));
+    assert_eq!(find(node_id(2).as_str()).unwrap(), node_id(2));
+    cluster.state.add_node(Node { name: "host-2".parse().unwrap(), ..node(3) }).unwrap();
+    let error = find("host-2").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("2 nodes are called host-2: name one by its id ({}, {})", node_id(2), node_id(3))
+    );
+    assert_eq!(find(node_id(3).as_str()).unwrap(), node_id(3));
 }
 
 #[test]
@@ -270,8 +306,10 @@ fn nodes_are_listed_with_when_they_were_seen() {
 #[test]
 fn signer_that_fails_leaves_the_network_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let refuse: Box<SignMembership> =
-        Box::new(|m| if m.nodes.is_empty() { signer()(m) } else { Err("the key is gone".into()) });
+    let refuse: Box<SignPayload> = Box::new(|payload| {
+        let is_empty = String::from_utf8_lossy(payload).contains("\"nodes\":[]");
+        if is_empty { signer()(payload) } else { Err("the key is gone".into()) }
+    });
     let state = ClusterState::create(Store::create(dir.path()).unwrap(), new_cluster(), refuse).unwrap();
     state.add_node(node(1)).unwrap();
     state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
@@ -357,6 +395,13 @@ impl TestCluster {
         (membership.epoch.get(), membership.nodes.into_iter().collect())
     }
 
+    /// Epoch and nodes of the list of removed nodes that node 1 is told to pass on.
+    fn passed_on(&self) -> (u64, Vec<NodeId>) {
+        let signed = self.state.view_for(node_id(1)).removals.unwrap();
+        let removals: Removals = serde_json::from_str(&signed.payload).unwrap();
+        (removals.epoch.get(), removals.nodes.into_iter().collect())
+    }
+
     /// The model as it is after a restart.
     fn settled(&self) -> Model {
         let mut model = self.state.model().clone();
@@ -382,14 +427,8 @@ fn new_cluster() -> NewCluster {
     }
 }
 
-fn signer() -> Box<SignMembership> {
-    Box::new(|membership| {
-        Ok(SignedMembership {
-            payload: serde_json::to_string(membership)?,
-            certificate: "certificate".to_owned(),
-            signature: "signature".to_owned(),
-        })
-    })
+fn signer() -> Box<SignPayload> {
+    Box::new(|_| Ok(Signature { certificate: "certificate".to_owned(), signature: "signature".to_owned() }))
 }
 
 fn new_network(name_: &str, subnets: &[&str]) -> NewNetwork {

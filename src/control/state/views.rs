@@ -8,6 +8,7 @@ use super::ClusterState;
 use super::model::{Model, NetworkState};
 use crate::cluster::{NetworkView, Node, View};
 use crate::id::{NetworkId, NodeId, Version};
+use crate::membership::SignedRemovals;
 
 /// What changed of a node's view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct ViewDelta {
     pub managers: Option<Vec<Node>>,
     /// The removed nodes, if any node was added, changed or removed.
     pub removed: Option<BTreeSet<NodeId>>,
+    /// The same signed, to be passed on.
+    pub removals: Option<SignedRemovals>,
     /// The networks that changed, whole.
     pub changed: BTreeMap<NetworkId, NetworkView>,
     /// All networks of the node: what it knows beside these is gone.
@@ -33,6 +36,7 @@ impl ViewDelta {
         }
         if let Some(removed) = self.removed {
             view.removed = removed;
+            view.removals = self.removals;
         }
         view.networks.retain(|id, _| self.networks.contains(id));
         view.networks.extend(self.changed);
@@ -65,6 +69,7 @@ fn delta(model: &Model, node: NodeId, since: Version) -> ViewDelta {
         version: model.counters.version,
         managers: roster.then(|| model.managers().cloned().collect()),
         removed: roster.then(|| model.removed.keys().copied().collect()),
+        removals: model.removals.as_ref().filter(|_| roster).map(|row| row.signed.clone()),
         changed: changed.filter_map(|state| Some((state.network.id, network_view(model, state)?))).collect(),
         networks: mine.iter().map(|state| state.network.id).collect(),
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Store, StoreError, Table};
 use crate::cluster::{Endpoint, View};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
+use crate::membership::SignedRemovals;
 use crate::rate::RateLimits;
 
 /// Where a node is reached and whom it asks.
@@ -151,6 +152,22 @@ impl Store {
         self.read(|r| r.get(&Table::new(NODE_TABLE), VIEW))
     }
 
+    /// Keeps the newest list of removed nodes, which peers may tell before a manager does.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_removals(&self, removals: &SignedRemovals) -> Result<(), StoreError> {
+        self.write(|w| w.put(&Table::new(NODE_TABLE), REMOVALS, removals))
+    }
+
+    /// The newest list of removed nodes.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn removals(&self) -> Result<Option<SignedRemovals>, StoreError> {
+        self.read(|r| r.get(&Table::new(NODE_TABLE), REMOVALS))
+    }
+
     /// Keeps an attachment, replacing the one of the same id.
     ///
     /// # Errors
@@ -189,3 +206,4 @@ const NODE_TABLE: &str = "node";
 const IDENTITY: &str = "identity";
 const SETTINGS: &str = "settings";
 const VIEW: &str = "view";
+const REMOVALS: &str = "removals";

@@ -78,6 +78,11 @@ impl Credentials {
         self.trust.send_replace(Arc::new(trust));
     }
 
+    /// As [`Self::replace_trust`], by what `change` makes of whom this node believes now.
+    pub fn change_trust(&self, change: impl FnOnce(Trust) -> Trust) {
+        self.trust.send_modify(|trust| *trust = Arc::new(change(Trust::clone(trust))));
+    }
+
     /// Changes of the trust, for connections that live longer than one.
     pub(super) fn watch_trust(&self) -> watch::Receiver<Arc<Trust>> {
         self.trust.subscribe()

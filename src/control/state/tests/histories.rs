@@ -216,7 +216,7 @@ fn perform(state: &ClusterState, step: &Step) -> Result<(), StateError> {
             let known = known.iter().map(|&id| endpoint_id(id)).collect();
             state.reconcile_node(node_id(node), &known).map(drop)
         }
-        Step::RemoveNode(node) => state.remove_node(node_id(node), 1000),
+        Step::RemoveNode(node) => state.remove_node(node_id(node), 1000, Takes::Endpoints),
         Step::Rotate(secret) => state.rotate_token(Role::Worker, secret),
     }
 }

@@ -396,7 +396,7 @@ fn node_that_is_no_member() {
     refused(cluster.state.reconcile_node(node_id(9), &BTreeSet::new()), ErrorKind::Denied, &message);
     refused(cluster.state.require_manager(node_id(9), "creating a network"), ErrorKind::Denied, &message);
     let message = format!("there is no node {}: overlayd node ls lists them", node_id(9));
-    refused(cluster.state.remove_node(node_id(9), 0), ErrorKind::NotFound, &message);
+    refused(cluster.state.remove_node(node_id(9), 0, Takes::Endpoints), ErrorKind::NotFound, &message);
 }
 
 #[test]
@@ -414,13 +414,31 @@ fn worker_that_asks_what_is_for_managers() {
 fn only_manager_that_would_be_removed() {
     let cluster = TestCluster::new();
     refused(
-        cluster.state.remove_node(node_id(1), 0),
+        cluster.state.remove_node(node_id(1), 0, Takes::Endpoints),
         ErrorKind::Conflict,
         &format!(
-            "node host-1 ({}) is the only manager: the cluster would be lost; stop it instead",
+            "node host-1 ({}) is the only manager: without it the cluster is lost; to give the cluster up, run overlayd leave --force on every node",
             node_id(1)
         ),
     );
+}
+
+#[test]
+fn node_with_endpoints_that_would_be_removed() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    cluster.state.attach(node_id(2), &request(7, "web")).unwrap();
+    refused(
+        cluster.state.remove_node(node_id(2), 0, Takes::Nothing),
+        ErrorKind::Conflict,
+        &format!(
+            "node host-2 ({}) has 1 endpoints ({}): detach them there first, or remove it with --force, which cuts them off",
+            node_id(2),
+            endpoint_id(7)
+        ),
+    );
+    cluster.state.detach(node_id(2), endpoint_id(7)).unwrap();
+    cluster.state.remove_node(node_id(2), 0, Takes::Nothing).unwrap();
 }
 
 #[test]
@@ -428,7 +446,7 @@ fn node_id_that_is_or_was_in_use() {
     let cluster = TestCluster::new();
     let message = format!("node id {} is taken: join again, with a new one", node_id(2));
     refused(cluster.state.add_node(node(2)), ErrorKind::Conflict, &message);
-    cluster.state.remove_node(node_id(2), 1000).unwrap();
+    cluster.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
     refused(cluster.state.add_node(node(2)), ErrorKind::Conflict, &message);
 }
 

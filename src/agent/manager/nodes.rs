@@ -1,0 +1,111 @@
+//! What a manager does with other nodes when an operator asks for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Manager, NO_PANIC};
+use crate::cluster::Role;
+use crate::control::rpc::messages::{
+    ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, NodeStatus, RemoveNode, RemovedNode,
+};
+use crate::control::rpc::{ErrorKind, ManagerError};
+use crate::control::state::Takes;
+use crate::control::tls::peer::PeerIdentity;
+use crate::id::NodeId;
+use crate::io::clock::{boot_time, wall_clock};
+
+impl Manager {
+    /// Removes a node other than the caller.
+    pub(super) async fn remove(
+        &self,
+        caller: &PeerIdentity,
+        request: RemoveNode,
+    ) -> Result<RemovedNode, ManagerError> {
+        let node = self.state.find_node(&request.node)?;
+        let refuse = |why: String| Err(ManagerError::new(ErrorKind::Conflict, why));
+        let named = format!("node {} ({})", node.name, node.id);
+        if node.id == caller.node && self.other_nodes() > 0 {
+            return refuse(format!("{named} is this one: take it out with overlayd leave"));
+        }
+        let endpoints = self.state.endpoints_of(node.id).len();
+        if !request.force && self.is_connected(node.id) && node.id != caller.node {
+            let has = if endpoints == 0 { String::new() } else { format!(" and has {endpoints} endpoints") };
+            return refuse(format!(
+                "{named} is connected{has}: let it leave (overlayd leave on it), or remove it with --force, which \
+                 cuts it off at once"
+            ));
+        }
+        let takes = if request.force { Takes::Endpoints } else { Takes::Nothing };
+        let (id, expires) = (node.id, self.latest_certificate_of(None));
+        self.on_state(move |state| state.remove_node(id, expires, takes)).await?;
+        tracing::info!(node = %id, name = %node.name, by = %caller.node, endpoints, "node removed");
+        Ok(RemovedNode { node, endpoints })
+    }
+
+    /// Describes a node.
+    pub(super) fn describe(&self, request: &InspectNode) -> Result<NodeDetail, ManagerError> {
+        let node = self.state.find_node(&request.node)?;
+        let connected = self.is_connected(node.id);
+        let last_seen = self.state.last_seen(node.id).filter(|_| !connected);
+        Ok(NodeDetail {
+            last_seen_seconds: last_seen.map(|at| boot_time().since(at).as_secs()),
+            endpoints: self.state.endpoints_of(node.id),
+            status: NodeStatus { connected, node },
+        })
+    }
+
+    /// Changes a node; what is so already is no error.
+    pub(super) fn change(&self, request: &ChangeNode) -> Result<ChangedNode, ManagerError> {
+        let node = self.state.find_node(&request.node)?;
+        match (&request.change, node.role) {
+            (NodeChange::Promote, Role::Manager) | (NodeChange::Demote, Role::Worker) => {
+                Ok(ChangedNode { node })
+            }
+            (NodeChange::Promote, Role::Worker) => Err(ManagerError::new(
+                ErrorKind::Conflict,
+                format!("node {} ({}) stays a worker: {ONE_MANAGER}", node.name, node.id),
+            )),
+            (NodeChange::Demote, Role::Manager) => Err(ManagerError::new(
+                ErrorKind::Conflict,
+                format!(
+                    "node {} ({}) stays a manager: it is the only one, and without it the cluster could not be \
+                     changed any more",
+                    node.name, node.id
+                ),
+            )),
+        }
+    }
+
+    /// Forgets removed nodes once no certificate of theirs can be shown any more, from now on.
+    pub(crate) async fn forget_removed(self: Arc<Self>) {
+        let mut hours = tokio::time::interval(Duration::from_hours(1));
+        loop {
+            hours.tick().await;
+            let long_ago = wall_clock().saturating_sub(CLOCKS_APART);
+            let now = u64::try_from(long_ago.unix_timestamp()).unwrap_or(0);
+            if let Err(error) = self.on_state(move |state| state.forget_expired(now)).await {
+                tracing::warn!(%error, "removed nodes whose certificates have expired could not be forgotten");
+            }
+        }
+    }
+
+    /// The last moment, in seconds since 1970, at which any certificate of a node ends: that which it was
+    /// seen with, or one that it had signed just now.
+    pub(super) fn latest_certificate_of(&self, seen: Option<&PeerIdentity>) -> u64 {
+        let latest = wall_clock().saturating_add(self.certificate_life());
+        let latest = seen.map_or(latest, |seen| latest.max(seen.certificate_expires));
+        u64::try_from(latest.unix_timestamp()).unwrap_or(0)
+    }
+
+    fn is_connected(&self, node: NodeId) -> bool {
+        self.sessions.lock().expect(NO_PANIC).contains_key(&node)
+    }
+}
+
+/// Why there is no second manager.
+pub(super) const ONE_MANAGER: &str =
+    "this cluster keeps its state in an embedded store, which has one manager";
+
+/// How far the clocks of nodes may be from one another: for so long after its certificates have expired by
+/// ours, a node that was removed is still refused by name.
+const CLOCKS_APART: time::Duration = time::Duration::days(3);

@@ -1,0 +1,60 @@
+//! `overlayd node …`: asks a manager, and says which node it is that answers.
+
+use super::member::Member;
+use crate::api::ApiError;
+use crate::api::types::{
+    ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, ListNodesResponse,
+    NodeChange, NodeEndpoint, NodeState, NodeSummary, RemoveNodeRequest, RemoveNodeResponse,
+};
+use crate::control::rpc::messages;
+
+pub(super) async fn list(member: &Member) -> Result<ListNodesResponse, ApiError> {
+    let nodes = member.client.list_nodes(messages::ListNodes {}).await?.nodes.into_iter();
+    Ok(ListNodesResponse { nodes: nodes.map(|status| summary(member, status)).collect() })
+}
+
+pub(super) async fn inspect(
+    member: &Member,
+    request: InspectNodeRequest,
+) -> Result<InspectNodeResponse, ApiError> {
+    let request = messages::InspectNode { node: request.node };
+    let messages::NodeDetail { status, last_seen_seconds, endpoints } =
+        member.client.inspect_node(request).await?;
+    let endpoints = endpoints.into_iter();
+    let endpoints = endpoints.map(|(network_name, endpoint)| NodeEndpoint { network_name, endpoint });
+    Ok(InspectNodeResponse {
+        summary: summary(member, status),
+        last_seen_seconds,
+        endpoints: endpoints.collect(),
+    })
+}
+
+pub(super) async fn remove(
+    member: &Member,
+    request: RemoveNodeRequest,
+) -> Result<RemoveNodeResponse, ApiError> {
+    let RemoveNodeRequest { node, force } = request;
+    let removed = member.client.remove_node(messages::RemoveNode { node, force }).await?;
+    let endpoint_count = u64::try_from(removed.endpoints).unwrap_or(u64::MAX);
+    Ok(RemoveNodeResponse { node: removed.node, endpoint_count })
+}
+
+pub(super) async fn change(
+    member: &Member,
+    request: ChangeNodeRequest,
+) -> Result<ChangeNodeResponse, ApiError> {
+    let change = match request.change {
+        NodeChange::Promote => messages::NodeChange::Promote,
+        NodeChange::Demote => messages::NodeChange::Demote,
+    };
+    let changed = member.client.change_node(messages::ChangeNode { node: request.node, change }).await?;
+    Ok(ChangeNodeResponse { node: changed.node })
+}
+
+fn summary(member: &Member, status: messages::NodeStatus) -> NodeSummary {
+    NodeSummary {
+        is_self: status.node.id == member.node.id,
+        state: if status.connected { NodeState::Ready } else { NodeState::Down },
+        node: status.node,
+    }
+}

@@ -1,0 +1,67 @@
+//! Who was removed from the cluster: refused by TLS, written down, and passed on to the peers.
+//!
+//! A manager tells it in the view, and peers tell it to one another on their key channels
+//! (`agent/peer`), so that a node that no manager can reach learns it too. The lists come together in
+//! [`super::placement`], which takes the removed nodes' keys; from there they are told here.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::attachments::blocking;
+use super::dataplane::{DataPlane, Removed};
+use crate::control::store::Store;
+use crate::control::tls::Credentials;
+use crate::membership::SignedRemovals;
+use crate::worker::LaneGone;
+
+/// Refuses whom this node knew to be removed when it last ran; called before it serves anybody.
+pub(crate) async fn recall(
+    store: &Store,
+    dataplane: &DataPlane,
+    credentials: &Credentials,
+) -> anyhow::Result<()> {
+    let store = store.clone();
+    let known = blocking(move || store.removals()).await?;
+    if let Some(signed) = known
+        && let Err(error) = dataplane
+            .adopt_removals(&signed)
+            .await
+            .map_err(|LaneGone| anyhow::anyhow!("a packet lane has ended"))?
+    {
+        tracing::warn!(%error, "the list of removed nodes in the state file is not believed");
+    }
+    refuse(credentials, &dataplane.removed().borrow());
+    Ok(())
+}
+
+/// Keeps refusing whoever is removed.
+pub(crate) async fn keep(
+    mut removed: watch::Receiver<Removed>,
+    store: Store,
+    credentials: Option<Arc<Credentials>>,
+) {
+    let mut written: Option<Arc<SignedRemovals>> = None;
+    while removed.changed().await.is_ok() {
+        let now = removed.borrow_and_update().clone();
+        // First what takes something away from others: a slow disk does not keep a removed node in.
+        if let Some(credentials) = &credentials {
+            refuse(credentials, &now);
+        }
+        if now.signed != written
+            && let Some(signed) = now.signed.clone()
+        {
+            let (store, list) = (store.clone(), Arc::clone(&signed));
+            match blocking(move || store.put_removals(&list)).await {
+                Ok(()) => written = Some(signed),
+                Err(error) => {
+                    tracing::warn!(%error, "the list of removed nodes was not saved: a restart would begin with an older one");
+                }
+            }
+        }
+    }
+}
+
+fn refuse(credentials: &Credentials, removed: &Removed) {
+    credentials.change_trust(|trust| trust.with_removed(removed.nodes.as_ref().clone()));
+}

@@ -1,0 +1,212 @@
+//! The nodes that were removed from the cluster, in a list that a manager signed; nodes pass it on.
+//!
+//! One list with an epoch for the whole cluster: a newer one replaces an older one, and names again
+//! whoever is still to be refused. A node is named until its last certificate has expired; how long
+//! that is, and that the list is not too long for the key channel, is `control::state`'s business.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::signed::{MembershipError, News, Signature, Statement};
+use crate::id::{ClusterId, Epoch, NodeId};
+
+/// The nodes that every node refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removals {
+    /// Grows with every change; an older list never replaces a newer one.
+    #[serde(rename = "removals_epoch")]
+    pub epoch: Epoch,
+    /// The nodes.
+    #[serde(rename = "removed_nodes")]
+    pub nodes: BTreeSet<NodeId>,
+}
+
+/// [`Removals`] with a manager's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedRemovals {
+    /// The list as JSON, exactly as signed.
+    pub payload: String,
+    /// The signing manager's certificate, DER, base64.
+    pub certificate: String,
+    /// ECDSA P-256 with SHA-256 over the payload, ASN.1, base64.
+    pub signature: String,
+}
+
+impl SignedRemovals {
+    /// Signs a list; `sign` signs the bytes that it is given.
+    ///
+    /// # Errors
+    /// Those of `sign`.
+    pub fn sign<E>(removals: &Removals, sign: impl FnOnce(&[u8]) -> Result<Signature, E>) -> Result<Self, E> {
+        let payload = serde_json::to_string(removals).expect("a list of ids is plain JSON");
+        let Signature { certificate, signature } = sign(payload.as_bytes())?;
+        Ok(Self { payload, certificate, signature })
+    }
+
+    /// Checks who signed and what, as [`super::SignedMembership::verify`] does.
+    ///
+    /// # Errors
+    /// What is wrong with the certificate, the signature or the payload.
+    pub fn verify(
+        &self,
+        root_der: &[u8],
+        cluster: ClusterId,
+        removed: &BTreeSet<NodeId>,
+    ) -> Result<Removals, MembershipError> {
+        let Self { payload, certificate, signature } = self;
+        Statement { payload, certificate, signature }.verify(root_der, cluster, removed)?;
+        self.claim()
+    }
+
+    /// What it says, whoever signed it.
+    fn claim(&self) -> Result<Removals, MembershipError> {
+        serde_json::from_str(&self.payload)
+            .map_err(|_| MembershipError::Malformed("it is no list of removed nodes"))
+    }
+}
+
+/// The newest verified list.
+#[derive(Debug, Clone)]
+pub struct KnownRemovals {
+    root_der: Vec<u8>,
+    cluster: ClusterId,
+    newest: Option<(Removals, SignedRemovals)>,
+}
+
+impl KnownRemovals {
+    /// Nothing known yet; `root_der` is the cluster's root certificate.
+    pub const fn new(root_der: Vec<u8>, cluster: ClusterId) -> Self {
+        Self { root_der, cluster, newest: None }
+    }
+
+    /// Verifies a list and keeps it if it is newer. What is not newer is not worth verifying: in a large
+    /// cluster each node hears each list from every peer.
+    ///
+    /// # Errors
+    /// See [`SignedRemovals::verify`].
+    pub fn accept(
+        &mut self,
+        signed: &SignedRemovals,
+        removed: &BTreeSet<NodeId>,
+    ) -> Result<News, MembershipError> {
+        let claimed = signed.claim()?.epoch;
+        match self.epoch() {
+            Some(known) if claimed < known => return Ok(News::Older),
+            Some(known) if claimed == known => return Ok(News::Known),
+            Some(_) | None => {}
+        }
+        let removals = signed.verify(&self.root_der, self.cluster, removed)?;
+        self.newest = Some((removals, signed.clone()));
+        Ok(News::Newer)
+    }
+
+    /// The nodes of the newest list.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.newest.iter().flat_map(|(removals, _)| removals.nodes.iter().copied())
+    }
+
+    /// The epoch of the newest list.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.newest.as_ref().map(|(removals, _)| removals.epoch)
+    }
+
+    /// The newest list with its signature, to pass on.
+    pub fn signed(&self) -> Option<&SignedRemovals> {
+        self.newest.as_ref().map(|(_, signed)| signed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SignedMembership;
+    use super::super::signed::tests::{Ca, cluster, signer};
+    use super::*;
+    use crate::cluster::Membership;
+    use crate::id::{NetworkId, Vni};
+
+    #[test]
+    fn list_signed_by_a_manager_is_believed_and_by_nobody_else() {
+        let ca = Ca::new();
+        let none = BTreeSet::new();
+        let sign = |ca: &Ca, unit| SignedRemovals::sign(&removals(3, &[1, 2]), ca.signer(unit, cluster()));
+        let good = sign(&ca, MANAGER).unwrap();
+        assert_eq!(good.verify(&ca.root_der, cluster(), &none), Ok(removals(3, &[1, 2])));
+
+        let error = sign(&ca, "overlayd-worker").unwrap().verify(&ca.root_der, cluster(), &none);
+        assert!(matches!(error, Err(MembershipError::NotAManager { .. })), "{error:?}");
+        let error = sign(&Ca::new(), MANAGER).unwrap().verify(&ca.root_der, cluster(), &none);
+        assert_eq!(error, Err(MembershipError::OtherRoot));
+        let error = good.verify(&ca.root_der, cluster(), &[signer()].into());
+        assert_eq!(error, Err(MembershipError::RemovedManager { signer: signer() }));
+        let payload = good.payload.replace('3', "4");
+        let error = SignedRemovals { payload, ..good }.verify(&ca.root_der, cluster(), &none);
+        assert_eq!(error, Err(MembershipError::BadSignature));
+    }
+
+    #[test]
+    fn membership_and_list_are_never_taken_for_one_another() {
+        let ca = Ca::new();
+        let none = BTreeSet::new();
+        let membership = Membership {
+            network: NetworkId::from_entropy([1; 16]),
+            vni: Vni::new(7).unwrap(),
+            epoch: Epoch::new(9),
+            nodes: [signer()].into(),
+        };
+        let signed = SignedMembership::sign(&membership, ca.signer(MANAGER, cluster())).unwrap();
+        let SignedMembership { payload, certificate, signature } = signed;
+        let as_list = SignedRemovals { payload, certificate, signature };
+        let error = as_list.verify(&ca.root_der, cluster(), &none);
+        assert!(matches!(error, Err(MembershipError::Malformed(_))), "{error:?}");
+
+        let signed = SignedRemovals::sign(&removals(9, &[1]), ca.signer(MANAGER, cluster())).unwrap();
+        let SignedRemovals { payload, certificate, signature } = signed;
+        let as_membership = SignedMembership { payload, certificate, signature };
+        let error = as_membership.verify(&ca.root_der, cluster(), &none);
+        assert!(matches!(error, Err(MembershipError::Malformed(_))), "{error:?}");
+    }
+
+    #[test]
+    fn older_list_never_replaces_a_newer_one_and_a_forged_one_nothing() {
+        let ca = Ca::new();
+        let none = BTreeSet::new();
+        let sign =
+            |ca: &Ca, removals| SignedRemovals::sign(&removals, ca.signer(MANAGER, cluster())).unwrap();
+        let mut known = KnownRemovals::new(ca.root_der.clone(), cluster());
+        assert_eq!((known.epoch(), known.signed()), (None, None));
+        assert_eq!(known.accept(&sign(&ca, removals(4, &[1])), &none), Ok(News::Newer));
+        assert_eq!(known.accept(&sign(&ca, removals(4, &[1])), &none), Ok(News::Known));
+        assert_eq!(known.accept(&sign(&ca, removals(3, &[])), &none), Ok(News::Older));
+        let forged = sign(&Ca::new(), removals(99, &[]));
+        assert_eq!(known.accept(&forged, &none), Err(MembershipError::OtherRoot));
+        assert_eq!(known.epoch(), Some(Epoch::new(4)));
+        assert_eq!(known.accept(&sign(&ca, removals(6, &[1, 2])), &none), Ok(News::Newer));
+        assert_eq!(known.nodes().collect::<BTreeSet<_>>(), removals(6, &[1, 2]).nodes);
+    }
+
+    #[test]
+    fn garbage_is_malformed_and_never_panics() {
+        let ca = Ca::new();
+        let mut known = KnownRemovals::new(ca.root_der.clone(), cluster());
+        let good = SignedRemovals::sign(&removals(1, &[1]), ca.signer(MANAGER, cluster())).unwrap();
+        for bad in [
+            SignedRemovals { payload: "{}".into(), ..good.clone() },
+            SignedRemovals { certificate: "!".into(), ..good.clone() },
+            SignedRemovals { signature: "!".into(), ..good },
+        ] {
+            let error = known.accept(&bad, &BTreeSet::new()).unwrap_err();
+            assert!(matches!(error, MembershipError::Malformed(_)), "{error}");
+        }
+        assert_eq!(known.epoch(), None);
+    }
+
+    fn removals(epoch: u64, nodes: &[u8]) -> Removals {
+        Removals {
+            epoch: Epoch::new(epoch),
+            nodes: nodes.iter().map(|n| NodeId::from_entropy([*n; 16])).collect(),
+        }
+    }
+
+    const MANAGER: &str = "overlayd-manager";
+}

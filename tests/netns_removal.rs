@@ -1,0 +1,356 @@
+//! Nodes that are removed while they live on: cut off within a second, refused everywhere, back only as new.
+
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
+mod support;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use overlayd::api::types::{
+    ChangeNodeResponse, InitResponse, InspectNodeResponse, JoinResponse, LeaveResponse, ListNodesResponse,
+    NodeState, RemoveNodeResponse,
+};
+use overlayd::boot_time::BootTime;
+use overlayd::control::identity::NodeIdentity;
+use overlayd::control::key_channel::KeyChannel;
+use overlayd::control::rpc::messages::ListNodes;
+use overlayd::control::rpc::{ErrorKind, ManagerClient};
+use overlayd::control::store::Store;
+use overlayd::control::tls::Credentials;
+use overlayd::control::trust::{Refusal, Trust};
+use overlayd::drop_reason::DropReason;
+use overlayd::id::NodeId;
+use overlayd::io::clock::{boot_time, wall_clock};
+use overlayd::lab::{Host, Underlay, eventually};
+
+use support::swarm::{Agent, Attached, Family, Swarm};
+use support::test_program;
+
+test_program! {
+    removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_tell_one_another
+    removed_node_says_so_and_comes_back_only_as_a_new_node
+    node_is_removed_only_by_force_while_it_is_connected_or_has_endpoints
+    node_leaves_by_force_without_its_manager
+    manager_gives_its_cluster_up_only_by_force
+    only_managers_remove_inspect_and_change_nodes_and_there_stays_one_manager
+}
+
+fn removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_tell_one_another() {
+    let (swarm, containers) = Swarm::formed(5, Family::V4, Underlay::default()).with_containers();
+    let (last, others) = containers.split_last().unwrap();
+    let condemned = swarm.agent(5).status().cluster.unwrap().node.id;
+    // Of the others two hear nothing of the manager, and the condemned hears nothing of anybody.
+    let (manager, deaf) = (swarm.lab.host(1), swarm.lab.host(5));
+    for host in [3, 4] {
+        let address = swarm.lab.host(host).v4().to_string();
+        cut_tcp(manager, &["to", &address]);
+        cut_tcp(manager, &["from", &address]);
+    }
+    cut_tcp(deaf, &[]);
+
+    let traffic = Traffic::new(last, others);
+    let ended = AtomicBool::new(false);
+    let (removed, answered, sent) = std::thread::scope(|scope| {
+        traffic.run(scope, &ended);
+        assert!(eventually(PATIENCE, || traffic.arrived().iter().all(Option::is_some)), "{}", swarm.drops());
+        let removed = boot_time();
+        let done: RemoveNodeResponse = swarm.agent(1).ask(&["node", "rm", "--force", condemned.as_str()]);
+        let answered = boot_time();
+        assert_eq!((done.node.id, done.endpoint_count), (condemned, 1));
+        std::thread::sleep(SECOND);
+        let sent = traffic.sent.load(Ordering::Relaxed);
+        let received = swarm.agent(5).received();
+        std::thread::sleep(2 * SECOND);
+        assert_eq!(swarm.agent(5).received(), received, "somebody still sends to it");
+        let sent = traffic.sent.load(Ordering::Relaxed) - sent;
+        ended.store(true, Ordering::Relaxed);
+        (removed, answered, sent)
+    });
+    for (number, arrived) in (1..).zip(traffic.arrived()) {
+        let late = arrived.unwrap().since(removed);
+        assert!(late < SECOND, "host {number} was sent something {late:?} after the removal was asked for");
+    }
+    assert!(answered.since(removed) < SECOND && sent > 100, "{sent} datagrams in 2 s");
+    // It has its keys and goes on sending: what it sends gets as far as the others' doors.
+    let established =
+        swarm.agent(5).peers().peers.iter().filter(|peer| !peer.outbound_spis.is_empty()).count();
+    assert_eq!(established, 4, "{:?}", swarm.agent(5).peers());
+    for agent in &swarm.agents[..4] {
+        assert!(agent.dropped(DropReason::UnknownSpi) > 100, "agent {}: {}", agent.number, swarm.drops());
+        assert!(agent.peers().peers.iter().all(|peer| peer.node != condemned));
+    }
+    swarm.assert_joined(&others[2], &others[3]);
+    swarm.assert_joined(&others[0], &others[1]);
+
+    // What a node was told by its peers alone it knows after a restart as well.
+    swarm.agent(3).kill();
+    swarm.start(3);
+    mend_tcp(deaf, &[]);
+    swarm.agent(5).kill();
+    assert_refused_everywhere(&swarm, swarm.agent(5));
+    swarm.assert_joined(&others[2], &others[3]);
+}
+
+fn removed_node_says_so_and_comes_back_only_as_a_new_node() {
+    let (swarm, init, containers) = formed_with_containers(3);
+    let [one, two, three] = containers.as_slice() else { unreachable!("three hosts") };
+    let agent = swarm.agent(3);
+    let before = agent.status().cluster.unwrap().node.id;
+    swarm.agent(1).done(&["node", "rm", "--force", before.as_str()]);
+
+    let told =
+        || agent.status().warnings.iter().any(|warning| warning.contains("was removed from its cluster"));
+    assert!(eventually(PATIENCE, told), "{:?}\n{}", agent.status(), agent.log());
+    let status = agent.done(&["status"]);
+    assert!(status.contains("overlayd leave --force") && status.contains("overlayd join"), "{status}");
+    assert!(!status.contains("traffic goes on") && !status.contains("what is attached works"), "{status}");
+    assert!(status.contains("REMOVED") && agent.status().cluster.unwrap().removed, "{status}");
+    for command in [&["ls"][..], &["attach", "red", "--netns", "c3"]] {
+        let refusal = agent.refused(command);
+        assert!(refusal.contains("overlayd leave --force") || refusal.contains("already"), "{refusal}");
+    }
+    swarm.assert_joined(one, two);
+    // A restart changes nothing.
+    for number in [1, 3] {
+        swarm.agent(number).kill();
+        swarm.start(number);
+    }
+    assert!(eventually(PATIENCE, told), "{:?}\n{}", agent.status(), agent.log());
+    let refusal = agent.refused(&["join", "--token", &init.worker_token, &init.manager.to_string()]);
+    assert!(refusal.contains("overlayd leave"), "{refusal}");
+
+    let left: LeaveResponse = agent.ask(&["leave", "--force"]);
+    assert_eq!((left.node, left.untold), (before, None));
+    assert!(three.read("/proc/thread-self/net/dev").lines().all(|line| !line.contains("eth0")));
+    let joined: JoinResponse = swarm.join(3, &init);
+    assert_ne!(joined.node.id, before);
+    let again = swarm.attach(3, "red", "c4");
+    swarm.assert_joined(one, &again);
+    let nodes: ListNodesResponse = swarm.agent(1).ask(&["node", "ls"]);
+    let ids: Vec<NodeId> = nodes.nodes.iter().map(|summary| summary.node.id).collect();
+    assert!(ids.len() == 3 && ids.contains(&joined.node.id) && !ids.contains(&before));
+}
+
+fn node_is_removed_only_by_force_while_it_is_connected_or_has_endpoints() {
+    let (swarm, _, mut containers) = formed_with_containers(3);
+    let agent = swarm.agent(3);
+    let node = agent.status().cluster.unwrap().node;
+    let refusal = swarm.agent(1).refused(&["node", "rm", node.id.as_str()]);
+    for words in ["is connected and has 1 endpoints", "overlayd leave", "--force"] {
+        assert!(refusal.contains(words), "{refusal}");
+    }
+    // All hosts of the laboratory have the name of this machine.
+    let refusal = swarm.agent(1).refused(&["node", "rm", "--force", node.name.as_str()]);
+    let ids = swarm.agents.iter().map(|agent| agent.status().cluster.unwrap().node.id.to_string());
+    assert!(
+        refusal.contains("3 nodes are called") && ids.into_iter().all(|id| refusal.contains(&id)),
+        "{refusal}"
+    );
+    let refusal = swarm.agent(1).refused(&["node", "rm", "nobody"]);
+    assert!(refusal.contains("there is no node nobody: overlayd node ls"), "{refusal}");
+
+    agent.kill();
+    let down = || {
+        let inspected: InspectNodeResponse = swarm.agent(1).ask(&["node", "inspect", node.id.as_str()]);
+        inspected.summary.state == NodeState::Down && inspected.last_seen_seconds.is_some()
+    };
+    assert!(eventually(PATIENCE, down));
+    let endpoint = containers[2].endpoint().id;
+    let refusal = swarm.agent(1).refused(&["node", "rm", node.id.as_str()]);
+    assert!(refusal.contains("has 1 endpoints") && refusal.contains(endpoint.as_str()), "{refusal}");
+    let text = swarm.agent(1).done(&["node", "inspect", node.id.as_str()]);
+    assert!(text.contains(endpoint.as_str()) && text.contains("last seen"), "{text}");
+
+    // Its container ends, its agent tells so, and is stopped: then it may go.
+    swarm.start(3);
+    drop(containers.pop());
+    let gone = || swarm.agent(1).inspect("red").endpoints.len() == 2;
+    assert!(eventually(PATIENCE, gone), "{}", agent.log());
+    agent.kill();
+    assert!(eventually(PATIENCE, down));
+    let removed: RemoveNodeResponse = swarm.agent(1).ask(&["node", "rm", node.id.as_str()]);
+    assert_eq!((removed.node.id, removed.endpoint_count), (node.id, 0));
+    let refusal = swarm.agent(1).refused(&["node", "inspect", node.id.as_str()]);
+    assert!(refusal.contains("there is no node"), "{refusal}");
+}
+
+fn node_leaves_by_force_without_its_manager() {
+    let (swarm, init, containers) = formed_with_containers(3);
+    let agent = swarm.agent(3);
+    let before = agent.status().cluster.unwrap().node.id;
+    let refusal = agent.refused(&["leave"]);
+    assert!(refusal.contains("has 1 endpoints") && refusal.contains("--force"), "{refusal}");
+    swarm.agent(1).kill();
+    agent.done(&["detach", "red", "--netns", "c3"]);
+    let refusal = agent.refused(&["leave"]);
+    assert!(refusal.contains("overlayd leave --force"), "{refusal}");
+    assert!(agent.status().cluster.is_some());
+
+    let left: LeaveResponse = agent.ask(&["leave", "--force"]);
+    assert!(left.node == before && left.untold.is_some(), "{left:?}");
+    assert!(agent.status().cluster.is_none());
+    swarm.start(1);
+    let nodes: ListNodesResponse = swarm.agent(1).ask(&["node", "ls"]);
+    assert_eq!(nodes.nodes.len(), 3, "the manager has not heard of it");
+    swarm.agent(1).done(&["node", "rm", "--force", before.as_str()]);
+    let joined = swarm.join(3, &init);
+    assert_ne!(joined.node.id, before);
+
+    // With endpoints and a manager: both are told.
+    let other = swarm.agent(2).status().cluster.unwrap().node.id;
+    let left: LeaveResponse = swarm.agent(2).ask(&["leave", "--force"]);
+    assert_eq!((left.node, left.untold), (other, None));
+    assert!(!containers[1].read("/proc/thread-self/net/dev").contains("eth0"));
+    let gone = || swarm.agent(1).inspect("red").endpoints.iter().all(|endpoint| endpoint.node != other);
+    assert!(gone());
+}
+
+fn manager_gives_its_cluster_up_only_by_force() {
+    let (swarm, _, containers) = formed_with_containers(2);
+    let [one, two] = containers.as_slice() else { unreachable!("two hosts") };
+    let id = swarm.agent(1).status().cluster.unwrap().node.id;
+    let refusal = swarm.agent(1).refused(&["node", "rm", "--force", id.as_str()]);
+    assert!(refusal.contains("is this one") && refusal.contains("overlayd leave"), "{refusal}");
+    swarm.agent(1).done(&["detach", "red", "--netns", "c1"]);
+    let refusal = swarm.agent(1).refused(&["leave"]);
+    assert!(refusal.contains("only manager") && refusal.contains("--force"), "{refusal}");
+    swarm.agent(1).done(&["leave", "--force"]);
+    assert!(!one.read("/proc/thread-self/net/dev").contains("eth0"));
+    // What is left of it can be left as well, and another can be made.
+    swarm.agent(2).done(&["leave", "--force"]);
+    assert!(!two.read("/proc/thread-self/net/dev").contains("eth0"));
+    swarm.init(Family::V4);
+}
+
+fn only_managers_remove_inspect_and_change_nodes_and_there_stays_one_manager() {
+    let swarm = Swarm::pair();
+    let [manager, worker] = [1, 2].map(|number| swarm.agent(number).status().cluster.unwrap().node.id);
+    let address = swarm.lab.host(1).v4().to_string();
+    for command in [
+        &["node", "rm", "--force", manager.as_str()][..],
+        &["node", "inspect", manager.as_str()],
+        &["node", "demote", manager.as_str()],
+        &["node", "promote", worker.as_str()],
+    ] {
+        let refusal = swarm.agent(2).refused(command);
+        assert!(refusal.contains("only managers may") && refusal.contains(&address), "{refusal}");
+    }
+    let refusal = swarm.agent(1).refused(&["node", "promote", worker.as_str()]);
+    assert!(refusal.contains("stays a worker") && refusal.contains("embedded store"), "{refusal}");
+    let refusal = swarm.agent(1).refused(&["node", "demote", manager.as_str()]);
+    assert!(refusal.contains("stays a manager") && refusal.contains("the only one"), "{refusal}");
+    // What is so already is no error.
+    for (command, node) in [("promote", manager), ("demote", worker)] {
+        let changed: ChangeNodeResponse = swarm.agent(1).ask(&["node", command, node.as_str()]);
+        assert_eq!(changed.node.id, node);
+    }
+}
+
+/// Datagrams from one container to all others, again and again.
+struct Traffic {
+    sender: UdpSocket,
+    receivers: Vec<(UdpSocket, SocketAddr)>,
+    /// When something arrived last at each, in nanoseconds; zero for never.
+    arrivals: Vec<AtomicU64>,
+    sent: AtomicU64,
+}
+
+impl Traffic {
+    fn new(from: &Attached, to: &[Attached]) -> Self {
+        let bind = |container: &Attached| {
+            let address = SocketAddr::new(container.address(Family::V4), 7000);
+            let socket = container.container.run_in(|| UdpSocket::bind(address).unwrap()).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            (socket, address)
+        };
+        let receivers: Vec<_> = to.iter().map(bind).collect();
+        let arrivals = receivers.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { sender: bind(from).0, receivers, arrivals, sent: AtomicU64::new(0) }
+    }
+
+    fn run<'s>(&'s self, scope: &'s std::thread::Scope<'s, '_>, ended: &'s AtomicBool) {
+        scope.spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                for (_, address) in &self.receivers {
+                    if self.sender.send_to(b"from the condemned", address).is_ok() {
+                        self.sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        for ((socket, _), arrival) in self.receivers.iter().zip(&self.arrivals) {
+            scope.spawn(move || {
+                let mut datagram = [0; 64];
+                while !ended.load(Ordering::Relaxed) {
+                    if socket.recv(&mut datagram).is_ok() {
+                        arrival.store(boot_time().as_nanos(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    }
+
+    fn arrived(&self) -> Vec<Option<BootTime>> {
+        let at = self.arrivals.iter().map(|at| at.load(Ordering::Relaxed));
+        at.map(|nanos| (nanos > 0).then(|| BootTime::from_nanos(nanos))).collect()
+    }
+}
+
+/// Cuts TCP on a host, or the part of it that the selector names.
+fn cut_tcp(host: &Host, selector: &[&str]) {
+    // Or what comes for a connection that there is would ask no rule (net/ipv4/ip_input.c).
+    host.run_in(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0").unwrap()).unwrap();
+    rule(host, "add", selector);
+}
+
+fn mend_tcp(host: &Host, selector: &[&str]) {
+    rule(host, "del", selector);
+}
+
+fn rule(host: &Host, what: &str, selector: &[&str]) {
+    let mut command = Command::new("ip");
+    command.args(["rule", what]).args(selector).args(["ipproto", "tcp", "blackhole"]);
+    assert!(host.spawn(command).unwrap().wait().unwrap().success(), "ip rule {what} {selector:?}");
+}
+
+/// Shows the certificate of a dead agent to every other one, on both protocols that ask for one.
+fn assert_refused_everywhere(swarm: &Swarm, removed: &Agent) {
+    let identity: NodeIdentity = Store::open(&removed.state_dir()).unwrap().identity().unwrap().unwrap();
+    let trust = Trust::of(&identity).unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for agent in swarm.agents.iter().filter(|agent| agent.number != removed.number) {
+        let node = agent.status().cluster.unwrap().node;
+        let credentials = Credentials::new(identity.clone(), trust.clone(), wall_clock).unwrap();
+        let attempt = || {
+            runtime().block_on(async {
+                let channel = KeyChannel::connect(&credentials, node.advertise, node.id).await;
+                let refusal = channel.map(drop).unwrap_err().refusal().cloned();
+                let manager = ManagerClient::new(credentials.clone(), vec![node.advertise]);
+                (refusal, manager.list_nodes(ListNodes {}).await.unwrap_err())
+            })
+        };
+        let (key, manager) = swarm.host(removed).run_in(attempt).unwrap();
+        let Some(Refusal::ByPeer(alert)) = key else { panic!("agent {}: {key:?}", agent.number) };
+        assert_eq!(alert, rustls::AlertDescription::CertificateRevoked, "agent {}", agent.number);
+        if agent.number == 1 {
+            assert_eq!(manager.kind, ErrorKind::Removed, "{manager}");
+        }
+    }
+}
+
+fn formed_with_containers(hosts: u8) -> (Swarm, InitResponse, Vec<Attached>) {
+    let swarm = Swarm::unformed(hosts, Underlay::default());
+    let init = swarm.init(Family::V4);
+    for number in 2..=swarm.agents.len() {
+        swarm.join(number, &init);
+    }
+    let (swarm, containers) = swarm.with_containers();
+    (swarm, init, containers)
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(15);
