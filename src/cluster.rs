@@ -3,6 +3,8 @@
 //! Plain data with serde; every field is already a checked newtype, so what parses is meaningful.
 //! Who may change them and how is `control::state`'s business.
 
+mod tokens;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version, Vni};
 use crate::membership::{SignedMembership, SignedRemovals};
+
+pub use self::tokens::{TokenInfo, TokenName, TokenState};
 
 /// What a node may do; the organisational unit (OU) of its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

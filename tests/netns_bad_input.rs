@@ -9,8 +9,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use overlayd::api::types::{InitResponse, ListNetworksResponse, ListNodesResponse, TokenResponse};
-use overlayd::cluster::Role;
+use overlayd::api::types::{
+    InitResponse, IssueTokenResponse, JoinResponse, ListNetworksResponse, ListNodesResponse,
+    ListTokensResponse, TokenResponse,
+};
+use overlayd::cluster::{Role, TokenState};
 use overlayd::control::ca::CertificateAuthority;
 use overlayd::control::identity::{NodeIdentity, NodeKey};
 use overlayd::control::state::ClusterState;
@@ -28,6 +31,7 @@ test_program! {
     malformed_token_is_refused
     token_of_another_cluster_is_refused
     rotated_token_is_void
+    ended_tokens_say_how_they_ended
     unreachable_manager_is_named
     clock_outside_the_managers_certificate_is_told
     clock_outside_the_own_certificate_is_told
@@ -87,6 +91,49 @@ fn rotated_token_is_void() {
     assert!(refusal.contains("token"), "{refusal}");
     assert_outside(&swarm, 2);
     swarm.agent(2).done(&["join", "--token", &rotated.token, &manager]);
+}
+
+fn ended_tokens_say_how_they_ended() {
+    let (swarm, init) = formed();
+    let (manager, joining) = (init.manager.to_string(), swarm.agent(2));
+    let issue = |flags: &[&str]| -> IssueTokenResponse {
+        swarm.agent(1).ask(&[&["token", "worker"], flags].concat())
+    };
+    let refusal = |token: &str| joining.refused(&["join", "--token", token, &manager]);
+
+    let short = issue(&["--ttl", "1s"]);
+    let expired = eventually(Duration::from_secs(10), || {
+        let listed: ListTokensResponse = swarm.agent(1).ask(&["token", "ls"]);
+        listed.tokens.iter().any(|token| token.name == short.info.name && token.state == TokenState::Expired)
+    });
+    assert!(expired, "the token does not expire");
+    assert!(refusal(&short.token).contains("the token has expired; make another"));
+
+    let removed = issue(&["--ttl", "2h"]);
+    swarm.agent(1).done(&["token", "rm", &removed.info.name.to_string()]);
+    assert!(refusal(&removed.token).contains("the token was removed"));
+    assert_outside(&swarm, 2);
+
+    let once = issue(&["--once"]);
+    let joined: JoinResponse = swarm.agent(3).ask(&["join", "--token", &once.token, &manager]);
+    let told = refusal(&once.token);
+    assert!(told.contains(&format!("works once, and node {} has joined", joined.node.id)), "{told}");
+    // So it is after a restart too.
+    swarm.agent(1).kill();
+    swarm.start(1);
+    assert!(refusal(&once.token).contains("works once"));
+    assert_outside(&swarm, 2);
+
+    let listed = swarm.agent(1).done(&["token", "ls"]);
+    for secret in [&short, &removed, &once].map(|issued| issued.token.rsplit('-').next().unwrap()) {
+        assert!(!listed.contains(secret) && !swarm.agent(1).log().contains(secret), "a secret is shown");
+    }
+    let told = swarm.agent(1).refused(&["token", "rm", "worker"]);
+    assert!(told.contains("overlayd token worker --rotate"), "{told}");
+    let told = swarm.agent(1).refused(&["token", "rm", "0000000000000000000000000"]);
+    assert!(told.contains("overlayd token ls"), "{told}");
+    let told = swarm.agent(3).refused(&["token", "ls"]);
+    assert!(told.contains("only managers may list join tokens"), "{told}");
 }
 
 fn unreachable_manager_is_named() {

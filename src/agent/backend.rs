@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, RwLock, mpsc};
 use super::attachments::blocking;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::{departure, nodes, rekey, report};
+use super::{departure, nodes, rekey, report, tokens};
 use crate::api::types::{
     AttachRequest, AttachResponse, ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest,
     CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest,
@@ -20,6 +20,10 @@ use crate::api::types::{
     NetworkSummary, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
     RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
+};
+use crate::api::types::{
+    IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
+    RemoveTokenResponse,
 };
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
@@ -213,6 +217,18 @@ impl Backend for Daemon {
         let TokenRequest { role, rotate } = request;
         let token = member.client.token(messages::TokenRequest { role, rotate }).await?;
         Ok(TokenResponse { role, token: token.token.to_string(), manager: member.node.advertise })
+    }
+
+    async fn issue_token(&self, request: IssueTokenRequest) -> Result<IssueTokenResponse, ApiError> {
+        tokens::issue(&*self.member().await?, request).await
+    }
+
+    async fn list_tokens(&self, _: ListTokensRequest) -> Result<ListTokensResponse, ApiError> {
+        tokens::list(&*self.member().await?).await
+    }
+
+    async fn remove_token(&self, request: RemoveTokenRequest) -> Result<RemoveTokenResponse, ApiError> {
+        tokens::remove(&*self.member().await?, request).await
     }
 
     async fn create_network(&self, request: CreateNetworkRequest) -> Result<CreateNetworkResponse, ApiError> {

@@ -4,6 +4,8 @@
 //! Calls that touch the disk run where they keep no other call waiting.
 
 mod nodes;
+mod token_clock;
+mod tokens;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -24,19 +26,23 @@ use crate::control::rpc::messages::{
     ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, NodeStatus,
     Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest,
 };
+use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use crate::control::state::{self, ClusterState, StateError, Takes};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
 use crate::id::{NodeId, Version};
-use crate::io::clock::wall_clock;
+use crate::io::clock::{boot_time, wall_clock};
 use crate::membership::token::{JoinToken, TokenSecret};
+
+use self::token_clock::TokenClock;
 
 /// The manager of a cluster, on the node that keeps its state.
 pub(crate) struct Manager {
     state: ClusterState,
     credentials: Arc<Credentials>,
+    token_clock: TokenClock,
     /// How many sessions each node has: a node that connects again may have two for a moment.
     sessions: Mutex<HashMap<NodeId, u32>>,
 }
@@ -48,7 +54,8 @@ impl Manager {
         credentials: Arc<Credentials>,
     ) -> Result<Arc<Self>, ManagerStartError> {
         StoredAuthority::load(&state)?;
-        let manager = Self { state, credentials, sessions: Mutex::default() };
+        let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
+        let manager = Self { state, credentials, token_clock, sessions: Mutex::default() };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))
@@ -89,7 +96,8 @@ impl Manager {
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
-        let role = self.state.role_for_secret(request.secret.as_bytes()).ok_or(EnrolRefusal::WrongSecret)?;
+        let (secret, now) = (request.secret.as_bytes(), self.token_time());
+        let role = self.state.role_for_secret(secret, now)?;
         if role == Role::Manager {
             return Err(EnrolRefusal::Invalid(format!(
                 "{}: join with a worker token (`overlayd token worker` on the manager)",
@@ -113,15 +121,7 @@ impl Manager {
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, advertise, data) = (node.id, node.advertise, node.data);
-        self.state.add_node(node).map_err(|error| match error.kind() {
-            state::ErrorKind::Invalid | state::ErrorKind::Conflict => {
-                EnrolRefusal::Invalid(error.to_string())
-            }
-            state::ErrorKind::NotFound
-            | state::ErrorKind::Denied
-            | state::ErrorKind::Unavailable
-            | state::ErrorKind::Internal => EnrolRefusal::Unavailable(error.to_string()),
-        })?;
+        self.state.enrol_node(node, secret, now)?;
         Ok(Enrolled {
             node: id,
             role,
@@ -251,6 +251,18 @@ impl ManagerApi for Arc<Manager> {
         Ok(Token { token: Manager::token(self, role).reveal() })
     }
 
+    async fn issue_token(&self, _: PeerIdentity, request: IssueToken) -> Result<IssuedToken, ManagerError> {
+        self.make_token(request).await
+    }
+
+    async fn list_tokens(&self, _: PeerIdentity, _: ListTokens) -> Result<TokenList, ManagerError> {
+        Ok(self.token_list())
+    }
+
+    async fn remove_token(&self, _: PeerIdentity, request: RemoveToken) -> Result<Done, ManagerError> {
+        self.void_token(request).await
+    }
+
     async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
         let sessions = self.sessions.lock().expect(NO_PANIC).clone();
         let nodes = self.state.nodes().into_iter().map(|status| NodeStatus {
@@ -363,6 +375,21 @@ pub(crate) enum ManagerStartError {
     Authority(#[from] AuthorityError),
 }
 
+impl From<StateError> for EnrolRefusal {
+    fn from(error: StateError) -> Self {
+        if let StateError::Token(refusal) = error {
+            return refusal.into();
+        }
+        match error.kind() {
+            state::ErrorKind::Invalid | state::ErrorKind::Conflict => Self::Invalid(error.to_string()),
+            state::ErrorKind::NotFound
+            | state::ErrorKind::Denied
+            | state::ErrorKind::Unavailable
+            | state::ErrorKind::Internal => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
 impl From<StateError> for ManagerError {
     fn from(error: StateError) -> Self {
         let kind = match error.kind() {
@@ -455,7 +482,7 @@ mod tests {
         assert_eq!(verified, Ok(membership));
     }
 
-    fn manager() -> (Arc<Manager>, tempfile::TempDir) {
+    pub(super) fn manager() -> (Arc<Manager>, tempfile::TempDir) {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::create(dir.path()).expect("a state file");
         let cluster = ClusterId::from_entropy([7; 16]);

@@ -340,6 +340,7 @@ fn open_doors(
     let (enrol, machines) = mpsc::channel(64);
     tasks.spawn("the list of members", Arc::clone(manager).keep_trust());
     tasks.spawn("forgetting removed nodes", Arc::clone(manager).forget_removed());
+    tasks.spawn("the join tokens", Arc::clone(manager).settle_tokens());
     tasks.spawn("enrolment", enrol::serve(Arc::new(Arc::clone(manager)), machines));
     let (api, failed) = (Arc::new(Arc::clone(manager)), failed.clone());
     tasks.spawn("the manager API", async move {

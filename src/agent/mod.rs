@@ -25,6 +25,7 @@ mod slots;
 mod tasks;
 #[cfg(test)]
 mod testbed;
+mod tokens;
 mod underlay;
 
 use std::sync::Arc;

@@ -27,6 +27,10 @@ use super::types::{
     RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
     TokenRequest, TokenResponse,
 };
+use super::types::{
+    IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
+    RemoveTokenResponse,
+};
 
 macro_rules! backend {
     ($($(#[doc = $doc:literal])* $name:ident: $request:ident -> $response:ident;)*) => {
@@ -62,6 +66,12 @@ backend! {
     leave: LeaveRequest -> LeaveResponse;
     /// Shows, and if asked renews, a join token.
     token: TokenRequest -> TokenResponse;
+    /// Makes a join token that expires or works once.
+    issue_token: IssueTokenRequest -> IssueTokenResponse;
+    /// Lists the join tokens, without their secrets.
+    list_tokens: ListTokensRequest -> ListTokensResponse;
+    /// Makes a join token void.
+    remove_token: RemoveTokenRequest -> RemoveTokenResponse;
     /// Creates a network.
     create_network: CreateNetworkRequest -> CreateNetworkResponse;
     /// Lists the networks, by name.

@@ -20,6 +20,10 @@ use super::types::{
     RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use super::types::{
+    IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
+    RemoveTokenResponse,
+};
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
 
@@ -211,6 +215,18 @@ impl Backend for Canned {
     }
 
     async fn leave(&self, _: LeaveRequest) -> Result<LeaveResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn issue_token(&self, _: IssueTokenRequest) -> Result<IssueTokenResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn list_tokens(&self, _: ListTokensRequest) -> Result<ListTokensResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn remove_token(&self, _: RemoveTokenRequest) -> Result<RemoveTokenResponse, ApiError> {
         Err(unused())
     }
 

@@ -6,6 +6,7 @@
 
 mod node;
 mod rekey;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +28,10 @@ use crate::sa::Suite;
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
     RemoveNodeRequest, RemoveNodeResponse,
+};
+pub use self::tokens::{
+    IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
+    RemoveTokenResponse,
 };
 pub use rekey::{RekeyRequest, RekeyResponse, RekeyedLink};
 
@@ -52,6 +57,9 @@ calls! {
     JoinRequest -> JoinResponse at "join";
     LeaveRequest -> LeaveResponse at "leave";
     TokenRequest -> TokenResponse at "token";
+    IssueTokenRequest -> IssueTokenResponse at "token/issue";
+    ListTokensRequest -> ListTokensResponse at "token/list";
+    RemoveTokenRequest -> RemoveTokenResponse at "token/remove";
     CreateNetworkRequest -> CreateNetworkResponse at "network/create";
     ListNetworksRequest -> ListNetworksResponse at "network/list";
     InspectNetworkRequest -> InspectNetworkResponse at "network/inspect";

@@ -2,6 +2,7 @@
 
 mod node;
 mod rekey;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -22,6 +23,7 @@ use crate::rate::{Rate, RateLimits};
 
 use self::node::LeaveArguments;
 pub(super) use self::node::NodeCommand;
+pub(super) use self::tokens::{TokenArguments, TokenWish};
 use rekey::RekeyArguments;
 
 /// Encrypted overlay network for containers.
@@ -62,18 +64,8 @@ pub enum Command {
 pub enum ClientCommand {
     /// Make a new cluster with this node as its manager
     Init(InitArguments),
-    /// Print the token that nodes join with
-    Token {
-        /// What a node that joins with it may do
-        #[arg(value_parser = role())]
-        role: Role,
-        /// Print the token alone
-        #[arg(short, long)]
-        quiet: bool,
-        /// Make a new token first, so that the old one is void
-        #[arg(long)]
-        rotate: bool,
-    },
+    /// Print a token that nodes join with, or look after those that were made
+    Token(TokenArguments),
     /// Join a cluster
     Join(JoinArguments),
     /// Take this node out of its cluster

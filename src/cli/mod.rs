@@ -20,11 +20,12 @@ pub use netns::NetnsError;
 
 use crate::api::types::{
     Call, DetachRequest, DetachTarget, InspectNetworkRequest, ListNetworksRequest, ListNodesRequest,
-    NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest, TokenRequest,
+    NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest,
 };
+use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
-use arguments::NodeCommand;
+use arguments::{NodeCommand, TokenArguments, TokenWish};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -105,10 +106,7 @@ impl Agent {
     async fn execute(&self, command: ClientCommand) -> Result<String, CliError> {
         match command {
             ClientCommand::Init(arguments) => self.call(&arguments.request()?, report::init).await,
-            ClientCommand::Token { role, quiet, rotate } => {
-                let render = if quiet { report::token_alone } else { report::token };
-                self.call(&TokenRequest { role, rotate }, render).await
-            }
+            ClientCommand::Token(arguments) => self.token(&arguments).await,
             ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
             ClientCommand::Leave(arguments) => self.call(&arguments.request(), report::leave).await,
             ClientCommand::Create(arguments) => self.call(&arguments.request()?, report::create).await,
@@ -158,6 +156,21 @@ impl Agent {
             NodeCommand::Demote(node) => {
                 self.call(&node.change(NodeChange::Demote), report::change_node).await
             }
+        }
+    }
+
+    async fn token(&self, arguments: &TokenArguments) -> Result<String, CliError> {
+        match arguments.wish() {
+            TokenWish::Standing(request) => {
+                let render = if arguments.quiet { report::token_alone } else { report::token };
+                self.call(&request, render).await
+            }
+            TokenWish::Issue(request) => {
+                let render = if arguments.quiet { tables::issued_alone } else { tables::issued };
+                self.call(&request, render).await
+            }
+            TokenWish::List => self.call(&ListTokensRequest {}, tables::tokens).await,
+            TokenWish::Remove(token) => self.call(&RemoveTokenRequest { token }, tables::removed).await,
         }
     }
 

@@ -104,6 +104,20 @@ pub enum EnrolRefusal {
         "the token is of this cluster but not (or no longer) valid; ask a manager for it: overlayd token worker"
     )]
     WrongSecret,
+    /// The token's time is over.
+    #[error("the token has expired; make another on a manager: overlayd token worker --ttl 2h")]
+    TokenExpired,
+    /// The token worked once.
+    #[error(
+        "the token works once, and node {node} has joined with it; if that is not this machine's own attempt,          remove that node; make another token on a manager: overlayd token worker --once"
+    )]
+    TokenUsed {
+        /// Who joined with it.
+        node: NodeId,
+    },
+    /// An operator removed the token.
+    #[error("the token was removed; make another on a manager: overlayd token worker --once")]
+    TokenRemoved,
     /// Too many wrong secrets came from the address.
     #[error("too many failed attempts to join from this address; try again in a minute")]
     TooManyAttempts,
@@ -215,7 +229,7 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
     }
 }
 
-/// Answers one request; true when the secret was right.
+/// Answers one request; true when the token was one that admits.
 async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bool {
     let EnrolStream { mut frames, from } = stream;
     let request = match frames.receive().await {
@@ -239,7 +253,16 @@ async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bo
     if let Err(error) = sent.and(frames.close().await) {
         tracing::debug!(%from, %error, "the answer to a join was not delivered");
     }
-    !matches!(outcome, Err(EnrolRefusal::WrongSecret | EnrolRefusal::TooManyAttempts))
+    match outcome {
+        Ok(_) | Err(EnrolRefusal::Invalid(_) | EnrolRefusal::Unavailable(_)) => true,
+        Err(
+            EnrolRefusal::WrongSecret
+            | EnrolRefusal::TokenExpired
+            | EnrolRefusal::TokenUsed { .. }
+            | EnrolRefusal::TokenRemoved
+            | EnrolRefusal::TooManyAttempts,
+        ) => false,
+    }
 }
 
 /// Attempts of the current minute that did not show a right secret.

@@ -4,6 +4,7 @@
 //! neighbouring versions understand each other.
 
 mod node;
+mod tokens;
 
 use std::collections::BTreeSet;
 
@@ -17,6 +18,8 @@ use crate::control::identity::base64_der_list;
 pub use crate::control::state::{AttachRequest as Attach, Attached, NetworkSummary, NewNetwork};
 use crate::id::{EndpointId, NetworkId, NetworkName, Version};
 use crate::membership::SignedRemovals;
+
+pub use self::tokens::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 
 /// Begins a session: who the agent is and what it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,6 +23,7 @@ use super::messages::{
     ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
     RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest, ViewUpdate,
 };
+use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::cluster::{Role, View};
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
 
@@ -60,6 +61,15 @@ pub trait ManagerApi: Send + Sync + 'static {
 
     /// Gives a join token.
     fn token(&self, caller: PeerIdentity, request: TokenRequest) -> impl Answer<Token>;
+
+    /// Makes a join token to order.
+    fn issue_token(&self, caller: PeerIdentity, request: IssueToken) -> impl Answer<IssuedToken>;
+
+    /// Lists the join tokens, without their secrets.
+    fn list_tokens(&self, caller: PeerIdentity, request: ListTokens) -> impl Answer<TokenList>;
+
+    /// Makes a join token void.
+    fn remove_token(&self, caller: PeerIdentity, request: RemoveToken) -> impl Answer<Done>;
 
     /// Lists the nodes.
     fn list_nodes(&self, caller: PeerIdentity, request: ListNodes) -> impl Answer<Nodes>;
@@ -116,6 +126,9 @@ enum Method {
     Attach,
     Detach,
     Token,
+    IssueToken,
+    ListTokens,
+    RemoveToken,
     ListNodes,
     Renew,
     Leave,
@@ -130,6 +143,7 @@ impl Method {
         match self {
             Self::CreateNetwork | Self::RemoveNetwork | Self::Token => Role::Manager,
             Self::RemoveNode | Self::InspectNode | Self::ChangeNode => Role::Manager,
+            Self::IssueToken | Self::ListTokens | Self::RemoveToken => Role::Manager,
             Self::Session
             | Self::ListNetworks
             | Self::InspectNetwork
@@ -146,7 +160,9 @@ impl Method {
         match self {
             Self::CreateNetwork => "create networks",
             Self::RemoveNetwork => "remove networks",
-            Self::Token => "issue join tokens",
+            Self::Token | Self::IssueToken => "issue join tokens",
+            Self::ListTokens => "list join tokens",
+            Self::RemoveToken => "remove join tokens",
             Self::Session => "begin a session",
             Self::ListNetworks => "list networks",
             Self::InspectNetwork => "inspect networks",
@@ -184,6 +200,9 @@ asks! {
     Attach => Attach,
     Detach => Detach,
     TokenRequest => Token,
+    IssueToken => IssueToken,
+    ListTokens => ListTokens,
+    RemoveToken => RemoveToken,
     ListNodes => ListNodes,
     Renew => Renew,
     Leave => Leave,
@@ -261,6 +280,9 @@ unary! {
     attach(Attach) -> Attached;
     detach(Detach) -> Done;
     token(TokenRequest) -> Token;
+    issue_token(IssueToken) -> IssuedToken;
+    list_tokens(ListTokens) -> TokenList;
+    remove_token(RemoveToken) -> Done;
     list_nodes(ListNodes) -> Nodes;
     renew(Renew) -> Renewed;
     leave(Leave) -> Done;

@@ -10,6 +10,7 @@ mod addresses;
 mod authority;
 mod endpoints;
 mod error;
+mod issued_tokens;
 mod model;
 mod networks;
 mod nodes;
@@ -35,6 +36,7 @@ use crate::membership::{Signature, SignedMembership};
 
 pub use self::endpoints::{AttachRequest, Attached};
 pub use self::error::{ErrorKind, StateError};
+pub use self::issued_tokens::{NewToken, TokenRefusal};
 pub use self::networks::{NetworkSummary, NewNetwork};
 pub use self::nodes::{NodeStatus, Takes};
 pub use self::pool::AddressPool;

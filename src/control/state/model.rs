@@ -11,11 +11,14 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::addresses::SubnetAddresses;
+use super::issued_tokens::IssuedToken;
 use super::pool::AddressPool;
 use super::tokens::Tokens;
 use crate::cluster::{Endpoint, Membership, Network, Node};
 use crate::control::store::{Reading, StoreError, Table, Writing};
-use crate::id::{ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version};
+use crate::id::{
+    ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, TokenId, Version,
+};
 use crate::membership::{SignedMembership, SignedRemovals};
 
 /// What was fixed when the cluster was made.
@@ -59,6 +62,8 @@ pub(super) struct RemovalsRow {
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     SetTokens(Tokens),
+    PutToken(IssuedToken),
+    ForgetToken(TokenId),
     SetNextVni(u32),
     PutNode(Node),
     /// Holds the end of its certificate's life, in seconds since 1970.
@@ -80,6 +85,8 @@ impl Change {
     pub(super) fn write(&self, w: &Writing<'_>) -> Result<(), StoreError> {
         match self {
             Self::SetTokens(tokens) => w.put(&TOKENS, ONLY, tokens),
+            Self::PutToken(token) => w.put(&ISSUED_TOKENS, token.id.as_str(), token),
+            Self::ForgetToken(id) => w.remove(&ISSUED_TOKENS, id.as_str()),
             // Written with the version, by the operation.
             Self::SetNextVni(_) => Ok(()),
             Self::PutNode(node) => w.put(&NODES, node.id.as_str(), node),
@@ -108,6 +115,7 @@ impl Change {
 pub(super) struct Model {
     pub(super) founding: Founding,
     pub(super) tokens: Tokens,
+    pub(super) issued_tokens: BTreeMap<TokenId, IssuedToken>,
     pub(super) counters: Counters,
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) removed: BTreeMap<NodeId, u64>,
@@ -144,6 +152,7 @@ impl Model {
         Self {
             founding,
             tokens,
+            issued_tokens: BTreeMap::new(),
             counters,
             nodes: BTreeMap::new(),
             removed: BTreeMap::new(),
@@ -171,6 +180,7 @@ impl Model {
             return Ok(Err("tokens or counters are missing".to_owned()));
         };
         let mut changes = Vec::new();
+        changes.extend(r.all(&ISSUED_TOKENS)?.into_iter().map(|(_, token)| Change::PutToken(token)));
         changes.extend(r.all(&NODES)?.into_iter().map(|(_, node)| Change::PutNode(node)));
         changes.extend(r.all(&NETWORKS)?.into_iter().map(|(_, network)| Change::PutNetwork(network)));
         for (id, expiry) in r.all(&REMOVED)? {
@@ -203,6 +213,8 @@ impl Model {
         let version = self.counters.version;
         match change {
             Change::SetTokens(tokens) => self.tokens = tokens,
+            Change::PutToken(token) => drop(self.issued_tokens.insert(token.id, token)),
+            Change::ForgetToken(id) => drop(self.issued_tokens.remove(&id)),
             Change::SetNextVni(next) => self.counters.next_vni = next,
             Change::PutNode(node) => {
                 for state in self.networks.values_mut().filter(|s| s.members.contains_key(&node.id)) {
@@ -358,6 +370,7 @@ pub(super) const AUTHORITY: Table<Zeroizing<String>> = Table::new("authority");
 /// Where it was in the state files of overlayd 0.1.
 pub(super) const FOUNDING_WITH_AUTHORITY: Table<FoundingWithAuthority> = Table::new("founding");
 const TOKENS: Table<Tokens> = Table::new("tokens");
+const ISSUED_TOKENS: Table<IssuedToken> = Table::new("issued_tokens");
 pub(super) const COUNTERS: Table<Counters> = Table::new("counters");
 const NODES: Table<Node> = Table::new("nodes");
 const REMOVED: Table<u64> = Table::new("removed");
