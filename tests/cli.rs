@@ -12,7 +12,7 @@ fn help_names_every_command_and_flag() {
     let text = stdout(&help);
     for command in [
         "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "node", "peers", "rekey", "stats", "demo", "bench",
+        "status", "node", "peers", "rekey", "stats", "events", "demo", "bench",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -41,6 +41,7 @@ fn help_names_every_command_and_flag() {
         (&["node", "rm"], &["<NODE>", "--force"]),
         (&["node", "promote"], &["<NODE>"]),
         (&["node", "demote"], &["<NODE>"]),
+        (&["events"], &["--since", "--no-follow", "--json"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -99,6 +100,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["rekey", "red", "--peer", "b"], "cannot be used with"),
         (&["node", "rm"], "<NODE>"),
         (&["node", "rm", "a/b"], "a/b"),
+        (&["events", "--since", "yesterday"], "an age like 10m"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -133,6 +135,7 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["peers"],
         &["rekey"],
         &["stats"],
+        &["events"],
     ] {
         let output = at(&socket, call);
         assert_eq!(code(&output), 1, "{call:?}: {}", stderr(&output));

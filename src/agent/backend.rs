@@ -32,6 +32,7 @@ use crate::config::AgentConfig;
 use crate::control::rpc::messages;
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::store::Store;
+use crate::events::Events;
 use crate::id::{BootId, LaneCount};
 use crate::io::clock::boot_time;
 use crate::io::cpu;
@@ -45,6 +46,7 @@ pub(super) struct Daemon {
 struct Inner {
     config: AgentConfig,
     store: Store,
+    events: Events,
     started: BootTime,
     lanes: LaneCount,
     hello: Hello,
@@ -59,6 +61,7 @@ impl Daemon {
     pub(super) async fn start(
         config: AgentConfig,
         store: Store,
+        events: Events,
         failed: mpsc::Sender<anyhow::Error>,
     ) -> anyhow::Result<Self> {
         let lanes = config.lanes.unwrap_or_else(|| LaneCount::clamped(cpu::cores()));
@@ -67,6 +70,7 @@ impl Daemon {
         let inner = Inner {
             config,
             store,
+            events,
             started: boot_time(),
             lanes,
             hello,
@@ -177,6 +181,10 @@ impl Inner {
 }
 
 impl Backend for Daemon {
+    fn events(&self) -> &Events {
+        &self.inner.events
+    }
+
     async fn init(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
@@ -295,7 +303,7 @@ impl Backend for Daemon {
 
     async fn status(&self, _: StatusRequest) -> Result<StatusResponse, ApiError> {
         let inner = &self.inner;
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = inner.events.trouble().into_iter().collect();
         let cluster = match inner.member.read().await.clone() {
             Some(member) => {
                 warnings.extend(member.warnings.iter().cloned());

@@ -14,8 +14,10 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use http::{StatusCode, header};
+use serde::de::DeserializeOwned;
 
 use super::error::{ApiError, ErrorKind};
+use super::events::{self, Noted};
 use super::metrics;
 use super::socket::{ApiListener, Caller};
 use super::types::{
@@ -28,9 +30,10 @@ use super::types::{
     TokenRequest, TokenResponse,
 };
 use super::types::{
-    IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
-    RemoveTokenResponse,
+    EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
+    RemoveTokenRequest, RemoveTokenResponse,
 };
+use crate::events::{Event, Events};
 
 macro_rules! backend {
     ($($(#[doc = $doc:literal])* $name:ident: $request:ident -> $response:ident;)*) => {
@@ -44,13 +47,21 @@ macro_rules! backend {
                 &self,
                 request: $request,
             ) -> impl Future<Output = Result<$response, ApiError>> + Send;
-        )*}
+        )*
+
+            /// The audit log, which the callers are noted in too.
+            fn events(&self) -> &Events;
+        }
 
         fn calls<B: Backend>() -> Router<Arc<B>> {
             Router::new()$(.route(
                 $request::PATH,
-                post(async |State(backend): State<Arc<B>>, Body(request): Body<$request>| {
-                    backend.$name(request).await.map(Json)
+                post(async |caller: ConnectInfo<Caller>, backend: State<Arc<B>>, request: Body<$request>| {
+                    let (State(backend), Body(request)) = (backend, request);
+                    let noted = Noted::begin(backend.events(), caller.0, &request);
+                    let answer = backend.$name(request).await;
+                    noted.end(answer.as_ref().err());
+                    answer.map(Json)
                 }),
             ))*
         }
@@ -118,6 +129,7 @@ pub async fn serve<B: Backend>(
 pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
     calls::<B>()
         .route("/metrics", get(scrape::<B>))
+        .route(EventsRequest::PATH, post(stream::<B>))
         .fallback(async |request: Request| {
             ApiError::not_found(format!(
                 "the agent has no call {}; are overlayd and its agent of the same version?",
@@ -126,7 +138,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
         })
         .method_not_allowed_fallback(async || ApiError::invalid("calls are POST, /metrics is GET"))
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(middleware::from_fn(admit))
+        .layer(middleware::from_fn_with_state(Arc::clone(&backend), admit::<B>))
         .with_state(backend)
 }
 
@@ -136,10 +148,23 @@ async fn scrape<B: Backend>(State(backend): State<Arc<B>>) -> Result<Response, A
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn admit(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
+async fn stream<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Body(request): Body<EventsRequest>,
+) -> Result<Response, ApiError> {
+    events::stream(backend.events(), request).await
+}
+
+async fn admit<B: Backend>(
+    State(backend): State<Arc<B>>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
     if caller.allowed {
         return next.run(request).await;
     }
+    backend.events().record(Event::CallerDenied { uid: caller.uid, pid: caller.pid });
     tracing::warn!(uid = caller.uid, "refused a caller that is neither root nor of the socket's group");
     ApiError::denied(format!(
         "user {} may not use this agent; use sudo, or add the user to the group overlayd",
@@ -151,7 +176,7 @@ async fn admit(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next:
 /// The JSON body of a request, whatever its content type says.
 struct Body<T>(T);
 
-impl<T: Call, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {

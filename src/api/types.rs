@@ -4,6 +4,7 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod events;
 mod node;
 mod rekey;
 mod tokens;
@@ -25,6 +26,7 @@ use crate::id::{
 use crate::rate::RateLimits;
 use crate::sa::Suite;
 
+pub use self::events::EventsRequest;
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
     RemoveNodeRequest, RemoveNodeResponse,
@@ -41,39 +43,52 @@ pub trait Call: Serialize + DeserializeOwned + Send + 'static {
     type Response: Serialize + DeserializeOwned + Send + 'static;
     /// The path of the URL.
     const PATH: &'static str;
+    /// Whether it only looks, and is no matter for the audit log.
+    const LOOKS: bool;
+
+    /// What it is about, for the audit log: never a secret.
+    fn subject(&self) -> Option<String>;
 }
 
 macro_rules! calls {
-    ($($request:ident -> $response:ident at $path:literal;)*) => {
+    ($($request:ident -> $response:ident at $path:literal $(, looks $looks:literal)?
+        $(, about |$call:ident| $subject:expr)?;)*) => {
         $(impl Call for $request {
             type Response = $response;
             const PATH: &'static str = concat!("/v1/", $path);
+            const LOOKS: bool = false $(|| $looks)?;
+
+            fn subject(&self) -> Option<String> {
+                let subject = None;
+                $(let $call = self; let subject = subject.or_else(|| Some($subject.to_string()));)?
+                subject
+            }
         })*
     };
 }
 
 calls! {
     InitRequest -> InitResponse at "init";
-    JoinRequest -> JoinResponse at "join";
+    JoinRequest -> JoinResponse at "join", about |call| call.manager;
     LeaveRequest -> LeaveResponse at "leave";
-    TokenRequest -> TokenResponse at "token";
-    IssueTokenRequest -> IssueTokenResponse at "token/issue";
-    ListTokensRequest -> ListTokensResponse at "token/list";
-    RemoveTokenRequest -> RemoveTokenResponse at "token/remove";
-    CreateNetworkRequest -> CreateNetworkResponse at "network/create";
-    ListNetworksRequest -> ListNetworksResponse at "network/list";
-    InspectNetworkRequest -> InspectNetworkResponse at "network/inspect";
-    RemoveNetworkRequest -> RemoveNetworkResponse at "network/remove";
-    AttachRequest -> AttachResponse at "attach";
-    DetachRequest -> DetachResponse at "detach";
-    StatusRequest -> StatusResponse at "status";
-    ListNodesRequest -> ListNodesResponse at "node/list";
-    InspectNodeRequest -> InspectNodeResponse at "node/inspect";
-    RemoveNodeRequest -> RemoveNodeResponse at "node/remove";
-    ChangeNodeRequest -> ChangeNodeResponse at "node/change";
-    PeersRequest -> PeersResponse at "peers";
+    TokenRequest -> TokenResponse at "token", about |call| call.role;
+    IssueTokenRequest -> IssueTokenResponse at "token/issue", about |call| call.role;
+    ListTokensRequest -> ListTokensResponse at "token/list", looks true;
+    RemoveTokenRequest -> RemoveTokenResponse at "token/remove", about |call| call.token;
+    CreateNetworkRequest -> CreateNetworkResponse at "network/create", about |call| call.name;
+    ListNetworksRequest -> ListNetworksResponse at "network/list", looks true;
+    InspectNetworkRequest -> InspectNetworkResponse at "network/inspect", looks true;
+    RemoveNetworkRequest -> RemoveNetworkResponse at "network/remove", about |call| call.network;
+    AttachRequest -> AttachResponse at "attach", about |call| call.network;
+    DetachRequest -> DetachResponse at "detach", about |call| call.network;
+    StatusRequest -> StatusResponse at "status", looks true;
+    ListNodesRequest -> ListNodesResponse at "node/list", looks true;
+    InspectNodeRequest -> InspectNodeResponse at "node/inspect", looks true;
+    RemoveNodeRequest -> RemoveNodeResponse at "node/remove", about |call| call.node;
+    ChangeNodeRequest -> ChangeNodeResponse at "node/change", about |call| call.node;
+    PeersRequest -> PeersResponse at "peers", looks true;
     RekeyRequest -> RekeyResponse at "rekey";
-    StatsRequest -> StatsResponse at "stats";
+    StatsRequest -> StatsResponse at "stats", looks true;
 }
 
 /// Makes a new cluster with this node as its manager.

@@ -1,5 +1,6 @@
 //! The commands and their flags, and the requests that they make.
 
+mod events;
 mod node;
 mod rekey;
 mod tokens;
@@ -21,6 +22,7 @@ use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::rate::{Rate, RateLimits};
 
+pub use self::events::EventsArguments;
 use self::node::LeaveArguments;
 pub(super) use self::node::NodeCommand;
 pub(super) use self::tokens::{TokenArguments, TokenWish};
@@ -54,6 +56,8 @@ pub enum Command {
         #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=600))]
         seconds: u64,
     },
+    /// Show what happens, and who asked for it from where: the audit log, live
+    Events(EventsArguments),
     /// A call to the agent.
     #[command(flatten)]
     Client(ClientCommand),

@@ -10,11 +10,12 @@ mod netns;
 mod report;
 mod tables;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-pub use arguments::{AgentArguments, Cli, ClientCommand, Command};
+pub use arguments::{AgentArguments, Cli, ClientCommand, Command, EventsArguments};
 pub use logging::start_log;
 pub use netns::NetnsError;
 
@@ -89,12 +90,45 @@ impl CliError {
 /// # Errors
 /// When the arguments contradict each other, or the agent refuses or cannot be reached.
 pub fn run(command: ClientCommand, socket: Option<PathBuf>, json: bool) -> Result<String, CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let agent = Agent { client: Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into())), json };
+    runtime()?.block_on(agent.execute(command))
+}
+
+/// Writes events to `out` as they come, until there are no more or nobody reads them.
+///
+/// # Errors
+/// When the agent refuses or cannot be reached, or `out` cannot be written.
+pub fn follow_events(
+    arguments: &EventsArguments,
+    socket: Option<PathBuf>,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
+    let client = Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()));
+    runtime()?.block_on(async {
+        let mut events = client.events(&arguments.request()).await?;
+        while let Some(told) = events.next().await? {
+            let line = if json {
+                serde_json::to_string(&told).expect("it came out of JSON")
+            } else {
+                told.to_string()
+            };
+            match writeln!(out, "{line}").and_then(|()| out.flush()) {
+                Ok(()) => {}
+                // The reader has seen enough, as in `overlayd events | head`.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
+                Err(source) => return Err(CliError::System { doing: "write to standard output", source }),
+            }
+        }
+        Ok(())
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| CliError::System { doing: "start the runtime", source })?;
-    let agent = Agent { client: Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into())), json };
-    runtime.block_on(agent.execute(command))
+        .map_err(|source| CliError::System { doing: "start the runtime", source })
 }
 
 struct Agent {
