@@ -410,6 +410,13 @@ fn full_disk_is_told_and_nothing_is_half_done() {
     let refusal = agent.refused(&["attach", "red", "--netns", "c1"]);
     assert!(refusal.contains("no space left"), "{refusal}");
     assert_untouched(&container);
+    // The file of events has a little room of its own too.
+    let warns = || agent.done(&["status"]).contains("events are kept in memory alone");
+    let fills = || {
+        let _refusal = agent.refused(&["rm", "no-such-network"]);
+        warns()
+    };
+    assert!(eventually(Duration::from_secs(20), fills), "{}", agent.done(&["status"]));
 
     std::fs::remove_file(&filler).unwrap();
     swarm.create(&[&format!("net{created}")]);
@@ -417,6 +424,14 @@ fn full_disk_is_told_and_nothing_is_half_done() {
     let attached =
         || agent.command().args(["attach", "red", "--netns", "c1"]).output().unwrap().status.success();
     assert!(eventually(Duration::from_secs(10), attached), "{}", agent.log());
+    assert!(eventually(Duration::from_secs(10), || !warns()), "events are not written again");
+    let kept = std::fs::read_to_string(agent.state_dir().join("events.jsonl")).unwrap();
+    let numbers = kept.lines().map(|line| {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        event["seq"].as_u64().unwrap()
+    });
+    let numbers: Vec<_> = numbers.collect();
+    assert!(numbers.is_sorted_by(|one, next| one + 1 == *next), "{numbers:?}");
     agent.kill();
     swarm.start(1);
     assert_networks(&swarm, created + 1);

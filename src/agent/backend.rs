@@ -120,9 +120,15 @@ impl Inner {
     async fn begin(&self, formed: Formed) -> anyhow::Result<Arc<Member>> {
         let Formed { identity, settings, sockets } = formed;
         let failed = self.failed.clone();
-        let member =
-            Member::start(&self.config, &self.store, (identity, settings), sockets, self.hello, failed)
-                .await?;
+        let member = Member::start(
+            &self.config,
+            (&self.store, &self.events),
+            (identity, settings),
+            sockets,
+            self.hello,
+            failed,
+        )
+        .await?;
         let member = Arc::new(member);
         *self.member.write().await = Some(Arc::clone(&member));
         Ok(member)

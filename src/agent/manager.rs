@@ -32,7 +32,8 @@ use crate::control::state::{self, ClusterState, StateError, Takes};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
-use crate::id::{NodeId, Version};
+use crate::events::{Event, Events};
+use crate::id::{HostName, NodeId, Version};
 use crate::io::clock::{boot_time, wall_clock};
 use crate::membership::token::{JoinToken, TokenSecret};
 
@@ -43,6 +44,7 @@ pub(crate) struct Manager {
     state: ClusterState,
     credentials: Arc<Credentials>,
     token_clock: TokenClock,
+    events: Events,
     /// How many sessions each node has: a node that connects again may have two for a moment.
     sessions: Mutex<HashMap<NodeId, u32>>,
 }
@@ -52,10 +54,11 @@ impl Manager {
     pub(crate) fn new(
         state: ClusterState,
         credentials: Arc<Credentials>,
+        events: Events,
     ) -> Result<Arc<Self>, ManagerStartError> {
         StoredAuthority::load(&state)?;
         let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
-        let manager = Self { state, credentials, token_clock, sessions: Mutex::default() };
+        let manager = Self { state, credentials, token_clock, events, sessions: Mutex::default() };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))
@@ -120,8 +123,9 @@ impl Manager {
         let certificate = authority
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
-        let (id, advertise, data) = (node.id, node.advertise, node.data);
-        self.state.enrol_node(node, secret, now)?;
+        let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
+        let token = self.state.enrol_node(node, secret, now)?;
+        self.events.record(Event::NodeJoined { node: id, name, role, from, token });
         Ok(Enrolled {
             node: id,
             role,
@@ -166,6 +170,7 @@ impl Manager {
             let view = Arc::new(self.state.view_for(node));
             views.send_replace(view);
         }
+        self.events.record(Event::SessionEnded { node });
         let mut sessions = self.sessions.lock().expect(NO_PANIC);
         if let Some(count) = sessions.get_mut(&node) {
             *count -= 1;
@@ -190,6 +195,10 @@ impl ManagerApi for Arc<Manager> {
         self.addresses()
     }
 
+    fn node_name(&self, node: NodeId) -> Option<HostName> {
+        Some(self.state.node(node)?.name)
+    }
+
     async fn session(
         &self,
         caller: PeerIdentity,
@@ -207,6 +216,7 @@ impl ManagerApi for Arc<Manager> {
             })
             .await?;
         *self.sessions.lock().expect(NO_PANIC).entry(node).or_default() += 1;
+        self.events.record(Event::SessionBegun { node, from: caller.address });
         let (sender, views) = watch::channel(Arc::new(view));
         tokio::spawn(Arc::clone(self).tell(node, versions, sender));
         Ok(views)
@@ -500,7 +510,7 @@ mod tests {
         };
         let state = ClusterState::create(store, new, payload_signer(&credentials)).expect("a state");
         state.add_node(node(identity.node(), Role::Manager, 1)).expect("added");
-        (Manager::new(state, credentials).expect("a manager"), dir)
+        (Manager::new(state, credentials, Events::default()).expect("a manager"), dir)
     }
 
     fn worker(manager: &Manager) -> PeerIdentity {

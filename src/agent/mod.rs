@@ -4,6 +4,7 @@
 //! until it is told to stop. `member` is what runs while the node is in a cluster.
 
 mod attachments;
+mod audit;
 mod backend;
 mod container;
 mod dataplane;

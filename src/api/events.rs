@@ -12,40 +12,18 @@ use http::header;
 use super::error::ApiError;
 use super::socket::Caller;
 use super::types::{Call, EventsRequest};
-use crate::events::{Event, Events, Reason, Told};
+use crate::events::{Event, Events, Noted, Reason, Told};
 
-/// A call that is under way; it is recorded when it ends, however it ends.
-pub(super) struct Noted {
-    events: Events,
-    event: Option<Event>,
-}
-
-impl Noted {
-    pub(super) fn begin<C: Call>(events: &Events, caller: Caller, call: &C) -> Self {
-        let event = || Event::LocalRequest {
-            uid: caller.uid,
-            pid: caller.pid,
-            request: C::PATH.trim_start_matches("/v1/").to_owned(),
-            subject: call.subject().map(Reason::from),
-            // So it is recorded when the caller hangs up: a change runs to its end all the same.
-            failure: Some(Reason::of("the caller did not wait for the answer")),
-        };
-        Self { events: events.clone(), event: (!C::LOOKS).then(event) }
-    }
-
-    pub(super) fn end(mut self, error: Option<&ApiError>) {
-        if let Some(Event::LocalRequest { failure, .. }) = &mut self.event {
-            *failure = error.map(Reason::of);
-        }
-    }
-}
-
-impl Drop for Noted {
-    fn drop(&mut self) {
-        if let Some(event) = self.event.take() {
-            self.events.record(event);
-        }
-    }
+/// Takes note of a call; one that only looks is not recorded.
+pub(super) fn note<C: Call>(events: &Events, caller: Caller, call: &C) -> Noted {
+    let request = || Event::LocalRequest {
+        uid: caller.uid,
+        pid: caller.pid,
+        request: C::PATH.trim_start_matches("/v1/").to_owned(),
+        subject: call.subject().map(Reason::from),
+        failure: None,
+    };
+    Noted::begin(events, (!C::LOOKS).then(request))
 }
 
 /// Answers with the events; the caller's pace is the stream's.

@@ -17,7 +17,7 @@ use http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 
 use super::error::{ApiError, ErrorKind};
-use super::events::{self, Noted};
+use super::events;
 use super::metrics;
 use super::socket::{ApiListener, Caller};
 use super::types::{
@@ -33,7 +33,7 @@ use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
 };
-use crate::events::{Event, Events};
+use crate::events::{Event, Events, Reason};
 
 macro_rules! backend {
     ($($(#[doc = $doc:literal])* $name:ident: $request:ident -> $response:ident;)*) => {
@@ -58,9 +58,9 @@ macro_rules! backend {
                 $request::PATH,
                 post(async |caller: ConnectInfo<Caller>, backend: State<Arc<B>>, request: Body<$request>| {
                     let (State(backend), Body(request)) = (backend, request);
-                    let noted = Noted::begin(backend.events(), caller.0, &request);
+                    let noted = events::note(backend.events(), caller.0, &request);
                     let answer = backend.$name(request).await;
-                    noted.end(answer.as_ref().err());
+                    noted.end(answer.as_ref().err().map(Reason::of));
                     answer.map(Json)
                 }),
             ))*

@@ -144,6 +144,7 @@ async fn reader_of_events_that_does_not_read_keeps_nobody_waiting_and_learns_wha
         }
     }
     assert!(lost > 0 && seen >= 1024, "{seen} seen, {lost} lost");
+    agent.backend.events.close();
     agent.stop().await;
 }
 

@@ -29,6 +29,7 @@ use super::tls::peer::{CONNECT_TIMEOUT, ConnectError, dial};
 use super::tls::{Clock, connect_with_token, verify_identity};
 use super::trust::Refusal;
 use crate::cluster::Role;
+use crate::events::{Event, Events, Reason};
 use crate::id::{HostName, NodeId};
 use crate::membership::{JoinToken, TokenSecret};
 
@@ -197,7 +198,7 @@ pub enum EnrolError {
 }
 
 /// Serves enrolment for ever, or until no more streams come.
-pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolStream>) {
+pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolStream>, events: Events) {
     let mut exchanges = JoinSet::new();
     let mut failures = Failures::default();
     let mut minute = tokio::time::interval(Duration::from_secs(60));
@@ -209,11 +210,11 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
                 Some(stream) => {
                     let source = source_of(stream.from.ip());
                     let welcome = failures.begin(source);
-                    let service = Arc::clone(&service);
+                    let (service, events) = (Arc::clone(&service), events.clone());
                     // Who failed too often is not left to hold one of the few exchanges.
                     let patience = if welcome { EXCHANGE_TIMEOUT } else { Duration::from_secs(1) };
                     exchanges.spawn(async move {
-                        let exchange = answer(&*service, stream, welcome);
+                        let exchange = answer(&*service, stream, welcome, &events);
                         (source, tokio::time::timeout(patience, exchange).await.unwrap_or(false))
                     });
                 }
@@ -230,7 +231,7 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
 }
 
 /// Answers one request; true when the token was one that admits.
-async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bool {
+async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool, events: &Events) -> bool {
     let EnrolStream { mut frames, from } = stream;
     let request = match frames.receive().await {
         Ok(Some(request)) => serde_json::from_slice::<EnrolRequest>(&request),
@@ -247,7 +248,10 @@ async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bo
     };
     match &outcome {
         Ok(enrolled) => tracing::info!(%from, node = %enrolled.node, role = %enrolled.role, "node joined"),
-        Err(refusal) => tracing::warn!(%from, reason = %refusal, "join refused"),
+        Err(refusal) => {
+            tracing::warn!(%from, reason = %refusal, "join refused");
+            events.record(Event::JoinRefused { from, reason: Reason::of(refusal) });
+        }
     }
     let sent = frames.send(&to_json(&outcome)).await;
     if let Err(error) = sent.and(frames.close().await) {

@@ -108,6 +108,15 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// A peer cannot be connected to.
+    PeerUnreachable {
+        /// The peer.
+        peer: NodeId,
+        /// Its name.
+        name: HostName,
+        /// Why.
+        reason: Reason,
+    },
     /// Keys for a network were agreed on with a peer and are in use.
     KeysEstablished {
         /// The peer.
@@ -139,10 +148,14 @@ pub enum Event {
         /// When it expires, in seconds since 1970 UTC.
         expires_unix_seconds: u64,
     },
-    /// Packets came that were not authentic, or were replayed.
-    AuthenticationFailures {
-        /// How many, since the last such event.
-        packets: u64,
+    /// Packets came that nobody honest has sent, within some seconds.
+    ForgedPackets {
+        /// How many failed the integrity check.
+        unauthentic: u64,
+        /// How many had come before.
+        replayed: u64,
+        /// How many were plaintext for an encrypted network.
+        plaintext: u64,
     },
     /// More of one kind happened than are recorded.
     Suppressed {
@@ -167,7 +180,7 @@ impl Event {
             Self::CallerDenied { .. }
                 | Self::JoinRefused { .. }
                 | Self::ConnectionRefused { .. }
-                | Self::AuthenticationFailures { .. }
+                | Self::ForgedPackets { .. }
         )
     }
 
@@ -178,6 +191,7 @@ impl Event {
             Self::NodeRequest { .. }
                 | Self::SessionBegun { .. }
                 | Self::SessionEnded { .. }
+                | Self::PeerUnreachable { .. }
                 | Self::KeysEstablished { .. }
                 | Self::KeyExchangeFailed { .. }
         )
@@ -214,6 +228,9 @@ impl fmt::Display for Event {
             Self::SessionEnded { node } => write!(f, "node {node} has no session any more"),
             Self::ManagerReached {} => f.write_str("session with a manager"),
             Self::ManagerLost { reason } => write!(f, "no session with a manager: {reason}"),
+            Self::PeerUnreachable { peer, name, reason } => {
+                write!(f, "{name} ({peer}) cannot be connected to: {reason}")
+            }
             Self::KeysEstablished { peer, name, network, suite, generation } => {
                 write!(f, "keys with {name} ({peer}) on {network}: {} generation {generation}", suite.name())
             }
@@ -225,9 +242,11 @@ impl fmt::Display for Event {
                 let expires = std::time::UNIX_EPOCH + std::time::Duration::from_secs(*expires_unix_seconds);
                 write!(f, "certificate renewed, until {}", super::Timestamp(expires))
             }
-            Self::AuthenticationFailures { packets } => {
-                write!(f, "{packets} packets were not authentic, or were replayed")
-            }
+            Self::ForgedPackets { unauthentic, replayed, plaintext } => write!(
+                f,
+                "packets that nobody honest has sent: {unauthentic} not authentic, {replayed} replayed, \
+                 {plaintext} in plaintext for an encrypted network"
+            ),
             Self::Suppressed { kind, count } => write!(f, "{count} more events of {kind} are not recorded"),
         }
     }

@@ -101,7 +101,7 @@ mod tests {
         });
         let recorded = u64::try_from(recorded.count()).expect("a number");
         assert_eq!(recorded, 50 + 29, "a burst, and one each 2 s");
-        assert!(quotas.admit(&Event::AuthenticationFailures { packets: 1 }, at(60_000)));
+        assert!(quotas.admit(&Event::CallerDenied { uid: 1, pid: None }, at(60_000)));
         for _ in 0..10_000 {
             assert!(quotas.admit(&Event::AgentStopped {}, at(60_000)), "what no other causes has no limit");
         }

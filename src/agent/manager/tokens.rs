@@ -160,8 +160,9 @@ mod tests {
         let (key_channels, _) = mpsc::channel(8);
         let (rpc, _) = mpsc::channel(8);
         let (enrol, machines) = mpsc::channel(64);
-        tokio::spawn(enrol::serve(Arc::new(Arc::clone(manager)), machines));
-        let doors = Doors { key_channels, manager: Some(ManagerDoors { rpc, enrol }) };
+        let events = manager.events.clone();
+        tokio::spawn(enrol::serve(Arc::new(Arc::clone(manager)), machines, events.clone()));
+        let doors = Doors { key_channels, manager: Some(ManagerDoors { rpc, enrol }), events };
         tokio::spawn(listen(listener, Arc::clone(&manager.credentials), doors));
         address
     }
@@ -180,9 +181,8 @@ mod tests {
     }
 
     async fn refusal(manager: SocketAddr, token: &JoinToken) -> EnrolRefusal {
-        match join(manager, token, 10).await.expect_err("a token that has ended") {
-            EnrolError::Refused(refusal) => refusal,
-            other => panic!("{other}"),
-        }
+        let error = join(manager, token, 10).await.expect_err("a token that has ended");
+        let EnrolError::Refused(refusal) = error else { panic!("{error}") };
+        refusal
     }
 }

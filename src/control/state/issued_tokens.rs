@@ -76,7 +76,7 @@ impl ClusterState {
     /// When its life is too short or too long, there are too many, or the disk refuses.
     pub fn issue_token(&self, new: &NewToken, now: u64) -> Result<TokenInfo, StateError> {
         let life = new.life.map(|life| life.as_secs());
-        if life.is_some_and(|life| life < SHORTEST_LIFE || life > LONGEST_LIFE) {
+        if life.is_some_and(|life| !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&life)) {
             return Err(StateError::TokenLife);
         }
         self.change(|model| {
@@ -156,26 +156,27 @@ impl ClusterState {
         Ok(find(&self.model(), secret, now)?.role())
     }
 
-    /// Adds a node that enrols with a token: the node and the use of the token are one change.
+    /// Adds a node that enrols with a token, and names the token: the node and the use of the token are one
+    /// change.
     ///
     /// # Errors
     /// When the token admits nobody (any more) or to another role, the node's id is or was in use, or an
     /// address of it lies in a network's subnet.
-    pub fn enrol_node(&self, node: Node, secret: &[u8; 16], now: u64) -> Result<(), StateError> {
+    pub fn enrol_node(&self, node: Node, secret: &[u8; 16], now: u64) -> Result<TokenName, StateError> {
         self.change(|model| {
             let found = find(model, secret, now)?;
             if found.role() != node.role {
                 return Err(TokenRefusal::Unknown.into());
             }
-            let used = match found {
-                Found::Standing(_) => None,
-                Found::Issued(token) => Some(token.used_by(node.id, now)),
+            let (name, used) = match found {
+                Found::Standing(role) => (TokenName::Standing(role), None),
+                Found::Issued(token) => (TokenName::Issued(token.id), Some(token.used_by(node.id, now))),
             };
             if model.nodes.contains_key(&node.id) || model.removed.contains_key(&node.id) {
                 return Err(StateError::NodeExists { node: node.id });
             }
             subnets::check_node(model, &node)?;
-            Ok(((), used.map(Change::PutToken).into_iter().chain([Change::PutNode(node)]).collect()))
+            Ok((name, used.map(Change::PutToken).into_iter().chain([Change::PutNode(node)]).collect()))
         })
     }
 }
