@@ -13,6 +13,7 @@ use crate::forward::Tables;
 use crate::id::LaneCount;
 use crate::io::steer::Group;
 use crate::wire::traffic_class::Dscp;
+use crate::wire::vxlan::LeftChecksums;
 use crate::worker::{self, Flood, FloodLimit, Lane, LaneConfig, LaneEvent};
 
 /// One for each of the sockets for ESP.
@@ -31,7 +32,9 @@ pub(super) fn start_lanes(
     let configs = sockets.map(|((id, esp), vxlan)| {
         let (tables, flood) = (Arc::clone(tables), flood.clone());
         let dscp = if config.copy_dscp { Dscp::Copied } else { Dscp::Hidden };
-        LaneConfig { id, esp, vxlan, tables, flood, busy_poll: config.busy_poll, dscp }
+        let checksums =
+            if config.offload.remote_checksum { LeftChecksums::Passed } else { LeftChecksums::Made };
+        LaneConfig { id, esp, vxlan, tables, flood, busy_poll: config.busy_poll, dscp, checksums }
     });
     tracing::info!(lanes = count.get(), "packets are carried");
     configs.map(|lane| Ok(Arc::new(worker::spawn(lane)?))).collect()
