@@ -10,16 +10,17 @@ use std::time::Duration;
 use tokio::sync::{Mutex, RwLock, mpsc};
 
 use super::attachments::blocking;
+use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
 use super::{rekey, report};
 use crate::api::types::{
-    AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
-    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
-    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, NetworkSummary, NodeState, NodeSummary, PeersRequest, PeersResponse, RekeyRequest,
-    RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest,
-    StatusResponse, TokenRequest, TokenResponse,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CreateNetworkRequest, CreateNetworkResponse,
+    DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
+    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse,
+    ListNodesRequest, ListNodesResponse, NetworkSummary, NodeState, NodeSummary, PeersRequest, PeersResponse,
+    RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse,
+    StatusRequest, StatusResponse, TokenRequest, TokenResponse,
 };
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
@@ -360,6 +361,10 @@ impl Backend for Daemon {
 
     async fn rekey(&self, request: RekeyRequest) -> Result<RekeyResponse, ApiError> {
         rekey::rekey(&*self.member().await?, request).await
+    }
+
+    async fn ca(&self, _: CaRequest) -> Result<CaResponse, ApiError> {
+        ca::roots(&*self.member().await?)
     }
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {

@@ -9,10 +9,10 @@ use tokio::net::lookup_host;
 use zeroize::Zeroizing;
 
 use super::attachments::blocking;
-use super::manager::{StoredAuthority, first_identity};
+use super::authority::{StoredAuthority, first_identity};
 use super::member::{Sockets, host_name, membership_signer};
 use crate::api::ApiError;
-use crate::api::types::{InitRequest, JoinRequest};
+use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
 use crate::cluster::{Node, Role};
 use crate::config::OffloadConfig;
 use crate::control::ca::CertificateAuthority;
@@ -88,7 +88,10 @@ pub(super) async fn init(
     let mtu = sockets.underlay_mtu();
     let cluster = ClusterId::from_entropy(rand::random());
     let life = Duration::from_secs(request.cert_expiry_seconds);
-    let authority = CertificateAuthority::create(cluster, wall_clock()).map_err(internal)?;
+    let authority = match &request.authority {
+        None => CertificateAuthority::create(cluster, wall_clock()).map_err(internal)?,
+        Some(brought) => import(cluster, brought, life)?,
+    };
     let identity = first_identity(&authority, life).map_err(|error| ApiError::invalid(error.to_string()))?;
     let node = node(&identity, mtu);
     let trust = Trust::of(&identity).map_err(internal)?;
@@ -168,6 +171,18 @@ pub(super) async fn join(
         ))
     })?;
     Ok((Formed { identity, settings, sockets }, enrolled))
+}
+
+/// The authority that the operator brought.
+pub(super) fn import(
+    cluster: ClusterId,
+    brought: &BroughtAuthority,
+    life: Duration,
+) -> Result<CertificateAuthority, ApiError> {
+    let life = time::Duration::try_from(life).unwrap_or(time::Duration::MAX);
+    let BroughtAuthority { certificate_pem, key_pem } = brought;
+    CertificateAuthority::import(cluster, certificate_pem, key_pem, life, wall_clock())
+        .map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {

@@ -8,14 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
+use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role, View};
-use crate::control::ca::{AuthorityError, CertificateAuthority};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
-use crate::control::identity::NodeIdentity;
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
     Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
@@ -44,8 +41,9 @@ impl Manager {
     pub(crate) fn new(
         state: ClusterState,
         credentials: Arc<Credentials>,
-    ) -> Result<Arc<Self>, ManagerStartError> {
-        StoredAuthority::load(&state)?;
+    ) -> Result<Arc<Self>, StoredAuthorityError> {
+        // What cannot be read is told now, and not by the first node that wants a certificate.
+        StoredAuthority::open(&state)?;
         let manager = Self { state, credentials, sessions: Mutex::default() };
         // Before the first connection is accepted.
         manager.renew_trust();
@@ -106,8 +104,8 @@ impl Manager {
             data: SocketAddr::new(usable(data_ip)?, self.data_port()),
             underlay_mtu: machine.underlay_mtu,
         };
-        let authority = StoredAuthority::load(&self.state)
-            .map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
+        let authority = StoredAuthority::open(&self.state);
+        let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
         let certificate = authority
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
@@ -285,7 +283,7 @@ impl Manager {
     async fn renewed(&self, csr: String, node: NodeId, role: Role) -> Result<Renewed, ManagerError> {
         let life = self.certificate_life();
         let issue = move |state: &ClusterState| {
-            Ok(StoredAuthority::load(state)
+            Ok(StoredAuthority::open(state)
                 .map(|authority| authority.issue(&csr, node, role, wall_clock(), life)))
         };
         let failed = |kind, error: &dyn std::error::Error| ManagerError::new(kind, error.to_string());
@@ -309,50 +307,6 @@ impl Manager {
     }
 }
 
-/// The certificate authority as the cluster's state keeps it, sealed: its key is in memory only
-/// while something is signed.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct StoredAuthority {
-    certificate_pem: String,
-    key_base64: Zeroizing<String>,
-}
-
-impl StoredAuthority {
-    /// The bytes to keep.
-    pub(crate) fn store(authority: &CertificateAuthority) -> Zeroizing<Vec<u8>> {
-        let stored = Self {
-            certificate_pem: authority.certificate_pem(),
-            key_base64: Zeroizing::new(data_encoding::BASE64.encode(&authority.key_pkcs8())),
-        };
-        // What a vector leaves behind when it grows is not wiped.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(8192));
-        serde_json::to_writer(&mut *bytes, &stored).expect("two strings have a JSON form");
-        bytes
-    }
-
-    fn load(state: &ClusterState) -> Result<CertificateAuthority, ManagerStartError> {
-        let stored: Self =
-            serde_json::from_slice(&state.ca()?).map_err(|_| ManagerStartError::AuthorityDamaged)?;
-        let key = data_encoding::BASE64.decode(stored.key_base64.as_bytes());
-        let key = Zeroizing::new(key.map_err(|_| ManagerStartError::AuthorityDamaged)?);
-        Ok(CertificateAuthority::from_stored(&stored.certificate_pem, &key)?)
-    }
-}
-
-/// Why a manager cannot start.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ManagerStartError {
-    /// The cluster's state.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The stored authority does not parse.
-    #[error("the stored certificate authority is damaged: restore the state directory from a backup")]
-    AuthorityDamaged,
-    /// The stored authority contradicts itself.
-    #[error(transparent)]
-    Authority(#[from] AuthorityError),
-}
-
 impl From<StateError> for ManagerError {
     fn from(error: StateError) -> Self {
         let kind = match error.kind() {
@@ -365,21 +319,6 @@ impl From<StateError> for ManagerError {
         };
         Self::new(kind, error.to_string())
     }
-}
-
-/// The identity of a cluster's first node, signed by its own authority.
-pub(crate) fn first_identity(
-    authority: &CertificateAuthority,
-    life: Duration,
-) -> Result<NodeIdentity, ManagerStartError> {
-    use crate::control::identity::NodeKey;
-    let key = NodeKey::generate().map_err(|_| ManagerStartError::AuthorityDamaged)?;
-    let csr = key.request_pem().map_err(|_| ManagerStartError::AuthorityDamaged)?;
-    let life = time::Duration::try_from(life).unwrap_or(time::Duration::MAX);
-    let node = NodeId::from_entropy(rand::random());
-    let certificate = authority.issue(&csr, node, Role::Manager, wall_clock(), life)?;
-    NodeIdentity::new(vec![certificate], &key, authority.root().clone())
-        .map_err(|_| ManagerStartError::AuthorityDamaged)
 }
 
 fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
@@ -398,8 +337,10 @@ const NO_PANIC: &str = "nothing panics while nodes are counted";
 
 #[cfg(test)]
 mod tests {
+    use super::super::authority::first_identity;
     use super::super::member::membership_signer;
     use super::*;
+    use crate::control::ca::CertificateAuthority;
     use crate::control::renewal;
     use crate::control::state::{NewCluster, Tokens};
     use crate::control::store::Store;

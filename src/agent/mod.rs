@@ -4,7 +4,9 @@
 //! until it is told to stop. `member` is what runs while the node is in a cluster.
 
 mod attachments;
+mod authority;
 mod backend;
+mod ca;
 mod container;
 mod dataplane;
 mod formation;

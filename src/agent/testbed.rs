@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::manager::first_identity;
+use super::authority::first_identity;
 use crate::cluster::{Endpoint, Membership, Network, NetworkView, Node, Role, Subnet, View};
 use crate::control::ca::CertificateAuthority;
 use crate::control::identity::NodeIdentity;

@@ -19,12 +19,12 @@ use super::error::{ApiError, ErrorKind};
 use super::metrics;
 use super::socket::{ApiListener, Caller};
 use super::types::{
-    AttachRequest, AttachResponse, Call, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
-    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
-    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
-    RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest,
-    TokenResponse,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, Call, CreateNetworkRequest, CreateNetworkResponse,
+    DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
+    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse,
+    ListNodesRequest, ListNodesResponse, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse,
+    RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
+    TokenRequest, TokenResponse,
 };
 
 macro_rules! backend {
@@ -83,6 +83,8 @@ backend! {
     rekey: RekeyRequest -> RekeyResponse;
     /// The counters.
     stats: StatsRequest -> StatsResponse;
+    /// The cluster's root certificate.
+    ca: CaRequest -> CaResponse;
 }
 
 /// Answers calls until `stop` resolves and the calls in flight are done.

@@ -12,12 +12,12 @@ use tower::ServiceExt;
 use super::server::router;
 use super::socket::Caller;
 use super::types::{
-    AttachRequest, AttachResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
-    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse, JoinRequest,
-    JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-    ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse,
-    RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
-    TokenRequest, TokenResponse,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CreateNetworkRequest, CreateNetworkResponse,
+    DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
+    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse,
+    ListNodesRequest, ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RekeyRequest,
+    RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest,
+    StatusResponse, TokenRequest, TokenResponse,
 };
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
@@ -199,6 +199,10 @@ impl Backend for Canned {
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {
         Ok(StatsResponse::default())
+    }
+
+    async fn ca(&self, _: CaRequest) -> Result<CaResponse, ApiError> {
+        Err(unused())
     }
 
     async fn init(&self, _: InitRequest) -> Result<InitResponse, ApiError> {

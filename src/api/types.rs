@@ -4,6 +4,7 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod ca;
 mod rekey;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use crate::id::{
 use crate::rate::RateLimits;
 use crate::sa::Suite;
 
+pub use ca::{BroughtAuthority, CaRequest, CaResponse, CaRoot};
 pub use rekey::{RekeyRequest, RekeyResponse, RekeyedLink};
 
 /// A request type: knows its path and what it is answered with.
@@ -58,6 +60,7 @@ calls! {
     PeersRequest -> PeersResponse at "peers";
     RekeyRequest -> RekeyResponse at "rekey";
     StatsRequest -> StatsResponse at "stats";
+    CaRequest -> CaResponse at "ca";
 }
 
 /// Makes a new cluster with this node as its manager.
@@ -77,6 +80,9 @@ pub struct InitRequest {
     pub default_addr_pools: Vec<IpNet>,
     /// How long a node's certificate lives.
     pub cert_expiry_seconds: u64,
+    /// The cluster's certificate authority; a new one is made when absent.
+    #[serde(default)]
+    pub authority: Option<BroughtAuthority>,
 }
 
 /// The new cluster, and what a worker needs to join it.

@@ -1,5 +1,6 @@
 //! The commands and their flags, and the requests that they make.
 
+mod ca;
 mod rekey;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use self::ca::BroughtCa;
 use super::{CliError, netns};
 use crate::api::VERSION;
 use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
@@ -117,6 +119,8 @@ pub enum ClientCommand {
     Rekey(RekeyArguments),
     /// Show what was carried and what was dropped, and why
     Stats,
+    /// Print the root certificate that every node trusts
+    Ca,
 }
 
 /// Commands about nodes.
@@ -182,6 +186,8 @@ pub struct InitArguments {
     /// How long a node's certificate lives; it is renewed long before
     #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = certificate_life)]
     cert_expiry: Duration,
+    #[command(flatten)]
+    ca: BroughtCa,
 }
 
 impl InitArguments {
@@ -200,6 +206,7 @@ impl InitArguments {
             data_port: self.data_port,
             default_addr_pools: self.default_addr_pool,
             cert_expiry_seconds: self.cert_expiry.as_secs(),
+            authority: self.ca.read()?,
         })
     }
 }

@@ -19,7 +19,7 @@ pub use logging::start_log;
 pub use netns::NetnsError;
 
 use crate::api::types::{
-    Call, DetachRequest, DetachTarget, InspectNetworkRequest, LeaveRequest, ListNetworksRequest,
+    CaRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest, LeaveRequest, ListNetworksRequest,
     ListNodesRequest, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest,
     TokenRequest,
 };
@@ -39,6 +39,14 @@ pub enum CliError {
     /// `--netns` leads nowhere.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// A file that the command names cannot be read.
+    #[error("cannot read {}", .file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The agent's configuration is refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -67,7 +75,12 @@ impl CliError {
     pub fn report(&self) -> Option<&str> {
         match self {
             Self::NotRenewed { report, .. } => Some(report),
-            Self::Usage(_) | Self::Agent(_) | Self::Netns(_) | Self::Config(_) | Self::System { .. } => None,
+            Self::Usage(_)
+            | Self::Agent(_)
+            | Self::Netns(_)
+            | Self::Config(_)
+            | Self::File { .. }
+            | Self::System { .. } => None,
         }
     }
 
@@ -79,6 +92,7 @@ impl CliError {
             | Self::Netns(_)
             | Self::Config(_)
             | Self::NotRenewed { .. }
+            | Self::File { .. }
             | Self::System { .. } => 1,
         }
     }
@@ -135,6 +149,7 @@ impl Agent {
             ClientCommand::Node(NodeCommand::Ls) => self.call(&ListNodesRequest {}, tables::nodes).await,
             ClientCommand::Peers => self.call(&PeersRequest {}, tables::peers).await,
             ClientCommand::Rekey(arguments) => self.rekey(&arguments.request()).await,
+            ClientCommand::Ca => self.call(&CaRequest {}, report::ca::roots).await,
             ClientCommand::Stats => self.call(&StatsRequest {}, tables::stats).await,
         }
     }

@@ -1,5 +1,7 @@
 //! What commands about one thing print: pure text from a response.
 
+pub(super) mod ca;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};

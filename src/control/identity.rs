@@ -50,7 +50,7 @@ impl NodeIdentity {
         root: CertificateDer<'static>,
     ) -> Result<Self, IdentityError> {
         let name = CertificateName::parse(chain.first().ok_or(IdentityError::NotX509)?)?;
-        if CertificateName::cluster_of_root(&root)? != name.cluster {
+        if CertificateName::cluster_of_root(&root)?.is_some_and(|named| named != name.cluster) {
             return Err(IdentityError::RootOfAnother);
         }
         let identity = Self { name, chain, key, root };
@@ -168,13 +168,14 @@ impl CertificateName {
         })
     }
 
-    /// Reads the cluster's id from a root certificate.
+    /// The cluster that a root certificate was made for, if it names one: a root that the operator
+    /// brought names none.
     ///
     /// # Errors
-    /// It is no X.509 certificate, or names no cluster.
-    pub fn cluster_of_root(root: &CertificateDer<'_>) -> Result<ClusterId, IdentityError> {
+    /// It is no X.509 certificate.
+    pub fn cluster_of_root(root: &CertificateDer<'_>) -> Result<Option<ClusterId>, IdentityError> {
         let (_, parsed) = x509_parser::parse_x509_certificate(root).map_err(|_| IdentityError::NotX509)?;
-        cluster_of(parsed.subject())
+        Ok(cluster_of(parsed.subject()).ok())
     }
 }
 

@@ -183,8 +183,8 @@ impl RootVerifier {
         roots.add(root.clone().into_owned()).map_err(Refusal::Tls)?;
         server_chain(end_entity, intermediates, &roots, now)
             .map_err(|error| Refusal::from_chain(error, &name, moment(now)))?;
-        if name.cluster != cluster {
-            return Err(Refusal::WrongCluster { theirs: name.cluster, ours: cluster });
+        if let Some(ours) = cluster.filter(|named| *named != name.cluster) {
+            return Err(Refusal::WrongCluster { theirs: name.cluster, ours });
         }
         if name.role != Role::Manager {
             return Err(Refusal::NotAManager { node: name.node });
