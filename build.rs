@@ -3,7 +3,7 @@
 use tonic_build::manual::{Builder, Method, Service};
 
 /// Name in Rust, name on the wire, request, response. Types are those of `control::rpc::messages`.
-const METHODS: [(&str, &str, &str, &str); 10] = [
+const METHODS: [(&str, &str, &str, &str); 12] = [
     ("create_network", "CreateNetwork", "NewNetwork", "NetworkReply"),
     ("remove_network", "RemoveNetwork", "RemoveNetwork", "Done"),
     ("list_networks", "ListNetworks", "ListNetworks", "Networks"),
@@ -14,6 +14,8 @@ const METHODS: [(&str, &str, &str, &str); 10] = [
     ("list_nodes", "ListNodes", "ListNodes", "Nodes"),
     ("renew", "Renew", "Renew", "Renewed"),
     ("leave", "Leave", "Leave", "Done"),
+    ("rotate_ca", "RotateCa", "RotateCa", "Done"),
+    ("ca_status", "CaStatus", "CaStatusRequest", "CaStatus"),
 ];
 
 fn main() {

@@ -38,6 +38,8 @@ fn help_names_every_command_and_flag() {
         (&["detach"], &["--netns", "--endpoint"]),
         (&["node", "ls"], &["--socket", "--json"]),
         (&["rekey"], &["--peer", "[NET]"]),
+        (&["ca"], &["rotate", "status"]),
+        (&["ca", "rotate"], &["--cert", "--key", "--detach"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -90,6 +92,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["detach", "red", "--endpoint", "1"], "25 digits"),
         (&["node"], "ls"),
         (&["rekey", "red", "--peer", "b"], "cannot be used with"),
+        (&["ca", "rotate", "--cert", "root.pem"], "--key"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -121,6 +124,8 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["rekey"],
         &["stats"],
         &["ca"],
+        &["ca", "status"],
+        &["ca", "rotate"],
     ] {
         let output = at(&socket, call);
         assert_eq!(code(&output), 1, "{call:?}: {}", stderr(&output));

@@ -15,12 +15,13 @@ use super::formation::{self, Formed};
 use super::member::Member;
 use super::{rekey, report};
 use crate::api::types::{
-    AttachRequest, AttachResponse, CaRequest, CaResponse, CreateNetworkRequest, CreateNetworkResponse,
-    DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
-    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse,
-    ListNodesRequest, ListNodesResponse, NetworkSummary, NodeState, NodeSummary, PeersRequest, PeersResponse,
-    RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse,
-    StatusRequest, StatusResponse, TokenRequest, TokenResponse,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
+    CreateNetworkRequest, CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse,
+    InspectNetworkRequest, InspectNetworkResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
+    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, NetworkSummary,
+    NodeState, NodeSummary, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
+    RemoveNetworkResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
+    TokenRequest, TokenResponse,
 };
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
@@ -287,7 +288,8 @@ impl Backend for Daemon {
         let request = messages::InspectNetwork { name: request.network };
         let view = member.client.inspect_network(request).await?.view;
         let identity = member.credentials.identity();
-        let membership = view.membership.verify(identity.root(), identity.cluster(), &BTreeSet::new());
+        let trust = member.credentials.trust();
+        let membership = view.membership.verify(trust.roots(), identity.cluster(), &BTreeSet::new());
         let epoch = membership.map_err(|error| ApiError::internal(error.to_string()))?.epoch;
         let is_known = !view.nodes.is_empty() || view.network.mtu.is_some();
         let effective_mtu = if is_known { Some(member.dataplane.mtu(&view).await) } else { None };
@@ -365,6 +367,14 @@ impl Backend for Daemon {
 
     async fn ca(&self, _: CaRequest) -> Result<CaResponse, ApiError> {
         ca::roots(&*self.member().await?)
+    }
+
+    async fn rotate_ca(&self, request: RotateCaRequest) -> Result<CaStatusResponse, ApiError> {
+        ca::rotate(&*self.member().await?, request).await
+    }
+
+    async fn ca_status(&self, _: CaStatusRequest) -> Result<CaStatusResponse, ApiError> {
+        ca::status(&*self.member().await?).await
     }
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {

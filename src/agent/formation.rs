@@ -13,7 +13,7 @@ use super::authority::{StoredAuthority, first_identity};
 use super::member::{Sockets, host_name, membership_signer};
 use crate::api::ApiError;
 use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
-use crate::cluster::{Node, Role};
+use crate::cluster::{Node, Role, View};
 use crate::config::OffloadConfig;
 use crate::control::ca::CertificateAuthority;
 use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
@@ -99,6 +99,7 @@ pub(super) async fn init(
     let new = NewCluster {
         id: cluster,
         ca: StoredAuthority::store(&authority),
+        root: authority.root().to_vec(),
         pools: request.default_addr_pools.into_iter().map(AddressPool::of).collect(),
         certificate_life: life,
         tokens: Tokens { worker: rand::random(), manager: rand::random() },
@@ -158,9 +159,12 @@ pub(super) async fn join(
         ))
     })?;
     let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
+    let roots = enrolled.roots.clone();
     blocking(move || {
         // What an earlier cluster may have left when it could not be forgotten.
         store.leave_cluster()?;
+        // Before a manager has told its view, the roots are all there is of it.
+        store.put_view(&View { roots, ..View::default() })?;
         store.put_enrolment(&written, &as_written)
     })
     .await

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::authority::{StoredAuthority, StoredAuthorityError};
@@ -15,9 +16,9 @@ use crate::cluster::{Node, Role, View};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
-    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest,
-    Token, TokenRequest,
+    Attach, Attached, CaStatus, CaStatusRequest, Detach, Done, InspectNetwork, Leave, ListNetworks,
+    ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeStatus, Nodes, RemoveNetwork, Renew,
+    Renewed, RotateCa, SessionRequest, Token, TokenRequest,
 };
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use crate::control::state::{self, ClusterState, StateError};
@@ -26,14 +27,15 @@ use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
 use crate::id::{NodeId, Version};
 use crate::io::clock::wall_clock;
+use crate::membership::Root;
 use crate::membership::token::{JoinToken, TokenSecret};
 
 /// The manager of a cluster, on the node that keeps its state.
 pub(crate) struct Manager {
-    state: ClusterState,
+    pub(super) state: ClusterState,
     credentials: Arc<Credentials>,
     /// How many sessions each node has: a node that connects again may have two for a moment.
-    sessions: Mutex<HashMap<NodeId, u32>>,
+    pub(super) sessions: Mutex<HashMap<NodeId, u32>>,
 }
 
 impl Manager {
@@ -43,7 +45,7 @@ impl Manager {
         credentials: Arc<Credentials>,
     ) -> Result<Arc<Self>, StoredAuthorityError> {
         // What cannot be read is told now, and not by the first node that wants a certificate.
-        StoredAuthority::open(&state)?;
+        state.name_root(StoredAuthority::open(&state)?.root())?;
         let manager = Self { state, credentials, sessions: Mutex::default() };
         // Before the first connection is accepted.
         manager.renew_trust();
@@ -64,7 +66,7 @@ impl Manager {
 
     fn renew_trust(&self) {
         let members = self.state.nodes().into_iter().map(|status| status.node.id).collect();
-        match Trust::of(&self.credentials.identity()) {
+        match Trust::new(self.state.id(), self.state.roots()) {
             Ok(trust) => {
                 self.credentials
                     .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members));
@@ -73,7 +75,8 @@ impl Manager {
         }
     }
 
-    /// The join token of a role.
+    /// The join token of a role. It names the root of this manager's own certificate, which is what a
+    /// machine that joins is shown.
     pub(crate) fn token(&self, role: Role) -> JoinToken {
         let identity = self.credentials.identity();
         JoinToken::new(identity.root(), TokenSecret::from_entropy(self.state.token(role)))
@@ -122,8 +125,9 @@ impl Manager {
         Ok(Enrolled {
             node: id,
             role,
-            chain: vec![certificate],
+            chain: self.chain(certificate, authority.root()),
             root: authority.root().clone(),
+            roots: self.state.roots(),
             managers: self.addresses(),
             advertise,
             data,
@@ -197,8 +201,9 @@ impl ManagerApi for Arc<Manager> {
         let versions = self.state.versions();
         let view = self
             .on_state(move |state| {
-                let SessionRequest { node: Node { advertise, data, underlay_mtu, .. }, endpoints } = request;
-                state.update_node(node, advertise, data, underlay_mtu)?;
+                let SessionRequest { node: this, endpoints, standing } = request;
+                state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
+                standing.map_or(Ok(()), |standing| state.note_standing(node, standing))?;
                 state.reconcile_node(node, &endpoints.into_iter().collect())?;
                 Ok(state.view_for(node))
             })
@@ -261,6 +266,14 @@ impl ManagerApi for Arc<Manager> {
         self.renewed(request.csr, caller.node, caller.role).await
     }
 
+    async fn rotate_ca(&self, _: PeerIdentity, request: RotateCa) -> Result<Done, ManagerError> {
+        Manager::rotate(self, request).await
+    }
+
+    async fn ca_status(&self, _: PeerIdentity, _: CaStatusRequest) -> Result<CaStatus, ManagerError> {
+        Ok(Manager::rotation_status(self))
+    }
+
     async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
         // It may hold a later certificate than the one that it came with.
         let latest = wall_clock().saturating_add(self.certificate_life());
@@ -283,20 +296,29 @@ impl Manager {
     async fn renewed(&self, csr: String, node: NodeId, role: Role) -> Result<Renewed, ManagerError> {
         let life = self.certificate_life();
         let issue = move |state: &ClusterState| {
-            Ok(StoredAuthority::open(state)
-                .map(|authority| authority.issue(&csr, node, role, wall_clock(), life)))
+            Ok(StoredAuthority::open(state).map(|authority| {
+                let leaf = authority.issue(&csr, node, role, wall_clock(), life);
+                leaf.map(|leaf| (leaf, authority.root().clone()))
+            }))
         };
         let failed = |kind, error: &dyn std::error::Error| ManagerError::new(kind, error.to_string());
         let issued = self.on_state(issue).await?.map_err(|error| failed(ErrorKind::Internal, &error))?;
-        let certificate = issued.map_err(|error| failed(ErrorKind::Invalid, &error))?;
-        Ok(Renewed { chain: vec![certificate] })
+        let (leaf, root) = issued.map_err(|error| failed(ErrorKind::Invalid, &error))?;
+        Ok(Renewed { chain: self.chain(leaf, &root), root: Some(Root::plain(root.to_vec())) })
     }
 
-    fn certificate_life(&self) -> time::Duration {
+    /// A certificate with the cross-signature of its root, if that is new: it leads to the old root too.
+    fn chain(&self, leaf: CertificateDer<'static>, root: &[u8]) -> Vec<CertificateDer<'static>> {
+        let roots = self.state.roots();
+        let cross = roots.iter().find(|known| known.der() == root).and_then(Root::cross);
+        std::iter::once(leaf).chain(cross.map(|cross| cross.to_vec().into())).collect()
+    }
+
+    pub(super) fn certificate_life(&self) -> time::Duration {
         time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX)
     }
 
-    async fn on_state<T: Send + 'static>(
+    pub(super) async fn on_state<T: Send + 'static>(
         &self,
         work: impl FnOnce(&ClusterState) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, ManagerError> {
@@ -333,7 +355,7 @@ fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
 /// RFC 3948's.
 const DEFAULT_DATA_PORT: u16 = 4500;
 const BATCH: Duration = Duration::from_millis(20);
-const NO_PANIC: &str = "nothing panics while nodes are counted";
+pub(super) const NO_PANIC: &str = "nothing panics while nodes are counted";
 
 #[cfg(test)]
 mod tests {
@@ -381,7 +403,8 @@ mod tests {
             nodes: [before.node()].into(),
         };
         let signed = signer(&membership).expect("signed");
-        let verified = signed.verify(after.root(), after.cluster(), &std::collections::BTreeSet::new());
+        let verified =
+            signed.verify(&manager.state.roots(), after.cluster(), &std::collections::BTreeSet::new());
         assert_eq!(verified, Ok(membership));
     }
 
@@ -397,6 +420,7 @@ mod tests {
         let new = NewCluster {
             id: cluster,
             ca: StoredAuthority::store(&authority),
+            root: authority.root().to_vec(),
             pools: Vec::new(),
             certificate_life: life,
             tokens: Tokens { worker: rand::random(), manager: rand::random() },

@@ -20,7 +20,9 @@ mod peers;
 mod placement;
 mod rekey;
 mod report;
+mod rotation;
 mod slots;
+mod standing;
 mod tasks;
 #[cfg(test)]
 mod testbed;

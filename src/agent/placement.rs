@@ -13,7 +13,7 @@ use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot};
-use crate::membership::{KnownMemberships, MembershipError, News, SignedMembership};
+use crate::membership::{KnownMemberships, MembershipError, News, Roots, SignedMembership};
 use crate::wire::vxlan;
 
 /// One peer in one network: a link if the network is encrypted, a VTEP if not.
@@ -86,7 +86,7 @@ impl Placement {
             node: identity.node(),
             underlay_mtu: None,
             view: Arc::default(),
-            memberships: KnownMemberships::new(identity.root().to_vec(), identity.cluster()),
+            memberships: KnownMemberships::new(Roots::sole(identity.root().to_vec()), identity.cluster()),
             networks: Slots::default(),
             ports: Slots::default(),
             links: Slots::default(),
@@ -123,6 +123,9 @@ impl Placement {
     pub(crate) fn follow(&mut self, view: Arc<View>) {
         for network in self.view.networks.keys().filter(|network| !view.networks.contains_key(network)) {
             self.memberships.forget(*network);
+        }
+        if !view.roots.is_empty() {
+            self.memberships.trust(view.roots.clone());
         }
         let mut refused = BTreeMap::new();
         for (id, network) in &view.networks {

@@ -11,7 +11,7 @@ use crate::control::ca::CertificateAuthority;
 use crate::control::identity::NodeIdentity;
 use crate::id::{ClusterId, EndpointId, Epoch, MacAddr, NetworkId, NodeId, Version, Vni};
 use crate::io::clock::wall_clock;
-use crate::membership::SignedMembership;
+use crate::membership::{Roots, SignedMembership};
 
 pub(super) struct PaperCluster {
     /// Of the manager, which is the node under test as well.
@@ -84,6 +84,7 @@ impl PaperCluster {
             version: Version::new(self.version),
             managers: Vec::new(),
             removed: removed.iter().map(|number| peer(*number)).collect::<BTreeSet<_>>(),
+            roots: Roots::default(),
             networks: networks.into_iter().map(|network| (network.network.id, network)).collect(),
         })
     }

@@ -19,12 +19,12 @@ use super::error::{ApiError, ErrorKind};
 use super::metrics;
 use super::socket::{ApiListener, Caller};
 use super::types::{
-    AttachRequest, AttachResponse, CaRequest, CaResponse, Call, CreateNetworkRequest, CreateNetworkResponse,
-    DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
-    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse,
-    ListNodesRequest, ListNodesResponse, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse,
-    RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
-    TokenRequest, TokenResponse,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse, Call,
+    CreateNetworkRequest, CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse,
+    InspectNetworkRequest, InspectNetworkResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
+    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, PeersRequest,
+    PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, RotateCaRequest,
+    StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest, TokenResponse,
 };
 
 macro_rules! backend {
@@ -85,6 +85,10 @@ backend! {
     stats: StatsRequest -> StatsResponse;
     /// The cluster's root certificate.
     ca: CaRequest -> CaResponse;
+    /// Begins to replace the root.
+    rotate_ca: RotateCaRequest -> CaStatusResponse;
+    /// How far the replacement of the root is.
+    ca_status: CaStatusRequest -> CaStatusResponse;
 }
 
 /// Answers calls until `stop` resolves and the calls in flight are done.

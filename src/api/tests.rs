@@ -12,12 +12,12 @@ use tower::ServiceExt;
 use super::server::router;
 use super::socket::Caller;
 use super::types::{
-    AttachRequest, AttachResponse, CaRequest, CaResponse, CreateNetworkRequest, CreateNetworkResponse,
-    DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
-    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListNetworksRequest, ListNetworksResponse,
-    ListNodesRequest, ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RekeyRequest,
-    RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse, StatsRequest, StatsResponse, StatusRequest,
-    StatusResponse, TokenRequest, TokenResponse,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
+    CreateNetworkRequest, CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse,
+    InspectNetworkRequest, InspectNetworkResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
+    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, NetnsReference,
+    PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+    RotateCaRequest, StatsRequest, StatsResponse, StatusRequest, StatusResponse, TokenRequest, TokenResponse,
 };
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
@@ -202,6 +202,14 @@ impl Backend for Canned {
     }
 
     async fn ca(&self, _: CaRequest) -> Result<CaResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn rotate_ca(&self, _: RotateCaRequest) -> Result<CaStatusResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn ca_status(&self, _: CaStatusRequest) -> Result<CaStatusResponse, ApiError> {
         Err(unused())
     }
 

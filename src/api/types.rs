@@ -24,7 +24,10 @@ use crate::id::{
 use crate::rate::RateLimits;
 use crate::sa::Suite;
 
-pub use ca::{BroughtAuthority, CaRequest, CaResponse, CaRoot};
+pub use ca::{
+    BroughtAuthority, CaRequest, CaResponse, CaRoot, CaRotation, CaStatusRequest, CaStatusResponse,
+    RotateCaRequest, WaitingNode,
+};
 pub use rekey::{RekeyRequest, RekeyResponse, RekeyedLink};
 
 /// A request type: knows its path and what it is answered with.
@@ -61,6 +64,8 @@ calls! {
     RekeyRequest -> RekeyResponse at "rekey";
     StatsRequest -> StatsResponse at "stats";
     CaRequest -> CaResponse at "ca";
+    RotateCaRequest -> CaStatusResponse at "ca/rotate";
+    CaStatusRequest -> CaStatusResponse at "ca/status";
 }
 
 /// Makes a new cluster with this node as its manager.

@@ -13,6 +13,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use self::ca::BroughtCa;
+pub(super) use self::ca::CaCommand;
 use super::{CliError, netns};
 use crate::api::VERSION;
 use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
@@ -119,8 +120,12 @@ pub enum ClientCommand {
     Rekey(RekeyArguments),
     /// Show what was carried and what was dropped, and why
     Stats,
-    /// Print the root certificate that every node trusts
-    Ca,
+    /// Print the root certificate that every node trusts, or replace it
+    Ca {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: Option<CaCommand>,
+    },
 }
 
 /// Commands about nodes.

@@ -8,6 +8,7 @@ mod arguments;
 mod logging;
 mod netns;
 mod report;
+mod rotation;
 mod tables;
 
 use std::path::PathBuf;
@@ -19,13 +20,13 @@ pub use logging::start_log;
 pub use netns::NetnsError;
 
 use crate::api::types::{
-    CaRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest, LeaveRequest, ListNetworksRequest,
-    ListNodesRequest, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest,
-    TokenRequest,
+    CaRequest, CaStatusRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest, LeaveRequest,
+    ListNetworksRequest, ListNodesRequest, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest,
+    StatusRequest, TokenRequest,
 };
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
-use arguments::NodeCommand;
+use arguments::{CaCommand, NodeCommand};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +150,17 @@ impl Agent {
             ClientCommand::Node(NodeCommand::Ls) => self.call(&ListNodesRequest {}, tables::nodes).await,
             ClientCommand::Peers => self.call(&PeersRequest {}, tables::peers).await,
             ClientCommand::Rekey(arguments) => self.rekey(&arguments.request()).await,
-            ClientCommand::Ca => self.call(&CaRequest {}, report::ca::roots).await,
+            ClientCommand::Ca { command: None } => self.call(&CaRequest {}, report::ca::roots).await,
+            ClientCommand::Ca { command: Some(CaCommand::Status) } => {
+                self.call(&CaStatusRequest {}, report::ca::status).await
+            }
+            ClientCommand::Ca { command: Some(CaCommand::Rotate(arguments)) } => {
+                let (request, detach) = (arguments.request()?, arguments.detach);
+                if detach {
+                    return self.call(&request, report::ca::status).await;
+                }
+                rotation::follow(&self.client, &request, self.json).await
+            }
             ClientCommand::Stats => self.call(&StatsRequest {}, tables::stats).await,
         }
     }

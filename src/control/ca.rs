@@ -5,6 +5,7 @@
 //! the private one: subject, names and uses are the manager's words (RFC 5280). It keeps no list of
 //! what it issued; removal is by node id (`control::trust`). Managers alone hold it.
 
+mod cross;
 pub mod import;
 
 use self::import::Curve;
@@ -201,6 +202,9 @@ pub enum AuthorityError {
         /// What was asked for.
         hours: i64,
     },
+    /// A root's name is of a kind that is not written again as it was.
+    #[error("the subject of the root is of an unusual kind: make one with plain text (UTF-8) in it")]
+    Name,
     /// The cryptographic library failed.
     #[error("making a certificate: {0}")]
     Library(#[from] rcgen::Error),

@@ -399,7 +399,7 @@ mod tests {
         };
         let signed = SignedMembership::sign(&membership, &manager.chain()[0], |bytes| manager.sign(bytes));
         let verified = signed.expect("signed").verify(
-            manager.root(),
+            &crate::membership::Roots::sole(manager.root().to_vec()),
             manager.cluster(),
             &std::collections::BTreeSet::new(),
         );

@@ -97,6 +97,7 @@ impl ViewUpdate {
             full: true,
             managers: view.managers.clone(),
             removed: view.removed.clone(),
+            roots: Some(view.roots.clone()),
             networks: view.networks.values().cloned().collect(),
             gone: Vec::new(),
         }
@@ -111,6 +112,7 @@ impl ViewUpdate {
             full: false,
             managers: new.managers.clone(),
             removed: new.removed.clone(),
+            roots: (new.roots != old.roots).then(|| new.roots.clone()),
             networks: changed.map(|(_, network)| network.clone()).collect(),
             gone: gone.copied().collect(),
         }
@@ -123,7 +125,8 @@ impl ViewUpdate {
             networks.remove(id);
         }
         networks.extend(self.networks.into_iter().map(|network| (network.network.id, network)));
-        View { version: self.version, managers: self.managers, removed: self.removed, networks }
+        let Self { version, managers, removed, roots, .. } = self;
+        View { version, managers, removed, roots: roots.unwrap_or_else(|| old.roots.clone()), networks }
     }
 }
 
@@ -171,7 +174,7 @@ mod tests {
     use super::*;
     use crate::cluster::{Network, NetworkView};
     use crate::id::{NetworkId, NodeId, Version, Vni};
-    use crate::membership::SignedMembership;
+    use crate::membership::{Roots, SignedMembership};
     use proptest::prelude::*;
 
     fn network(id: u8, generation: u32) -> NetworkView {
@@ -198,6 +201,7 @@ mod tests {
     prop_compose! {
         fn any_view()(
             version in 0u64..1000,
+            roots in 0u8..3,
             removed in proptest::collection::btree_set(0u8..9, 0..4),
             networks in proptest::collection::btree_map(0u8..9, 0u32..3, 0..6),
         ) -> View {
@@ -205,6 +209,7 @@ mod tests {
                 version: Version::new(version),
                 managers: Vec::new(),
                 removed: removed.into_iter().map(|n| NodeId::from_entropy([n; 16])).collect(),
+                roots: if roots == 0 { Roots::default() } else { Roots::sole([roots]) },
                 networks: networks
                     .into_iter()
                     .map(|(id, generation)| (NetworkId::from_entropy([id; 16]), network(id, generation)))

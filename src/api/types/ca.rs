@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::id::ClusterId;
+use crate::cluster::RotationStep;
+use crate::id::{ClusterId, HostName, NodeId};
 
 /// A certificate authority that the operator brings: a root and its key, as text.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,61 @@ pub struct CaRoot {
     pub begins_unix_seconds: i64,
     /// When it ends, in seconds since 1970 UTC.
     pub ends_unix_seconds: i64,
+}
+
+/// Begins to replace the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateCaRequest {
+    /// The authority that comes; a new one is made when absent.
+    pub authority: Option<BroughtAuthority>,
+}
+
+/// Asks how far the replacement of the root is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaStatusRequest {}
+
+/// The root that signs, and how far its replacement is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaStatusResponse {
+    /// SHA-256 of the root that signs certificates, hexadecimal.
+    pub issuing_sha256: String,
+    /// The replacement that is under way.
+    pub rotation: Option<CaRotation>,
+}
+
+/// How far the replacement of the root is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaRotation {
+    /// Which step.
+    pub step: RotationStep,
+    /// When it was begun, in seconds since 1970 UTC.
+    pub begun_unix_seconds: u64,
+    /// SHA-256 of the root that goes, hexadecimal.
+    pub old_sha256: String,
+    /// SHA-256 of the root that comes, hexadecimal.
+    pub new_sha256: String,
+    /// How many nodes there are.
+    pub node_count: u64,
+    /// Those that have not done their part of the step.
+    pub waiting: Vec<WaitingNode>,
+}
+
+/// A node that is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingNode {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: HostName,
+    /// Why it is waited for.
+    pub why: String,
+    /// Whether it has a session with a manager.
+    pub connected: bool,
+    /// Since when it has none, in seconds since 1970 UTC; absent while it has one, or if the manager was
+    /// started later.
+    pub offline_since_unix_seconds: Option<u64>,
 }
 
 #[cfg(test)]

@@ -1,12 +1,42 @@
-//! A certificate authority as the command line names it: two files.
+//! `overlayd ca`, and a certificate authority as the command line names it: two files.
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::api::types::BroughtAuthority;
+use crate::api::types::{BroughtAuthority, RotateCaRequest};
 use crate::cli::CliError;
+
+/// Commands about the certificate authority.
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Replace the root certificate on every node, without loss of traffic
+    Rotate(RotateArguments),
+    /// Show how far the replacement of the root is, and what it waits for
+    Status,
+}
+
+/// Flags of `overlayd ca rotate`.
+#[derive(Debug, Args)]
+pub struct RotateArguments {
+    /// Root certificate that comes, PEM, for this cluster alone [default: a new one]
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its private key, PEM, ECDSA on P-256 or P-384
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Return at once; 'overlayd ca status' shows how far it is
+    #[arg(short, long)]
+    pub(in crate::cli) detach: bool,
+}
+
+impl RotateArguments {
+    pub(in crate::cli) fn request(&self) -> Result<RotateCaRequest, CliError> {
+        let files = self.cert.as_deref().zip(self.key.as_deref());
+        Ok(RotateCaRequest { authority: files.map(|(cert, key)| read(cert, key)).transpose()? })
+    }
+}
 
 /// A root that the operator brings to `overlayd init`.
 #[derive(Debug, Args)]

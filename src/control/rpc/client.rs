@@ -15,9 +15,9 @@ use tonic::{Status, Streaming};
 use super::error::ManagerError;
 use super::generated::manager_client;
 use super::messages::{
-    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
-    TokenRequest, ViewUpdate,
+    Attach, Attached, CaStatus, CaStatusRequest, Detach, Done, InspectNetwork, Leave, ListNetworks,
+    ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed,
+    RotateCa, SessionRequest, Token, TokenRequest, ViewUpdate,
 };
 use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::tls::{Credentials, Protocol};
@@ -132,6 +132,10 @@ unary! {
     list_nodes(ListNodes) -> Nodes;
     /// Signs a new certificate for this node.
     renew(Renew) -> Renewed;
+    /// Begins to replace the root. Managers only.
+    rotate_ca(RotateCa) -> Done;
+    /// How far the replacement of the root is.
+    ca_status(CaStatusRequest) -> CaStatus;
 }
 
 /// None of the managers could be connected to.

@@ -19,9 +19,9 @@ use tonic::{Request, Response, Status};
 use super::error::{ErrorKind, ManagerError};
 use super::generated::manager_server;
 use super::messages::{
-    Attach, Attached, Detach, Done, InspectNetwork, Leave, ListNetworks, ListNodes, NetworkDetail,
-    NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed, SessionRequest, Token,
-    TokenRequest, ViewUpdate,
+    Attach, Attached, CaStatus, CaStatusRequest, Detach, Done, InspectNetwork, Leave, ListNetworks,
+    ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, Nodes, RemoveNetwork, Renew, Renewed,
+    RotateCa, SessionRequest, Token, TokenRequest, ViewUpdate,
 };
 use crate::cluster::{Role, View};
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
@@ -67,6 +67,12 @@ pub trait ManagerApi: Send + Sync + 'static {
     /// Signs a new certificate for the caller, with the role that it has.
     fn renew(&self, caller: PeerIdentity, request: Renew) -> impl Answer<Renewed>;
 
+    /// Begins to replace the root.
+    fn rotate_ca(&self, caller: PeerIdentity, request: RotateCa) -> impl Answer<Done>;
+
+    /// Says how far the replacement of the root is.
+    fn ca_status(&self, caller: PeerIdentity, request: CaStatusRequest) -> impl Answer<CaStatus>;
+
     /// Removes the caller from the cluster.
     fn leave(&self, caller: PeerIdentity, request: Leave) -> impl Answer<Done>;
 }
@@ -110,13 +116,15 @@ enum Method {
     ListNodes,
     Renew,
     Leave,
+    RotateCa,
+    CaStatus,
 }
 
 impl Method {
     /// The least role that may call it.
     const fn requires(self) -> Role {
         match self {
-            Self::CreateNetwork | Self::RemoveNetwork | Self::Token => Role::Manager,
+            Self::CreateNetwork | Self::RemoveNetwork | Self::Token | Self::RotateCa => Role::Manager,
             Self::Session
             | Self::ListNetworks
             | Self::InspectNetwork
@@ -124,6 +132,7 @@ impl Method {
             | Self::Detach
             | Self::ListNodes
             | Self::Renew
+            | Self::CaStatus
             | Self::Leave => Role::Worker,
         }
     }
@@ -142,6 +151,8 @@ impl Method {
             Self::ListNodes => "list nodes",
             Self::Renew => "renew certificates",
             Self::Leave => "leave",
+            Self::RotateCa => "rotate the certificate authority",
+            Self::CaStatus => "ask for the state of the certificate authority",
         }
     }
 }
@@ -171,6 +182,8 @@ asks! {
     ListNodes => ListNodes,
     Renew => Renew,
     Leave => Leave,
+    RotateCa => RotateCa,
+    CaStatusRequest => CaStatus,
 }
 
 struct Service<M> {
@@ -245,6 +258,8 @@ unary! {
     list_nodes(ListNodes) -> Nodes;
     renew(Renew) -> Renewed;
     leave(Leave) -> Done;
+    rotate_ca(RotateCa) -> Done;
+    ca_status(CaStatusRequest) -> CaStatus;
 }
 
 type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;

@@ -8,6 +8,7 @@ use super::ClusterState;
 use super::model::{Model, NetworkState};
 use crate::cluster::{NetworkView, Node, View};
 use crate::id::{NetworkId, NodeId, Version};
+use crate::membership::Roots;
 
 /// What changed of a node's view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct ViewDelta {
     pub managers: Option<Vec<Node>>,
     /// The removed nodes, if any node was added, changed or removed.
     pub removed: Option<BTreeSet<NodeId>>,
+    /// The roots, if they changed.
+    pub roots: Option<Roots>,
     /// The networks that changed, whole.
     pub changed: BTreeMap<NetworkId, NetworkView>,
     /// All networks of the node: what it knows beside these is gone.
@@ -33,6 +36,9 @@ impl ViewDelta {
         }
         if let Some(removed) = self.removed {
             view.removed = removed;
+        }
+        if let Some(roots) = self.roots {
+            view.roots = roots;
         }
         view.networks.retain(|id, _| self.networks.contains(id));
         view.networks.extend(self.changed);
@@ -65,6 +71,7 @@ fn delta(model: &Model, node: NodeId, since: Version) -> ViewDelta {
         version: model.counters.version,
         managers: roster.then(|| model.managers().cloned().collect()),
         removed: roster.then(|| model.removed.keys().copied().collect()),
+        roots: (model.roots_changed > since).then(|| model.roots()),
         changed: changed.filter_map(|state| Some((state.network.id, network_view(model, state)?))).collect(),
         networks: mine.iter().map(|state| state.network.id).collect(),
     }
