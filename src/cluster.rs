@@ -3,6 +3,8 @@
 //! Plain data with serde; every field is already a checked newtype, so what parses is meaningful.
 //! Who may change them and how is `control::state`'s business.
 
+mod rotation;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +12,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version, Vni};
-use crate::membership::{SignedMembership, SignedRemovals};
+use crate::membership::{Roots, SignedMembership, SignedRemovals};
+
+pub use rotation::RotationStep;
 
 /// What a node may do; the organisational unit (OU) of its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -143,6 +147,9 @@ pub struct View {
     /// The same as nodes pass it on to one another, signed by a manager, once there was one.
     #[serde(default)]
     pub removals: Option<SignedRemovals>,
+    /// The roots that the cluster trusts; empty until a manager has told.
+    #[serde(default)]
+    pub roots: Roots,
     /// The networks that the node is a member of, by id.
     pub networks: BTreeMap<NetworkId, NetworkView>,
 }

@@ -12,7 +12,7 @@ fn help_names_every_command_and_flag() {
     let text = stdout(&help);
     for command in [
         "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "node", "peers", "rekey", "stats", "demo", "bench",
+        "status", "node", "peers", "rekey", "stats", "demo", "bench", "ca",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -27,6 +27,8 @@ fn help_names_every_command_and_flag() {
                 "--data-port",
                 "--default-addr-pool",
                 "--cert-expiry",
+                "--ca-cert",
+                "--ca-key",
             ],
         ),
         (&["token"], &["--quiet", "-q", "--rotate"]),
@@ -41,6 +43,8 @@ fn help_names_every_command_and_flag() {
         (&["node", "rm"], &["<NODE>", "--force"]),
         (&["node", "promote"], &["<NODE>"]),
         (&["node", "demote"], &["<NODE>"]),
+        (&["ca"], &["rotate", "status"]),
+        (&["ca", "rotate"], &["--cert", "--key", "--detach"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -70,6 +74,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["init", "--advertise-addr", "0.0.0.0"], "other nodes cannot reach it"),
         (&["init", "--advertise-addr", "192.0.2.1", "--cert-expiry", "1m"], "at least 1h"),
         (&["init", "--advertise-addr", "192.0.2.1", "--data-port", "0"], "--data-port"),
+        (&["init", "--advertise-addr", "192.0.2.1", "--ca-cert", "root.pem"], "--ca-key"),
         (&["token", "king"], "possible values: worker, manager"),
         (&["join", "192.0.2.1:2377"], "--token"),
         (&["join", "--token", "x", "a:b:c"], "HOST:PORT"),
@@ -94,6 +99,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["rekey", "red", "--peer", "b"], "cannot be used with"),
         (&["node", "rm"], "<NODE>"),
         (&["node", "rm", "a/b"], "a/b"),
+        (&["ca", "rotate", "--cert", "root.pem"], "--key"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -125,6 +131,9 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["peers"],
         &["rekey"],
         &["stats"],
+        &["ca"],
+        &["ca", "status"],
+        &["ca", "rotate"],
     ] {
         let output = at(&socket, call);
         assert_eq!(code(&output), 1, "{call:?}: {}", stderr(&output));

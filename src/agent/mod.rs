@@ -4,7 +4,9 @@
 //! until it is told to stop. `member` is what runs while the node is in a cluster.
 
 mod attachments;
+mod authority;
 mod backend;
+mod ca;
 mod container;
 mod dataplane;
 mod departure;
@@ -21,7 +23,9 @@ mod placement;
 mod rekey;
 mod removals;
 mod report;
+mod rotation;
 mod slots;
+mod standing;
 mod tasks;
 #[cfg(test)]
 mod testbed;

@@ -4,6 +4,7 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod ca;
 mod node;
 mod rekey;
 
@@ -27,6 +28,10 @@ use crate::sa::Suite;
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
     RemoveNodeRequest, RemoveNodeResponse,
+};
+pub use ca::{
+    BroughtAuthority, CaRequest, CaResponse, CaRoot, CaRotation, CaStatusRequest, CaStatusResponse,
+    RotateCaRequest, WaitingNode,
 };
 pub use rekey::{RekeyRequest, RekeyResponse, RekeyedLink};
 
@@ -66,6 +71,9 @@ calls! {
     PeersRequest -> PeersResponse at "peers";
     RekeyRequest -> RekeyResponse at "rekey";
     StatsRequest -> StatsResponse at "stats";
+    CaRequest -> CaResponse at "ca";
+    RotateCaRequest -> CaStatusResponse at "ca/rotate";
+    CaStatusRequest -> CaStatusResponse at "ca/status";
 }
 
 /// Makes a new cluster with this node as its manager.
@@ -85,6 +93,9 @@ pub struct InitRequest {
     pub default_addr_pools: Vec<IpNet>,
     /// How long a node's certificate lives.
     pub cert_expiry_seconds: u64,
+    /// The cluster's certificate authority; a new one is made when absent.
+    #[serde(default)]
+    pub authority: Option<BroughtAuthority>,
 }
 
 /// The new cluster, and what a worker needs to join it.

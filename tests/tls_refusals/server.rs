@@ -57,7 +57,7 @@ impl Server {
         let mut manager = None;
         let mut desk = None;
         if let Some(authority) = authority {
-            let new = Arc::new(Desk::new(authority, address));
+            let new = Arc::new(Desk::new(authority, credentials.trust().roots().clone(), address));
             let (rpc, streams) = mpsc::channel(8);
             tokio::spawn(rpc::serve(Arc::clone(&new), streams));
             let (enrol, streams) = mpsc::channel(8);

@@ -19,9 +19,10 @@ use tonic::{Request, Response, Status};
 use super::error::{ErrorKind, ManagerError};
 use super::generated::manager_server;
 use super::messages::{
-    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
-    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
-    RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest, ViewUpdate,
+    Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
+    InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
+    NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
+    Token, TokenRequest, ViewUpdate,
 };
 use crate::cluster::{Role, View};
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
@@ -76,6 +77,12 @@ pub trait ManagerApi: Send + Sync + 'static {
     /// Signs a new certificate for the caller, with the role that it has.
     fn renew(&self, caller: PeerIdentity, request: Renew) -> impl Answer<Renewed>;
 
+    /// Begins to replace the root.
+    fn rotate_ca(&self, caller: PeerIdentity, request: RotateCa) -> impl Answer<Done>;
+
+    /// Says how far the replacement of the root is.
+    fn ca_status(&self, caller: PeerIdentity, request: CaStatusRequest) -> impl Answer<CaStatus>;
+
     /// Removes the caller from the cluster.
     fn leave(&self, caller: PeerIdentity, request: Leave) -> impl Answer<Done>;
 }
@@ -122,13 +129,15 @@ enum Method {
     RemoveNode,
     InspectNode,
     ChangeNode,
+    RotateCa,
+    CaStatus,
 }
 
 impl Method {
     /// The least role that may call it.
     const fn requires(self) -> Role {
         match self {
-            Self::CreateNetwork | Self::RemoveNetwork | Self::Token => Role::Manager,
+            Self::CreateNetwork | Self::RemoveNetwork | Self::Token | Self::RotateCa => Role::Manager,
             Self::RemoveNode | Self::InspectNode | Self::ChangeNode => Role::Manager,
             Self::Session
             | Self::ListNetworks
@@ -137,6 +146,7 @@ impl Method {
             | Self::Detach
             | Self::ListNodes
             | Self::Renew
+            | Self::CaStatus
             | Self::Leave => Role::Worker,
         }
     }
@@ -158,6 +168,8 @@ impl Method {
             Self::RemoveNode => "remove nodes",
             Self::InspectNode => "inspect nodes",
             Self::ChangeNode => "change nodes",
+            Self::RotateCa => "rotate the certificate authority",
+            Self::CaStatus => "ask for the state of the certificate authority",
         }
     }
 }
@@ -190,6 +202,8 @@ asks! {
     RemoveNode => RemoveNode,
     InspectNode => InspectNode,
     ChangeNode => ChangeNode,
+    RotateCa => RotateCa,
+    CaStatusRequest => CaStatus,
 }
 
 struct Service<M> {
@@ -267,6 +281,8 @@ unary! {
     remove_node(RemoveNode) -> RemovedNode;
     inspect_node(InspectNode) -> NodeDetail;
     change_node(ChangeNode) -> ChangedNode;
+    rotate_ca(RotateCa) -> Done;
+    ca_status(CaStatusRequest) -> CaStatus;
 }
 
 type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;
