@@ -20,6 +20,8 @@ const METHODS: &[(&str, &str, &str, &str)] = &[
     ("remove_node", "RemoveNode", "RemoveNode", "RemovedNode"),
     ("inspect_node", "InspectNode", "InspectNode", "NodeDetail"),
     ("change_node", "ChangeNode", "ChangeNode", "ChangedNode"),
+    ("rotate_ca", "RotateCa", "RotateCa", "Done"),
+    ("ca_status", "CaStatus", "CaStatusRequest", "CaStatus"),
 ];
 
 fn main() {

@@ -3,6 +3,7 @@
 //! Plain data with serde; every field is already a checked newtype, so what parses is meaningful.
 //! Who may change them and how is `control::state`'s business.
 
+mod rotation;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version, Vni};
-use crate::membership::{SignedMembership, SignedRemovals};
+use crate::membership::{Roots, SignedMembership, SignedRemovals};
+
+pub use rotation::RotationStep;
 
 pub use self::tokens::{TokenInfo, TokenName, TokenState};
 
@@ -147,6 +150,9 @@ pub struct View {
     /// The same as nodes pass it on to one another, signed by a manager, once there was one.
     #[serde(default)]
     pub removals: Option<SignedRemovals>,
+    /// The roots that the cluster trusts; empty until a manager has told.
+    #[serde(default)]
+    pub roots: Roots,
     /// The networks that the node is a member of, by id.
     pub networks: BTreeMap<NetworkId, NetworkView>,
 }

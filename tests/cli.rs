@@ -12,7 +12,7 @@ fn help_names_every_command_and_flag() {
     let text = stdout(&help);
     for command in [
         "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "node", "peers", "rekey", "stats", "events", "demo", "bench",
+        "status", "node", "peers", "rekey", "stats", "events", "demo", "bench", "ca",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -27,6 +27,8 @@ fn help_names_every_command_and_flag() {
                 "--data-port",
                 "--default-addr-pool",
                 "--cert-expiry",
+                "--ca-cert",
+                "--ca-key",
             ],
         ),
         (&["token"], &["--quiet", "-q", "--rotate", "--ttl", "--once", "ls", "rm"]),
@@ -42,6 +44,8 @@ fn help_names_every_command_and_flag() {
         (&["node", "promote"], &["<NODE>"]),
         (&["node", "demote"], &["<NODE>"]),
         (&["events"], &["--since", "--no-follow", "--json"]),
+        (&["ca"], &["rotate", "status"]),
+        (&["ca", "rotate"], &["--cert", "--key", "--detach"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -71,6 +75,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["init", "--advertise-addr", "0.0.0.0"], "other nodes cannot reach it"),
         (&["init", "--advertise-addr", "192.0.2.1", "--cert-expiry", "1m"], "at least 1h"),
         (&["init", "--advertise-addr", "192.0.2.1", "--data-port", "0"], "--data-port"),
+        (&["init", "--advertise-addr", "192.0.2.1", "--ca-cert", "root.pem"], "--ca-key"),
         (&["token", "king"], "possible values: worker, manager"),
         (&["token"], "<worker|manager>"),
         (&["token", "worker", "--rotate", "--once"], "cannot be used with"),
@@ -101,6 +106,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["node", "rm"], "<NODE>"),
         (&["node", "rm", "a/b"], "a/b"),
         (&["events", "--since", "yesterday"], "an age like 10m"),
+        (&["ca", "rotate", "--cert", "root.pem"], "--key"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -136,6 +142,9 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["rekey"],
         &["stats"],
         &["events"],
+        &["ca"],
+        &["ca", "status"],
+        &["ca", "rotate"],
     ] {
         let output = at(&socket, call);
         assert_eq!(code(&output), 1, "{call:?}: {}", stderr(&output));

@@ -473,7 +473,7 @@ fn shift_certificate(manager: &Agent, agent: &Agent, by: time::Duration) {
         let state = ClusterState::open(store, Box::new(|_| Err("nothing is to be signed".into()))).unwrap();
         let stored: StoredAuthority = serde_json::from_slice(&state.ca().unwrap()).unwrap();
         let key = data_encoding::BASE64.decode(stored.key_base64.as_bytes()).unwrap();
-        CertificateAuthority::from_stored(&stored.certificate_pem, &key).unwrap()
+        CertificateAuthority::from_stored(state.id(), &stored.certificate_pem, &key).unwrap()
     };
     let store = Store::open(&agent.state_dir()).unwrap();
     let identity: NodeIdentity = store.identity().unwrap().unwrap();

@@ -314,6 +314,7 @@ impl Victim {
         let new = NewCluster {
             id: ClusterId::from_entropy([7; 16]),
             ca: b"root and key".to_vec().into(),
+            root: b"root".to_vec(),
             pools: Vec::new(),
             certificate_life: Duration::from_hours(2160),
             tokens: Tokens { worker: [1; 16], manager: [2; 16] },

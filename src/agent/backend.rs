@@ -9,16 +9,18 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, RwLock, mpsc};
 
 use super::attachments::blocking;
+use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
 use super::{departure, nodes, rekey, report, tokens};
 use crate::api::types::{
-    AttachRequest, AttachResponse, ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest,
-    CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest,
-    InspectNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest,
-    LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
-    NetworkSummary, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
-    RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
+    ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
+    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
+    InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
+    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, NetworkSummary,
+    PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+    RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
 use crate::api::types::{
@@ -271,7 +273,8 @@ impl Backend for Daemon {
         let request = messages::InspectNetwork { name: request.network };
         let view = member.client.inspect_network(request).await?.view;
         let identity = member.credentials.identity();
-        let membership = view.membership.verify(identity.root(), identity.cluster(), &BTreeSet::new());
+        let trust = member.credentials.trust();
+        let membership = view.membership.verify(trust.roots(), identity.cluster(), &BTreeSet::new());
         let epoch = membership.map_err(|error| ApiError::internal(error.to_string()))?.epoch;
         let is_known = !view.nodes.is_empty() || view.network.mtu.is_some();
         let effective_mtu = if is_known { Some(member.dataplane.mtu(&view).await) } else { None };
@@ -350,6 +353,18 @@ impl Backend for Daemon {
 
     async fn rekey(&self, request: RekeyRequest) -> Result<RekeyResponse, ApiError> {
         rekey::rekey(&*self.member().await?, request).await
+    }
+
+    async fn ca(&self, _: CaRequest) -> Result<CaResponse, ApiError> {
+        ca::roots(&*self.member().await?)
+    }
+
+    async fn rotate_ca(&self, request: RotateCaRequest) -> Result<CaStatusResponse, ApiError> {
+        ca::rotate(&*self.member().await?, request).await
+    }
+
+    async fn ca_status(&self, _: CaStatusRequest) -> Result<CaStatusResponse, ApiError> {
+        ca::status(&*self.member().await?).await
     }
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {

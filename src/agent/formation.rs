@@ -9,11 +9,11 @@ use tokio::net::lookup_host;
 use zeroize::Zeroizing;
 
 use super::attachments::blocking;
-use super::manager::{StoredAuthority, first_identity};
+use super::authority::{StoredAuthority, first_identity};
 use super::member::{Sockets, host_name, payload_signer};
 use crate::api::ApiError;
-use crate::api::types::{InitRequest, JoinRequest};
-use crate::cluster::{Node, Role};
+use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
+use crate::cluster::{Node, Role, View};
 use crate::config::OffloadConfig;
 use crate::control::ca::CertificateAuthority;
 use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
@@ -88,7 +88,10 @@ pub(super) async fn init(
     let mtu = sockets.underlay_mtu();
     let cluster = ClusterId::from_entropy(rand::random());
     let life = Duration::from_secs(request.cert_expiry_seconds);
-    let authority = CertificateAuthority::create(cluster, wall_clock()).map_err(internal)?;
+    let authority = match &request.authority {
+        None => CertificateAuthority::create(cluster, wall_clock()).map_err(internal)?,
+        Some(brought) => import(cluster, brought, life)?,
+    };
     let identity = first_identity(&authority, life).map_err(|error| ApiError::invalid(error.to_string()))?;
     let node = node(&identity, mtu);
     let trust = Trust::of(&identity).map_err(internal)?;
@@ -96,6 +99,7 @@ pub(super) async fn init(
     let new = NewCluster {
         id: cluster,
         ca: StoredAuthority::store(&authority),
+        root: authority.root().to_vec(),
         pools: request.default_addr_pools.into_iter().map(AddressPool::of).collect(),
         certificate_life: life,
         tokens: Tokens { worker: rand::random(), manager: rand::random() },
@@ -155,9 +159,12 @@ pub(super) async fn join(
         ))
     })?;
     let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
+    let roots = enrolled.roots.clone();
     blocking(move || {
         // What an earlier cluster may have left when it could not be forgotten.
         store.leave_cluster()?;
+        // Before a manager has told its view, the roots are all there is of it.
+        store.put_view(&View { roots, ..View::default() })?;
         store.put_enrolment(&written, &as_written)
     })
     .await
@@ -168,6 +175,18 @@ pub(super) async fn join(
         ))
     })?;
     Ok((Formed { identity, settings, sockets }, enrolled))
+}
+
+/// The authority that the operator brought.
+pub(super) fn import(
+    cluster: ClusterId,
+    brought: &BroughtAuthority,
+    life: Duration,
+) -> Result<CertificateAuthority, ApiError> {
+    let life = time::Duration::try_from(life).unwrap_or(time::Duration::MAX);
+    let BroughtAuthority { certificate_pem, key_pem } = brought;
+    CertificateAuthority::import(cluster, certificate_pem, key_pem, life, wall_clock())
+        .map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {

@@ -12,19 +12,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
+use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role, View};
-use crate::control::ca::{AuthorityError, CertificateAuthority};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
-use crate::control::identity::NodeIdentity;
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
-    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
-    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, NodeStatus,
-    Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest,
+    Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
+    InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
+    NodeDetail, NodeStatus, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa,
+    SessionRequest, Token, TokenRequest,
 };
 use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
@@ -35,18 +34,19 @@ use crate::control::trust::Trust;
 use crate::events::{Event, Events};
 use crate::id::{HostName, NodeId, Version};
 use crate::io::clock::{boot_time, wall_clock};
+use crate::membership::Root;
 use crate::membership::token::{JoinToken, TokenSecret};
 
 use self::token_clock::TokenClock;
 
 /// The manager of a cluster, on the node that keeps its state.
 pub(crate) struct Manager {
-    state: ClusterState,
+    pub(super) state: ClusterState,
     credentials: Arc<Credentials>,
     token_clock: TokenClock,
     events: Events,
     /// How many sessions each node has: a node that connects again may have two for a moment.
-    sessions: Mutex<HashMap<NodeId, u32>>,
+    pub(super) sessions: Mutex<HashMap<NodeId, u32>>,
 }
 
 impl Manager {
@@ -55,8 +55,9 @@ impl Manager {
         state: ClusterState,
         credentials: Arc<Credentials>,
         events: Events,
-    ) -> Result<Arc<Self>, ManagerStartError> {
-        StoredAuthority::load(&state)?;
+    ) -> Result<Arc<Self>, StoredAuthorityError> {
+        // What cannot be read is told now, and not by the first node that wants a certificate.
+        state.name_root(StoredAuthority::open(&state)?.root())?;
         let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
         let manager = Self { state, credentials, token_clock, events, sessions: Mutex::default() };
         // Before the first connection is accepted.
@@ -78,7 +79,7 @@ impl Manager {
 
     fn renew_trust(&self) {
         let members = self.state.nodes().into_iter().map(|status| status.node.id).collect();
-        match Trust::of(&self.credentials.identity()) {
+        match Trust::new(self.state.id(), self.state.roots()) {
             Ok(trust) => {
                 self.credentials
                     .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members));
@@ -87,7 +88,8 @@ impl Manager {
         }
     }
 
-    /// The join token of a role.
+    /// The join token of a role. It names the root of this manager's own certificate, which is what a
+    /// machine that joins is shown.
     pub(crate) fn token(&self, role: Role) -> JoinToken {
         let identity = self.credentials.identity();
         JoinToken::new(identity.root(), TokenSecret::from_entropy(self.state.token(role)))
@@ -118,8 +120,8 @@ impl Manager {
             data: SocketAddr::new(usable(data_ip)?, self.data_port()),
             underlay_mtu: machine.underlay_mtu,
         };
-        let authority = StoredAuthority::load(&self.state)
-            .map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
+        let authority = StoredAuthority::open(&self.state);
+        let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
         let certificate = authority
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
@@ -129,8 +131,9 @@ impl Manager {
         Ok(Enrolled {
             node: id,
             role,
-            chain: vec![certificate],
+            chain: self.chain(certificate, authority.root()),
             root: authority.root().clone(),
+            roots: self.state.roots(),
             managers: self.addresses(),
             advertise,
             data,
@@ -209,8 +212,9 @@ impl ManagerApi for Arc<Manager> {
         let versions = self.state.versions();
         let view = self
             .on_state(move |state| {
-                let SessionRequest { node: Node { advertise, data, underlay_mtu, .. }, endpoints } = request;
-                state.update_node(node, advertise, data, underlay_mtu)?;
+                let SessionRequest { node: this, endpoints, standing } = request;
+                state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
+                standing.map_or(Ok(()), |standing| state.note_standing(node, standing))?;
                 state.reconcile_node(node, &endpoints.into_iter().collect())?;
                 Ok(state.view_for(node))
             })
@@ -286,6 +290,14 @@ impl ManagerApi for Arc<Manager> {
         self.renewed(request.csr, caller.node, caller.role).await
     }
 
+    async fn rotate_ca(&self, _: PeerIdentity, request: RotateCa) -> Result<Done, ManagerError> {
+        Manager::rotate(self, request).await
+    }
+
+    async fn ca_status(&self, _: PeerIdentity, _: CaStatusRequest) -> Result<CaStatus, ManagerError> {
+        Ok(Manager::rotation_status(self))
+    }
+
     async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
         let expires = self.latest_certificate_of(Some(&caller));
         self.on_state(move |state| state.remove_node(caller.node, expires, Takes::Endpoints)).await?;
@@ -317,20 +329,29 @@ impl Manager {
     async fn renewed(&self, csr: String, node: NodeId, role: Role) -> Result<Renewed, ManagerError> {
         let life = self.certificate_life();
         let issue = move |state: &ClusterState| {
-            Ok(StoredAuthority::load(state)
-                .map(|authority| authority.issue(&csr, node, role, wall_clock(), life)))
+            Ok(StoredAuthority::open(state).map(|authority| {
+                let leaf = authority.issue(&csr, node, role, wall_clock(), life);
+                leaf.map(|leaf| (leaf, authority.root().clone()))
+            }))
         };
         let failed = |kind, error: &dyn std::error::Error| ManagerError::new(kind, error.to_string());
         let issued = self.on_state(issue).await?.map_err(|error| failed(ErrorKind::Internal, &error))?;
-        let certificate = issued.map_err(|error| failed(ErrorKind::Invalid, &error))?;
-        Ok(Renewed { chain: vec![certificate] })
+        let (leaf, root) = issued.map_err(|error| failed(ErrorKind::Invalid, &error))?;
+        Ok(Renewed { chain: self.chain(leaf, &root), root: Some(Root::plain(root.to_vec())) })
     }
 
-    fn certificate_life(&self) -> time::Duration {
+    /// A certificate with the cross-signature of its root, if that is new: it leads to the old root too.
+    fn chain(&self, leaf: CertificateDer<'static>, root: &[u8]) -> Vec<CertificateDer<'static>> {
+        let roots = self.state.roots();
+        let cross = roots.iter().find(|known| known.der() == root).and_then(Root::cross);
+        std::iter::once(leaf).chain(cross.map(|cross| cross.to_vec().into())).collect()
+    }
+
+    pub(super) fn certificate_life(&self) -> time::Duration {
         time::Duration::try_from(self.state.certificate_life()).unwrap_or(time::Duration::MAX)
     }
 
-    async fn on_state<T: Send + 'static>(
+    pub(super) async fn on_state<T: Send + 'static>(
         &self,
         work: impl FnOnce(&ClusterState) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, ManagerError> {
@@ -339,50 +360,6 @@ impl Manager {
         let done = done.map_err(|_| ManagerError::new(ErrorKind::Internal, "a task of the manager died"))?;
         Ok(done?)
     }
-}
-
-/// The certificate authority as the cluster's state keeps it, sealed: its key is in memory only
-/// while something is signed.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct StoredAuthority {
-    certificate_pem: String,
-    key_base64: Zeroizing<String>,
-}
-
-impl StoredAuthority {
-    /// The bytes to keep.
-    pub(crate) fn store(authority: &CertificateAuthority) -> Zeroizing<Vec<u8>> {
-        let stored = Self {
-            certificate_pem: authority.certificate_pem(),
-            key_base64: Zeroizing::new(data_encoding::BASE64.encode(&authority.key_pkcs8())),
-        };
-        // What a vector leaves behind when it grows is not wiped.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(8192));
-        serde_json::to_writer(&mut *bytes, &stored).expect("two strings have a JSON form");
-        bytes
-    }
-
-    fn load(state: &ClusterState) -> Result<CertificateAuthority, ManagerStartError> {
-        let stored: Self =
-            serde_json::from_slice(&state.ca()?).map_err(|_| ManagerStartError::AuthorityDamaged)?;
-        let key = data_encoding::BASE64.decode(stored.key_base64.as_bytes());
-        let key = Zeroizing::new(key.map_err(|_| ManagerStartError::AuthorityDamaged)?);
-        Ok(CertificateAuthority::from_stored(&stored.certificate_pem, &key)?)
-    }
-}
-
-/// Why a manager cannot start.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ManagerStartError {
-    /// The cluster's state.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The stored authority does not parse.
-    #[error("the stored certificate authority is damaged: restore the state directory from a backup")]
-    AuthorityDamaged,
-    /// The stored authority contradicts itself.
-    #[error(transparent)]
-    Authority(#[from] AuthorityError),
 }
 
 impl From<StateError> for EnrolRefusal {
@@ -414,21 +391,6 @@ impl From<StateError> for ManagerError {
     }
 }
 
-/// The identity of a cluster's first node, signed by its own authority.
-pub(crate) fn first_identity(
-    authority: &CertificateAuthority,
-    life: Duration,
-) -> Result<NodeIdentity, ManagerStartError> {
-    use crate::control::identity::NodeKey;
-    let key = NodeKey::generate().map_err(|_| ManagerStartError::AuthorityDamaged)?;
-    let csr = key.request_pem().map_err(|_| ManagerStartError::AuthorityDamaged)?;
-    let life = time::Duration::try_from(life).unwrap_or(time::Duration::MAX);
-    let node = NodeId::from_entropy(rand::random());
-    let certificate = authority.issue(&csr, node, Role::Manager, wall_clock(), life)?;
-    NodeIdentity::new(vec![certificate], &key, authority.root().clone())
-        .map_err(|_| ManagerStartError::AuthorityDamaged)
-}
-
 fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err(EnrolRefusal::Invalid(format!(
@@ -441,12 +403,14 @@ fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
 /// RFC 3948's.
 const DEFAULT_DATA_PORT: u16 = 4500;
 const BATCH: Duration = Duration::from_millis(20);
-const NO_PANIC: &str = "nothing panics while nodes are counted";
+pub(super) const NO_PANIC: &str = "nothing panics while nodes are counted";
 
 #[cfg(test)]
 mod tests {
+    use super::super::authority::first_identity;
     use super::super::member::payload_signer;
     use super::*;
+    use crate::control::ca::CertificateAuthority;
     use crate::control::renewal;
     use crate::control::state::{NewCluster, Tokens};
     use crate::control::store::Store;
@@ -488,7 +452,8 @@ mod tests {
             nodes: [before.node()].into(),
         };
         let signed = SignedMembership::sign(&membership, signer).expect("signed");
-        let verified = signed.verify(after.root(), after.cluster(), &std::collections::BTreeSet::new());
+        let verified =
+            signed.verify(&manager.state.roots(), after.cluster(), &std::collections::BTreeSet::new());
         assert_eq!(verified, Ok(membership));
     }
 
@@ -504,6 +469,7 @@ mod tests {
         let new = NewCluster {
             id: cluster,
             ca: StoredAuthority::store(&authority),
+            root: authority.root().to_vec(),
             pools: Vec::new(),
             certificate_life: life,
             tokens: Tokens { worker: rand::random(), manager: rand::random() },

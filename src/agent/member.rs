@@ -23,13 +23,13 @@ use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::rekey::Wished;
 use super::removals;
+use super::standing::{Standing, merge, session_request};
 use super::tasks::{Tasks, Watched};
 use super::underlay;
 use crate::cluster::{Node, View};
 use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::identity::NodeIdentity;
 use crate::control::listener::{Doors, ManagerDoors, listen};
-use crate::control::rpc::messages::SessionRequest;
 use crate::control::rpc::{self, ManagerClient};
 use crate::control::session::{self, SessionStatus};
 use crate::control::state::{ClusterState, SignPayload};
@@ -142,8 +142,12 @@ impl Member {
             underlay_mtu,
         };
         let view = load_view(store).await?;
-        let trust = Trust::of(&identity)?;
+        let mut trust = Trust::of(&identity)?;
+        if !view.roots.is_empty() {
+            trust = trust.with_roots(view.roots.clone())?;
+        }
         let credentials = Credentials::new(identity, trust, wall_clock)?;
+        let standing = Standing::new(Arc::clone(&credentials));
         if let Some(warning) = certificate_warning(&credentials) {
             tracing::error!("{warning}");
         }
@@ -189,15 +193,19 @@ impl Member {
         let asked = (connected, wished);
         let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
         tasks.spawn("the key exchange", peers);
-        let views_followed = follow_views(following, store.clone(), Arc::clone(&dataplane), failed.clone());
+        let (followed, roots) = (Arc::clone(&dataplane), Arc::clone(&standing));
+        let views_followed = follow_views(following, store.clone(), followed, roots, failed.clone());
         tasks.spawn("the cluster's view", views_followed);
         // A manager's trust follows its own list of members.
         let refusing = manager.is_none().then(|| Arc::clone(&credentials));
         let removed = removals::keep(dataplane.removed(), store.clone(), refusing);
         tasks.spawn("the removed nodes", removed);
         let (mtu, underlay) = watch::channel(underlay_mtu);
-        let request = session_request(node.clone(), underlay.clone(), Arc::clone(&attachments));
-        let session_kept = session::keep(client.clone(), request, underlay.clone(), views, status);
+        let (changes, changed) = watch::channel(());
+        let told = standing.told();
+        let request = session_request(node.clone(), underlay.clone(), told.clone(), Arc::clone(&attachments));
+        tasks.spawn("what managers are told", merge((underlay.clone(), told), changes));
+        let session_kept = session::keep(client.clone(), request, changed, views, status);
         tasks.spawn("the session", session_kept);
         let underlay_followed = underlay::follow(node.data, Arc::clone(&dataplane), mtu, failed.clone());
         tasks.spawn("the underlay's MTU", underlay_followed);
@@ -206,7 +214,7 @@ impl Member {
         tasks.spawn("the audit of sessions", audit::tell_session(session.clone(), events.clone()));
         let forgeries = audit::tell_forgeries(Arc::clone(&dataplane), events.clone());
         tasks.spawn("the audit of packets", forgeries);
-        keep_certificate(&mut tasks, &credentials, (store, events), manager.as_ref(), &client);
+        keep_certificate(&mut tasks, &credentials, (store, events), manager.as_ref(), (&client, standing));
         let tasks = Mutex::new(Some(tasks.watch(failed)));
         Ok(Self {
             node,
@@ -305,7 +313,7 @@ fn keep_certificate(
     credentials: &Arc<Credentials>,
     (store, events): (&Store, &Events),
     manager: Option<&Arc<Manager>>,
-    client: &ManagerClient,
+    (client, standing): (&ManagerClient, Arc<Standing>),
 ) {
     let (store, renewed) = (store.clone(), client.clone());
     let events = events.clone();
@@ -315,7 +323,10 @@ fn keep_certificate(
         events.record(Event::CertificateRenewed { expires_unix_seconds });
         Ok(())
     };
-    let renewed = move || renewed.reconnect();
+    let renewed = move || {
+        renewed.reconnect();
+        standing.renewed();
+    };
     let (credentials, client) = (Arc::clone(credentials), client.clone());
     let name = "the renewal of the certificate";
     match manager.map(Arc::clone) {
@@ -336,6 +347,7 @@ fn open_doors(
     let (enrol, machines) = mpsc::channel(64);
     tasks.spawn("the list of members", Arc::clone(manager).keep_trust());
     tasks.spawn("forgetting removed nodes", Arc::clone(manager).forget_removed());
+    tasks.spawn("the replacement of the root", Arc::clone(manager).keep_rotation());
     tasks.spawn("the join tokens", Arc::clone(manager).settle_tokens());
     tasks.spawn("enrolment", enrol::serve(Arc::new(Arc::clone(manager)), machines, events.clone()));
     let (api, events, failed) = (Arc::new(Arc::clone(manager)), events.clone(), failed.clone());
@@ -370,11 +382,14 @@ async fn follow_views(
     mut views: watch::Receiver<Arc<View>>,
     store: Store,
     dataplane: Arc<DataPlane>,
+    standing: Arc<Standing>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
     let mut is_saved = true;
     while views.changed().await.is_ok() {
         let view = Arc::clone(&views.borrow_and_update());
+        let view = standing.follow(view);
+        let roots = view.roots.clone();
         let (saving, saved) = (store.clone(), Arc::clone(&view));
         let (saved, followed) =
             tokio::join!(blocking(move || saving.put_view(&saved)), dataplane.follow(view));
@@ -388,29 +403,9 @@ async fn follow_views(
             tracing::warn!(%error, "the view was not saved: a restart would begin with an older one");
         }
         is_saved = saved.is_ok();
-    }
-}
-
-/// What this node tells a manager at the beginning of a session.
-fn session_request(
-    node: Node,
-    underlay: watch::Receiver<u32>,
-    attachments: Arc<Attachments>,
-) -> impl FnMut() -> futures_util::future::BoxFuture<'static, SessionRequest> + Send {
-    move || {
-        let node = Node { underlay_mtu: *underlay.borrow(), ..node.clone() };
-        let attachments = Arc::clone(&attachments);
-        Box::pin(async move {
-            loop {
-                match attachments.endpoints().await {
-                    Ok(endpoints) => {
-                        return SessionRequest { node, endpoints: endpoints.into_iter().collect() };
-                    }
-                    Err(error) => tracing::error!(%error, "the attachments cannot be read"),
-                }
-                tokio::time::sleep(MEND_INTERVAL).await;
-            }
-        })
+        if is_saved {
+            standing.stored(&roots);
+        }
     }
 }
 

@@ -5,7 +5,9 @@
 
 mod attachments;
 mod audit;
+mod authority;
 mod backend;
+mod ca;
 mod container;
 mod dataplane;
 mod departure;
@@ -22,7 +24,9 @@ mod placement;
 mod rekey;
 mod removals;
 mod report;
+mod rotation;
 mod slots;
+mod standing;
 mod tasks;
 #[cfg(test)]
 mod testbed;

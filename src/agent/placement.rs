@@ -14,7 +14,7 @@ use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot};
 use crate::membership::{
-    KnownMemberships, KnownRemovals, MembershipError, News, SignedMembership, SignedRemovals,
+    KnownMemberships, KnownRemovals, MembershipError, News, Roots, SignedMembership, SignedRemovals,
 };
 use crate::wire::vxlan;
 
@@ -87,12 +87,13 @@ pub(crate) enum NotCarried {
 impl Placement {
     /// Nothing is placed yet; `identity` is this node's.
     pub(crate) fn new(identity: &NodeIdentity) -> Self {
+        let roots = Roots::sole(identity.root().to_vec());
         Self {
             node: identity.node(),
             underlay_mtu: None,
             view: Arc::default(),
-            memberships: KnownMemberships::new(identity.root().to_vec(), identity.cluster()),
-            removals: KnownRemovals::new(identity.root().to_vec(), identity.cluster()),
+            memberships: KnownMemberships::new(roots.clone(), identity.cluster()),
+            removals: KnownRemovals::new(roots, identity.cluster()),
             removed: BTreeSet::new(),
             networks: Slots::default(),
             ports: Slots::default(),
@@ -130,6 +131,10 @@ impl Placement {
     pub(crate) fn follow(&mut self, view: Arc<View>) {
         for network in self.view.networks.keys().filter(|network| !view.networks.contains_key(network)) {
             self.memberships.forget(*network);
+        }
+        if !view.roots.is_empty() {
+            self.memberships.trust(view.roots.clone());
+            self.removals.trust(view.roots.clone());
         }
         if let Some(Err(error)) = view.removals.as_ref().map(|list| self.removals.accept(list, &view.removed))
         {

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::manager::first_identity;
+use super::authority::first_identity;
 use crate::cluster::{Endpoint, Membership, Network, NetworkView, Node, Role, Subnet, View};
 use crate::control::ca::CertificateAuthority;
 use crate::control::identity::NodeIdentity;
 use crate::id::{ClusterId, EndpointId, Epoch, MacAddr, NetworkId, NodeId, Version, Vni};
 use crate::io::clock::wall_clock;
-use crate::membership::{Removals, SignedMembership, SignedRemovals};
+use crate::membership::{Removals, Roots, SignedMembership, SignedRemovals};
 
 pub(super) struct PaperCluster {
     /// Of the manager, which is the node under test as well.
@@ -90,6 +90,7 @@ impl PaperCluster {
             managers: Vec::new(),
             removed: removed.iter().map(|number| peer(*number)).collect::<BTreeSet<_>>(),
             removals: None,
+            roots: Roots::default(),
             networks: networks.into_iter().map(|network| (network.network.id, network)).collect(),
         })
     }

@@ -21,13 +21,14 @@ use super::events;
 use super::metrics;
 use super::socket::{ApiListener, Caller};
 use super::types::{
-    AttachRequest, AttachResponse, Call, ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest,
-    CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest,
-    InspectNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest,
-    LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
-    PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
-    RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
-    TokenRequest, TokenResponse,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse, Call,
+    ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
+    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
+    InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
+    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, PeersRequest,
+    PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+    RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
+    StatusResponse, TokenRequest, TokenResponse,
 };
 use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
@@ -111,6 +112,12 @@ backend! {
     rekey: RekeyRequest -> RekeyResponse;
     /// The counters.
     stats: StatsRequest -> StatsResponse;
+    /// The cluster's root certificate.
+    ca: CaRequest -> CaResponse;
+    /// Begins to replace the root.
+    rotate_ca: RotateCaRequest -> CaStatusResponse;
+    /// How far the replacement of the root is.
+    ca_status: CaStatusRequest -> CaStatusResponse;
 }
 
 /// Answers calls until `stop` resolves and the calls in flight are done.

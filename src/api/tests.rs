@@ -13,12 +13,13 @@ use tower::ServiceExt;
 use super::server::router;
 use super::socket::Caller;
 use super::types::{
-    AttachRequest, AttachResponse, ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest,
-    CreateNetworkResponse, DetachRequest, DetachResponse, InitRequest, InitResponse, InspectNetworkRequest,
-    InspectNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest,
-    LeaveResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
-    NetnsReference, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest,
-    RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, StatsRequest, StatsResponse, StatusRequest,
+    AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
+    ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
+    DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
+    InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
+    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, NetnsReference,
+    PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+    RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
 use super::types::{
@@ -278,6 +279,18 @@ impl Backend for Canned {
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {
         Ok(StatsResponse::default())
+    }
+
+    async fn ca(&self, _: CaRequest) -> Result<CaResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn rotate_ca(&self, _: RotateCaRequest) -> Result<CaStatusResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn ca_status(&self, _: CaStatusRequest) -> Result<CaStatusResponse, ApiError> {
+        Err(unused())
     }
 
     async fn init(&self, _: InitRequest) -> Result<InitResponse, ApiError> {

@@ -4,6 +4,7 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod ca;
 mod events;
 mod node;
 mod rekey;
@@ -35,6 +36,10 @@ pub use self::stats::{DropCount, EndpointTraffic, PeerTraffic, StatsRequest, Sta
 pub use self::tokens::{
     IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
     RemoveTokenResponse,
+};
+pub use ca::{
+    BroughtAuthority, CaRequest, CaResponse, CaRoot, CaRotation, CaStatusRequest, CaStatusResponse,
+    RotateCaRequest, WaitingNode,
 };
 pub use rekey::{RekeyRequest, RekeyResponse, RekeyedLink};
 
@@ -90,6 +95,9 @@ calls! {
     PeersRequest -> PeersResponse at "peers", looks true;
     RekeyRequest -> RekeyResponse at "rekey";
     StatsRequest -> StatsResponse at "stats", looks true;
+    CaRequest -> CaResponse at "ca", looks true;
+    RotateCaRequest -> CaStatusResponse at "ca/rotate";
+    CaStatusRequest -> CaStatusResponse at "ca/status", looks true;
 }
 
 /// Makes a new cluster with this node as its manager.
@@ -109,6 +117,9 @@ pub struct InitRequest {
     pub default_addr_pools: Vec<IpNet>,
     /// How long a node's certificate lives.
     pub cert_expiry_seconds: u64,
+    /// The cluster's certificate authority; a new one is made when absent.
+    #[serde(default)]
+    pub authority: Option<BroughtAuthority>,
 }
 
 /// The new cluster, and what a worker needs to join it.

@@ -1,5 +1,6 @@
 //! The commands and their flags, and the requests that they make.
 
+mod ca;
 mod events;
 mod node;
 mod rekey;
@@ -14,6 +15,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use self::ca::BroughtCa;
+pub(super) use self::ca::CaCommand;
 use super::{CliError, netns};
 use crate::api::VERSION;
 use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
@@ -116,6 +119,12 @@ pub enum ClientCommand {
     Rekey(RekeyArguments),
     /// Show what was carried and what was dropped, and why
     Stats,
+    /// Print the root certificate that every node trusts, or replace it
+    Ca {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: Option<CaCommand>,
+    },
 }
 
 /// Flags of `overlayd agent`.
@@ -174,6 +183,8 @@ pub struct InitArguments {
     /// How long a node's certificate lives; it is renewed long before
     #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = certificate_life)]
     cert_expiry: Duration,
+    #[command(flatten)]
+    ca: BroughtCa,
 }
 
 impl InitArguments {
@@ -192,6 +203,7 @@ impl InitArguments {
             data_port: self.data_port,
             default_addr_pools: self.default_addr_pool,
             cert_expiry_seconds: self.cert_expiry.as_secs(),
+            authority: self.ca.read()?,
         })
     }
 }

@@ -8,6 +8,7 @@ mod arguments;
 mod logging;
 mod netns;
 mod report;
+mod rotation;
 mod tables;
 
 use std::io::Write;
@@ -20,13 +21,14 @@ pub use logging::start_log;
 pub use netns::NetnsError;
 
 use crate::api::types::{
-    Call, DetachRequest, DetachTarget, InspectNetworkRequest, ListNetworksRequest, ListNodesRequest,
-    NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest, StatsRequest, StatusRequest,
+    CaRequest, CaStatusRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest,
+    ListNetworksRequest, ListNodesRequest, NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest,
+    StatsRequest, StatusRequest,
 };
 use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
-use arguments::{NodeCommand, TokenArguments, TokenWish};
+use arguments::{CaCommand, NodeCommand, TokenArguments, TokenWish};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,14 @@ pub enum CliError {
     /// `--netns` leads nowhere.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// A file that the command names cannot be read.
+    #[error("cannot read {}", .file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The agent's configuration is refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -68,7 +78,12 @@ impl CliError {
     pub fn report(&self) -> Option<&str> {
         match self {
             Self::NotRenewed { report, .. } => Some(report),
-            Self::Usage(_) | Self::Agent(_) | Self::Netns(_) | Self::Config(_) | Self::System { .. } => None,
+            Self::Usage(_)
+            | Self::Agent(_)
+            | Self::Netns(_)
+            | Self::Config(_)
+            | Self::File { .. }
+            | Self::System { .. } => None,
         }
     }
 
@@ -80,6 +95,7 @@ impl CliError {
             | Self::Netns(_)
             | Self::Config(_)
             | Self::NotRenewed { .. }
+            | Self::File { .. }
             | Self::System { .. } => 1,
         }
     }
@@ -166,6 +182,17 @@ impl Agent {
             ClientCommand::Node(command) => self.node(command).await,
             ClientCommand::Peers => self.call(&PeersRequest {}, tables::peers).await,
             ClientCommand::Rekey(arguments) => self.rekey(&arguments.request()).await,
+            ClientCommand::Ca { command: None } => self.call(&CaRequest {}, report::ca::roots).await,
+            ClientCommand::Ca { command: Some(CaCommand::Status) } => {
+                self.call(&CaStatusRequest {}, report::ca::status).await
+            }
+            ClientCommand::Ca { command: Some(CaCommand::Rotate(arguments)) } => {
+                let (request, detach) = (arguments.request()?, arguments.detach);
+                if detach {
+                    return self.call(&request, report::ca::status).await;
+                }
+                rotation::follow(&self.client, &request, self.json).await
+            }
             ClientCommand::Stats => self.call(&StatsRequest {}, tables::stats).await,
         }
     }

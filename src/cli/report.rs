@@ -1,5 +1,6 @@
 //! What commands about one thing print: pure text from a response.
 
+pub(super) mod ca;
 mod node;
 
 use std::fmt::Write as _;

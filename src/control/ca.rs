@@ -1,8 +1,14 @@
-//! The cluster's certificate authority: one ECDSA P-256 root, which signs node certificates itself.
+//! The cluster's certificate authority: one ECDSA root, which signs node certificates itself.
 //!
+//! A root that it makes is of P-256; one that the operator brings ([`import`]) may be of P-384 too.
 //! It takes nothing from a certificate request but the public key and the proof that the node holds
 //! the private one: subject, names and uses are the manager's words (RFC 5280). It keeps no list of
 //! what it issued; removal is by node id (`control::trust`). Managers alone hold it.
+
+mod cross;
+pub mod import;
+
+use self::import::Curve;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -42,28 +48,36 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(random_serial());
         let certificate = params.self_signed(&key)?;
-        Self::new(certificate.der().clone(), key)
+        Self::new(cluster, certificate.der().clone(), key)
     }
 
-    /// Reads back what [`Self::certificate_pem`] and [`Self::key_pkcs8`] gave.
+    /// Reads back what [`Self::certificate_pem`] and [`Self::key_pkcs8`] gave for `cluster`.
     ///
     /// # Errors
     /// The certificate or the key is not what those functions give, or they do not belong together.
-    pub fn from_stored(certificate_pem: &str, key_pkcs8: &[u8]) -> Result<Self, AuthorityError> {
+    pub fn from_stored(
+        cluster: ClusterId,
+        certificate_pem: &str,
+        key_pkcs8: &[u8],
+    ) -> Result<Self, AuthorityError> {
         let root =
             CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|_| AuthorityError::NotPem)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&root).map_err(|_| AuthorityError::NotPem)?;
+        let algorithm = Curve::of(&parsed).map_err(|_| AuthorityError::KeyOfAnother)?.rcgen_algorithm();
         let key = PrivatePkcs8KeyDer::from(key_pkcs8);
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ECDSA_P256_SHA256)?;
-        Self::new(root, key)
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, algorithm)?;
+        Self::new(cluster, root, key)
     }
 
-    fn new(root: CertificateDer<'static>, key: KeyPair) -> Result<Self, AuthorityError> {
+    fn new(cluster: ClusterId, root: CertificateDer<'static>, key: KeyPair) -> Result<Self, AuthorityError> {
         let (_, parsed) = x509_parser::parse_x509_certificate(&root).map_err(|_| AuthorityError::NotPem)?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err(AuthorityError::KeyOfAnother);
         }
         let root_expires = parsed.validity().not_after.to_datetime();
-        let cluster = CertificateName::cluster_of_root(&root)?;
+        if CertificateName::cluster_of_root(&root)?.is_some_and(|named| named != cluster) {
+            return Err(AuthorityError::NotOurs(IdentityError::RootOfAnother));
+        }
         let issuer = Issuer::from_ca_cert_der(&root, RootKey(key))?;
         Ok(Self { cluster, root, root_expires, issuer })
     }
@@ -85,14 +99,7 @@ impl CertificateAuthority {
 
     /// The root certificate for the store.
     pub fn certificate_pem(&self) -> String {
-        let encoded = data_encoding::BASE64.encode(&self.root);
-        let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-        for line in encoded.as_bytes().chunks(64) {
-            pem.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
-            pem.push('\n');
-        }
-        pem.push_str("-----END CERTIFICATE-----\n");
-        pem
+        certificate_pem(&self.root)
     }
 
     /// The private key for the store, PKCS#8.
@@ -195,6 +202,9 @@ pub enum AuthorityError {
         /// What was asked for.
         hours: i64,
     },
+    /// A root's name is of a kind that is not written again as it was.
+    #[error("the subject of the root is of an unusual kind: make one with plain text (UTF-8) in it")]
+    Name,
     /// The cryptographic library failed.
     #[error("making a certificate: {0}")]
     Library(#[from] rcgen::Error),
@@ -203,6 +213,18 @@ pub enum AuthorityError {
 /// SHA-256 of a certificate's DER.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(certificate.as_ref()).into()
+}
+
+/// A certificate as PEM (RFC 7468).
+pub fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
+    let encoded = data_encoding::BASE64.encode(certificate);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in encoded.as_bytes().chunks(64) {
+        pem.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
 }
 
 fn name(cluster: ClusterId, unit: &str, common: &str) -> DistinguishedName {
@@ -240,15 +262,20 @@ mod tests {
         OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time")
     }
 
+    fn cluster() -> ClusterId {
+        ClusterId::from_entropy([1; 16])
+    }
+
     fn authority() -> CertificateAuthority {
-        CertificateAuthority::create(ClusterId::from_entropy([1; 16]), now()).expect("an authority")
+        CertificateAuthority::create(cluster(), now()).expect("an authority")
     }
 
     #[test]
     fn authority_survives_the_store_and_goes_on_signing() {
         let first = authority();
-        let again = CertificateAuthority::from_stored(&first.certificate_pem(), &first.key_pkcs8())
-            .expect("what was stored");
+        let again =
+            CertificateAuthority::from_stored(cluster(), &first.certificate_pem(), &first.key_pkcs8())
+                .expect("what was stored");
         assert_eq!(again.fingerprint(), first.fingerprint());
         assert_eq!(again.cluster(), first.cluster());
         let key = NodeKey::generate().expect("a key");
@@ -260,9 +287,20 @@ mod tests {
 
     #[test]
     fn key_of_another_authority_is_refused() {
-        let refused =
-            CertificateAuthority::from_stored(&authority().certificate_pem(), &authority().key_pkcs8());
+        let (pem, key) = (authority().certificate_pem(), authority().key_pkcs8());
+        let refused = CertificateAuthority::from_stored(cluster(), &pem, &key);
         assert!(matches!(refused, Err(AuthorityError::KeyOfAnother)));
+    }
+
+    #[test]
+    fn root_that_names_another_cluster_is_refused() {
+        let authority = authority();
+        let refused = CertificateAuthority::from_stored(
+            ClusterId::from_entropy([2; 16]),
+            &authority.certificate_pem(),
+            &authority.key_pkcs8(),
+        );
+        assert!(matches!(refused, Err(AuthorityError::NotOurs(IdentityError::RootOfAnother))));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::trust::Refusal;
 use crate::cluster::Role;
 use crate::events::{Event, Events, Reason};
 use crate::id::{HostName, NodeId};
-use crate::membership::{JoinToken, TokenSecret};
+use crate::membership::{JoinToken, Roots, TokenSecret};
 
 /// What a machine tells of itself when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,12 +78,30 @@ pub struct Enrolled {
     /// The root.
     #[serde(with = "base64_der")]
     pub root: CertificateDer<'static>,
+    /// All roots that the cluster trusts; while one takes the other's place, `root` may not be the one
+    /// that the token names.
+    #[serde(default)]
+    pub roots: Roots,
     /// Where the managers are reached.
     pub managers: Vec<SocketAddr>,
     /// Where others will reach this node, as the manager recorded it.
     pub advertise: SocketAddr,
     /// Where others will send it encrypted data.
     pub data: SocketAddr,
+}
+
+impl Enrolled {
+    /// Whether the root that the token names is that of the certificate, or has signed it. What other
+    /// root is trusted meanwhile is the word of the manager, which has proved itself by the token's.
+    fn follows_from(&self, token: &JoinToken) -> bool {
+        let issuer = self.roots.iter().find(|root| root.der() == self.root.as_ref());
+        match (issuer, self.roots.iter().find(|root| token.is_of_root(root.der()))) {
+            (Some(issuer), Some(named)) => {
+                issuer == named || Roots::from(issuer.clone()).follow_from(&Roots::sole(named.der())).is_ok()
+            }
+            (None, _) | (_, None) => self.roots.is_empty() && token.is_of_root(&self.root),
+        }
+    }
 }
 
 /// Decides who joins.
@@ -164,7 +182,7 @@ pub async fn enrol(
         .map_err(EnrolError::Malformed)??;
     let identity = NodeIdentity::new(enrolled.chain.clone(), &key, enrolled.root.clone())?;
     let named = (identity.node(), identity.role());
-    if named != (enrolled.node, enrolled.role) || !token.is_of_root(identity.root()) {
+    if named != (enrolled.node, enrolled.role) || !enrolled.follows_from(token) {
         return Err(EnrolError::Contradiction);
     }
     verify_identity(&identity, clock())?;

@@ -51,7 +51,7 @@ impl NodeIdentity {
         root: CertificateDer<'static>,
     ) -> Result<Self, IdentityError> {
         let name = CertificateName::parse(chain.first().ok_or(IdentityError::NotX509)?)?;
-        if CertificateName::cluster_of_root(&root)? != name.cluster {
+        if CertificateName::cluster_of_root(&root)?.is_some_and(|named| named != name.cluster) {
             return Err(IdentityError::RootOfAnother);
         }
         let identity = Self { name, chain, key, root };
@@ -178,13 +178,14 @@ impl CertificateName {
         })
     }
 
-    /// Reads the cluster's id from a root certificate.
+    /// The cluster that a root certificate was made for, if it names one: a root that the operator
+    /// brought names none.
     ///
     /// # Errors
-    /// It is no X.509 certificate, or names no cluster.
-    pub fn cluster_of_root(root: &CertificateDer<'_>) -> Result<ClusterId, IdentityError> {
+    /// It is no X.509 certificate.
+    pub fn cluster_of_root(root: &CertificateDer<'_>) -> Result<Option<ClusterId>, IdentityError> {
         let (_, parsed) = x509_parser::parse_x509_certificate(root).map_err(|_| IdentityError::NotX509)?;
-        cluster_of(parsed.subject())
+        Ok(cluster_of(parsed.subject()).ok())
     }
 }
 
@@ -408,7 +409,7 @@ mod tests {
         };
         let signed = SignedMembership::sign(&membership, |bytes| manager.signature(bytes));
         let verified = signed.expect("signed").verify(
-            manager.root(),
+            &crate::membership::Roots::sole(manager.root().to_vec()),
             manager.cluster(),
             &std::collections::BTreeSet::new(),
         );

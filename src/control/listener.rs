@@ -144,8 +144,8 @@ async fn receive(
         }
     };
     let node = || {
-        let name = handshake.outcome.name();
-        name.ok_or(Rejected::Refused(Refusal::NoCertificate))
+        let proof = handshake.outcome.proof();
+        proof.ok_or(Rejected::Refused(Refusal::NoCertificate))
     };
     let stopping = match (protocol, &doors.manager) {
         (Protocol::Key, _) => {

@@ -12,7 +12,8 @@ use super::rpc::messages::Renewed;
 use super::rpc::{ManagerClient, ManagerError, messages};
 use super::session::Backoff;
 use super::tls::{Credentials, verify_identity};
-use super::trust::Refusal;
+use super::trust::{Refusal, Trust};
+use crate::membership::RootFingerprint;
 
 /// Who signs: a manager over the network, or the authority in this process.
 pub trait Signer: Send + Sync {
@@ -36,8 +37,14 @@ pub async fn keep(
 ) {
     loop {
         let due = credentials.identity().renew_at(&mut rand::rng());
-        sleep_until(due, &credentials).await;
-        let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
+        tokio::select! {
+            () = sleep_until(due, &credentials) => {}
+            () = other_root_signs(&credentials) => {
+                // All nodes hear of it at once.
+                tokio::time::sleep(SPREAD.mul_f64(rand::random())).await;
+            }
+        }
+        let mut backoff = Backoff::new(Duration::from_secs(1), LONGEST_PAUSE);
         while let Err(error) = renew(&credentials, &signer, &persist).await {
             let expires = credentials.identity().expires();
             tracing::warn!(%error, %expires, "this node's certificate could not be renewed; trying again");
@@ -61,7 +68,11 @@ pub async fn renew(
     let old = credentials.identity();
     let key = NodeKey::generate()?;
     let answer = signer.sign(key.request_pem()?).await?;
-    let identity = NodeIdentity::new(answer.chain, &key, old.root().clone())?;
+    let root = answer.root.map_or_else(|| old.root().clone(), |root| root.der().to_vec().into());
+    if !credentials.trust().roots().contains(&root) {
+        return Err(RenewalError::Root(RootFingerprint::of(&root)));
+    }
+    let identity = NodeIdentity::new(answer.chain, &key, root)?;
     if (identity.node(), identity.role()) != (old.node(), old.role()) {
         let leaf = identity.chain().first().ok_or(IdentityError::NotX509)?;
         return Err(RenewalError::Another(CertificateName::parse(leaf)?));
@@ -83,6 +94,9 @@ pub enum RenewalError {
     /// The certificate would be refused by others.
     #[error("the manager's new certificate would be refused: {0}")]
     Unusable(#[from] Refusal),
+    /// The certificate is of a root that this node has not heard of.
+    #[error("the manager's new certificate is of root {0}, which this node does not trust (yet)")]
+    Root(RootFingerprint),
     /// The certificate is of another node or role.
     #[error("the manager's new certificate is of {} {}", .0.role, .0.node)]
     Another(CertificateName),
@@ -93,6 +107,23 @@ pub enum RenewalError {
 
 /// Why the store refused; this module only prints it.
 pub type BoxedError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Waits until new certificates are of another root than this node's.
+async fn other_root_signs(credentials: &Credentials) {
+    let mut trust = credentials.watch_trust();
+    let is_other = |trust: &Arc<Trust>| {
+        trust.roots().issuing().is_some_and(|root| root.der() != credentials.identity().root().as_ref())
+    };
+    if trust.wait_for(is_other).await.is_err() {
+        // The credentials hold the sender, and this holds the credentials.
+        std::future::pending().await
+    }
+}
+
+/// How long nodes that hear of a new root may wait before they ask for a certificate of it.
+const SPREAD: Duration = Duration::from_secs(1);
+/// How long after a failure the next attempt comes at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Looks at the wall clock again and again: a long sleep would not notice a suspend or a clock
 /// that was set.

@@ -105,6 +105,7 @@ impl ViewUpdate {
             managers: view.managers.clone(),
             removed: view.removed.clone(),
             removals: view.removals.clone(),
+            roots: Some(view.roots.clone()),
             networks: view.networks.values().cloned().collect(),
             gone: Vec::new(),
         }
@@ -120,6 +121,7 @@ impl ViewUpdate {
             managers: new.managers.clone(),
             removed: new.removed.clone(),
             removals: new.removals.clone(),
+            roots: (new.roots != old.roots).then(|| new.roots.clone()),
             networks: changed.map(|(_, network)| network.clone()).collect(),
             gone: gone.copied().collect(),
         }
@@ -132,13 +134,9 @@ impl ViewUpdate {
             networks.remove(id);
         }
         networks.extend(self.networks.into_iter().map(|network| (network.network.id, network)));
-        View {
-            version: self.version,
-            managers: self.managers,
-            removed: self.removed,
-            removals: self.removals,
-            networks,
-        }
+        let Self { version, managers, removed, removals, roots, .. } = self;
+        let roots = roots.unwrap_or_else(|| old.roots.clone());
+        View { version, managers, removed, removals, roots, networks }
     }
 }
 
@@ -186,7 +184,7 @@ mod tests {
     use super::*;
     use crate::cluster::{Network, NetworkView};
     use crate::id::{NetworkId, NodeId, Version, Vni};
-    use crate::membership::{SignedMembership, SignedRemovals};
+    use crate::membership::{Roots, SignedMembership, SignedRemovals};
     use proptest::prelude::*;
 
     fn network(id: u8, generation: u32) -> NetworkView {
@@ -213,6 +211,7 @@ mod tests {
     prop_compose! {
         fn any_view()(
             version in 0u64..1000,
+            roots in 0u8..3,
             removed in proptest::collection::btree_set(0u8..9, 0..4),
             networks in proptest::collection::btree_map(0u8..9, 0u32..3, 0..6),
         ) -> View {
@@ -225,6 +224,7 @@ mod tests {
                     signature: String::new(),
                 }),
                 removed: removed.into_iter().map(|n| NodeId::from_entropy([n; 16])).collect(),
+                roots: if roots == 0 { Roots::default() } else { Roots::sole([roots]) },
                 networks: networks
                     .into_iter()
                     .map(|(id, generation)| (NetworkId::from_entropy([id; 16]), network(id, generation)))

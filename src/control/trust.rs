@@ -14,12 +14,14 @@ use time::format_description::well_known::Rfc3339;
 use super::identity::{CertificateName, IdentityError, NodeIdentity};
 use crate::cluster::Role;
 use crate::id::{ClusterId, NodeId};
+use crate::membership::{RootFingerprint, Roots};
 
 /// What every certificate of another node is held against.
 #[derive(Debug, Clone)]
 pub struct Trust {
     cluster: ClusterId,
-    roots: Arc<RootCertStore>,
+    roots: Arc<Roots>,
+    anchors: Arc<[Anchor]>,
     removed: Arc<BTreeSet<NodeId>>,
     known: Option<Arc<BTreeSet<NodeId>>>,
 }
@@ -29,12 +31,15 @@ impl Trust {
     ///
     /// # Errors
     /// A root is not a certificate that can be an anchor.
-    pub fn new(cluster: ClusterId, roots: &[CertificateDer<'static>]) -> Result<Self, IdentityError> {
-        let mut store = RootCertStore::empty();
-        for root in roots {
-            store.add(root.clone()).map_err(|_| IdentityError::NotX509)?;
-        }
-        Ok(Self { cluster, roots: Arc::new(store), removed: Arc::default(), known: None })
+    pub fn new(cluster: ClusterId, roots: Roots) -> Result<Self, IdentityError> {
+        let anchors = roots.iter().map(|root| {
+            let mut store = RootCertStore::empty();
+            let certificate = CertificateDer::from(root.der().to_vec());
+            store.add(certificate).map_err(|_| IdentityError::NotX509)?;
+            Ok(Anchor { root: root.fingerprint(), store: Arc::new(store) })
+        });
+        let anchors = anchors.collect::<Result<_, _>>()?;
+        Ok(Self { cluster, roots: Arc::new(roots), anchors, removed: Arc::default(), known: None })
     }
 
     /// Trusts every node of the cluster that `identity` is of.
@@ -42,7 +47,22 @@ impl Trust {
     /// # Errors
     /// As [`Self::new`].
     pub fn of(identity: &NodeIdentity) -> Result<Self, IdentityError> {
-        Self::new(identity.cluster(), std::slice::from_ref(identity.root()))
+        Self::new(identity.cluster(), Roots::sole(identity.root().to_vec()))
+    }
+
+    /// The same, under other roots.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_roots(&self, roots: Roots) -> Result<Self, IdentityError> {
+        let Self { removed, known, .. } = self.clone();
+        Ok(Self { removed, known, ..Self::new(self.cluster, roots)? })
+    }
+
+    /// The same, under the roots of `other`.
+    #[must_use]
+    pub fn under_roots_of(self, other: &Self) -> Self {
+        Self { roots: Arc::clone(&other.roots), anchors: Arc::clone(&other.anchors), ..self }
     }
 
     /// The same, with these nodes refused.
@@ -64,9 +84,14 @@ impl Trust {
         self.cluster
     }
 
-    /// The anchors of certificate chains.
-    pub(super) fn roots(&self) -> Arc<RootCertStore> {
-        Arc::clone(&self.roots)
+    /// The roots, the one that signs new certificates first.
+    pub fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// The roots as anchors of certificate chains.
+    pub(super) fn anchors(&self) -> &[Anchor] {
+        &self.anchors
     }
 
     /// Whether a node with this (verified) name is one of ours.
@@ -93,6 +118,35 @@ impl Trust {
         }
         Ok(())
     }
+
+    /// Whether what was proved before still counts.
+    ///
+    /// # Errors
+    /// The node is removed or unknown, or no root that its certificate led to is trusted any more.
+    pub fn admit_still(&self, proof: &Proof) -> Result<(), Refusal> {
+        self.admit_node(proof.name.node)?;
+        if self.anchors.iter().any(|anchor| proof.roots.contains(&anchor.root)) {
+            Ok(())
+        } else {
+            Err(Refusal::RetiredRoot { node: proof.name.node })
+        }
+    }
+}
+
+/// A root as the end of certificate chains.
+#[derive(Debug)]
+pub(super) struct Anchor {
+    pub(super) root: RootFingerprint,
+    pub(super) store: Arc<RootCertStore>,
+}
+
+/// What a certificate proved: who it names, and which of the roots it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// Its name.
+    pub name: CertificateName,
+    /// The roots; one, but for a rotation.
+    pub roots: Vec<RootFingerprint>,
 }
 
 /// Whom a connection must reach.
@@ -134,6 +188,12 @@ pub enum Refusal {
     /// The certificate is of another authority though it names our cluster.
     #[error("its certificate was not signed by the root of this cluster (wrong CA)")]
     WrongCa,
+    /// The root that signed the certificate was replaced.
+    #[error("the certificate of node {node} is of a root that this cluster has replaced")]
+    RetiredRoot {
+        /// The node.
+        node: NodeId,
+    },
     /// The certificate names another cluster.
     #[error("its certificate is of cluster {theirs}, this is cluster {ours}")]
     WrongCluster {
@@ -195,7 +255,8 @@ pub enum Refusal {
     BadCertificate(#[from] IdentityError),
     /// The root is not the one that the join token names.
     #[error(
-        "the token is of another cluster: it does not name the root of this manager (SHA-256 {})",
+        "the token is of another cluster, or its root was replaced: it does not name the root of this manager \
+         (SHA-256 {}); print a new one on a manager: overlayd token worker",
         fingerprint_text(.found)
     )]
     WrongRoot {
@@ -258,7 +319,9 @@ impl Refusal {
     /// The error that makes rustls send the alert from which the other side learns the reason.
     pub(super) fn to_tls(&self) -> rustls::Error {
         rustls::Error::InvalidCertificate(match self {
-            Self::WrongCa | Self::WrongRoot { .. } => CertificateError::UnknownIssuer,
+            Self::WrongCa | Self::WrongRoot { .. } | Self::RetiredRoot { .. } => {
+                CertificateError::UnknownIssuer
+            }
             Self::Expired { .. } => CertificateError::Expired,
             Self::NotYetValid { .. } => CertificateError::NotValidYet,
             Self::RemovedNode { .. } => CertificateError::Revoked,

@@ -1,12 +1,15 @@
-//! Who may hold the keys of a network and who was removed, signed by a manager; join tokens.
+//! Who may hold the keys of a network and who was removed, signed by a manager; the roots of all trust;
+//! join tokens.
 //!
 //! Pure: keys, certificates and randomness come from outside. Managers sign, agents verify, and
 //! both pass on what they have, so it is believed for its signature and never for who brought it.
 
 pub mod removals;
+pub mod roots;
 pub mod signed;
 pub mod token;
 
 pub use removals::{KnownRemovals, Removals, SignedRemovals};
+pub use roots::{Root, RootFingerprint, Roots, UnvouchedRoot};
 pub use signed::{KnownMemberships, MembershipError, News, Signature, SignedMembership};
 pub use token::{JoinToken, TokenError, TokenSecret};

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::roots::Roots;
 use super::signed::{MembershipError, News, Signature, Statement};
 use crate::id::{ClusterId, Epoch, NodeId};
 
@@ -50,12 +51,12 @@ impl SignedRemovals {
     /// What is wrong with the certificate, the signature or the payload.
     pub fn verify(
         &self,
-        root_der: &[u8],
+        roots: &Roots,
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
     ) -> Result<Removals, MembershipError> {
         let Self { payload, certificate, signature } = self;
-        Statement { payload, certificate, signature }.verify(root_der, cluster, removed)?;
+        Statement { payload, certificate, signature }.verify(roots, cluster, removed)?;
         self.claim()
     }
 
@@ -69,15 +70,20 @@ impl SignedRemovals {
 /// The newest verified list.
 #[derive(Debug, Clone)]
 pub struct KnownRemovals {
-    root_der: Vec<u8>,
+    roots: Roots,
     cluster: ClusterId,
     newest: Option<(Removals, SignedRemovals)>,
 }
 
 impl KnownRemovals {
-    /// Nothing known yet; `root_der` is the cluster's root certificate.
-    pub const fn new(root_der: Vec<u8>, cluster: ClusterId) -> Self {
-        Self { root_der, cluster, newest: None }
+    /// Nothing known yet; `roots` are the cluster's.
+    pub const fn new(roots: Roots, cluster: ClusterId) -> Self {
+        Self { roots, cluster, newest: None }
+    }
+
+    /// Believes in other roots from now on; what was believed stays known.
+    pub fn trust(&mut self, roots: Roots) {
+        self.roots = roots;
     }
 
     /// Verifies a list and keeps it if it is newer. What is not newer is not worth verifying: in a large
@@ -96,7 +102,7 @@ impl KnownRemovals {
             Some(known) if claimed == known => return Ok(News::Known),
             Some(_) | None => {}
         }
-        let removals = signed.verify(&self.root_der, self.cluster, removed)?;
+        let removals = signed.verify(&self.roots, self.cluster, removed)?;
         self.newest = Some((removals, signed.clone()));
         Ok(News::Newer)
     }
@@ -131,16 +137,16 @@ mod tests {
         let none = BTreeSet::new();
         let sign = |ca: &Ca, unit| SignedRemovals::sign(&removals(3, &[1, 2]), ca.signer(unit, cluster()));
         let good = sign(&ca, MANAGER).unwrap();
-        assert_eq!(good.verify(&ca.root_der, cluster(), &none), Ok(removals(3, &[1, 2])));
+        assert_eq!(good.verify(&ca.roots(), cluster(), &none), Ok(removals(3, &[1, 2])));
 
-        let error = sign(&ca, "overlayd-worker").unwrap().verify(&ca.root_der, cluster(), &none);
+        let error = sign(&ca, "overlayd-worker").unwrap().verify(&ca.roots(), cluster(), &none);
         assert!(matches!(error, Err(MembershipError::NotAManager { .. })), "{error:?}");
-        let error = sign(&Ca::new(), MANAGER).unwrap().verify(&ca.root_der, cluster(), &none);
+        let error = sign(&Ca::new(), MANAGER).unwrap().verify(&ca.roots(), cluster(), &none);
         assert_eq!(error, Err(MembershipError::OtherRoot));
-        let error = good.verify(&ca.root_der, cluster(), &[signer()].into());
+        let error = good.verify(&ca.roots(), cluster(), &[signer()].into());
         assert_eq!(error, Err(MembershipError::RemovedManager { signer: signer() }));
         let payload = good.payload.replace('3', "4");
-        let error = SignedRemovals { payload, ..good }.verify(&ca.root_der, cluster(), &none);
+        let error = SignedRemovals { payload, ..good }.verify(&ca.roots(), cluster(), &none);
         assert_eq!(error, Err(MembershipError::BadSignature));
     }
 
@@ -157,13 +163,13 @@ mod tests {
         let signed = SignedMembership::sign(&membership, ca.signer(MANAGER, cluster())).unwrap();
         let SignedMembership { payload, certificate, signature } = signed;
         let as_list = SignedRemovals { payload, certificate, signature };
-        let error = as_list.verify(&ca.root_der, cluster(), &none);
+        let error = as_list.verify(&ca.roots(), cluster(), &none);
         assert!(matches!(error, Err(MembershipError::Malformed(_))), "{error:?}");
 
         let signed = SignedRemovals::sign(&removals(9, &[1]), ca.signer(MANAGER, cluster())).unwrap();
         let SignedRemovals { payload, certificate, signature } = signed;
         let as_membership = SignedMembership { payload, certificate, signature };
-        let error = as_membership.verify(&ca.root_der, cluster(), &none);
+        let error = as_membership.verify(&ca.roots(), cluster(), &none);
         assert!(matches!(error, Err(MembershipError::Malformed(_))), "{error:?}");
     }
 
@@ -173,7 +179,7 @@ mod tests {
         let none = BTreeSet::new();
         let sign =
             |ca: &Ca, removals| SignedRemovals::sign(&removals, ca.signer(MANAGER, cluster())).unwrap();
-        let mut known = KnownRemovals::new(ca.root_der.clone(), cluster());
+        let mut known = KnownRemovals::new(ca.roots(), cluster());
         assert_eq!((known.epoch(), known.signed()), (None, None));
         assert_eq!(known.accept(&sign(&ca, removals(4, &[1])), &none), Ok(News::Newer));
         assert_eq!(known.accept(&sign(&ca, removals(4, &[1])), &none), Ok(News::Known));
@@ -188,7 +194,7 @@ mod tests {
     #[test]
     fn garbage_is_malformed_and_never_panics() {
         let ca = Ca::new();
-        let mut known = KnownRemovals::new(ca.root_der.clone(), cluster());
+        let mut known = KnownRemovals::new(ca.roots(), cluster());
         let good = SignedRemovals::sign(&removals(1, &[1]), ca.signer(MANAGER, cluster())).unwrap();
         for bad in [
             SignedRemovals { payload: "{}".into(), ..good.clone() },

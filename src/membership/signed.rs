@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
+use super::roots::Roots;
 use crate::cluster::{Membership, Role};
 use crate::id::{ClusterId, Epoch, NetworkId, NodeId};
 
@@ -51,12 +52,12 @@ impl SignedMembership {
     /// What is wrong with the certificate, the signature or the payload.
     pub fn verify(
         &self,
-        root_der: &[u8],
+        roots: &Roots,
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
     ) -> Result<Membership, MembershipError> {
         let Self { payload, certificate, signature } = self;
-        Statement { payload, certificate, signature }.verify(root_der, cluster, removed)?;
+        Statement { payload, certificate, signature }.verify(roots, cluster, removed)?;
         serde_json::from_str(payload)
             .map_err(|_| MembershipError::Malformed("the payload is signed, but no membership"))
     }
@@ -93,7 +94,7 @@ impl Statement<'_> {
     /// What is wrong with the certificate or the signature.
     pub(super) fn verify(
         &self,
-        root_der: &[u8],
+        roots: &Roots,
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
     ) -> Result<(), MembershipError> {
@@ -103,11 +104,14 @@ impl Statement<'_> {
         let signature = BASE64
             .decode(self.signature.as_bytes())
             .map_err(|_| MembershipError::Malformed("the signature is not base64"))?;
-        let root = parse(root_der, "the cluster's root certificate cannot be read")?;
         let certificate = parse(&certificate, "the signer's certificate cannot be read")?;
-        if certificate.issuer() != root.subject()
-            || certificate.verify_signature(Some(root.public_key())).is_err()
-        {
+        let mut is_ours = false;
+        for root in roots.iter() {
+            let root = parse(root.der(), "the cluster's root certificate cannot be read")?;
+            is_ours |= certificate.issuer() == root.subject()
+                && certificate.verify_signature(Some(root.public_key())).is_ok();
+        }
+        if !is_ours {
             return Err(MembershipError::OtherRoot);
         }
         let subject = certificate.subject();
@@ -135,7 +139,7 @@ pub enum MembershipError {
     #[error("what should be signed by a manager is malformed: {0}")]
     Malformed(&'static str),
     /// The signer's certificate was not issued by the cluster's root.
-    #[error("its signer has no certificate of this cluster's root")]
+    #[error("its signer has no certificate of a root that this node trusts")]
     OtherRoot,
     /// The signer's certificate names another cluster.
     #[error("it was signed in another cluster: {found}")]
@@ -171,7 +175,7 @@ pub enum MembershipError {
 /// The newest verified membership of each network.
 #[derive(Debug, Clone)]
 pub struct KnownMemberships {
-    root_der: Vec<u8>,
+    roots: Roots,
     cluster: ClusterId,
     newest: BTreeMap<NetworkId, (Membership, SignedMembership)>,
 }
@@ -188,9 +192,14 @@ pub enum News {
 }
 
 impl KnownMemberships {
-    /// Nothing known yet; `root_der` is the cluster's root certificate.
-    pub const fn new(root_der: Vec<u8>, cluster: ClusterId) -> Self {
-        Self { root_der, cluster, newest: BTreeMap::new() }
+    /// Nothing known yet; `roots` are the cluster's.
+    pub const fn new(roots: Roots, cluster: ClusterId) -> Self {
+        Self { roots, cluster, newest: BTreeMap::new() }
+    }
+
+    /// Believes in other roots from now on; what was believed stays known.
+    pub fn trust(&mut self, roots: Roots) {
+        self.roots = roots;
     }
 
     /// Verifies a membership and keeps it if it is newer.
@@ -202,7 +211,7 @@ impl KnownMemberships {
         signed: &SignedMembership,
         removed: &BTreeSet<NodeId>,
     ) -> Result<(NetworkId, News), MembershipError> {
-        let membership = signed.verify(&self.root_der, self.cluster, removed)?;
+        let membership = signed.verify(&self.roots, self.cluster, removed)?;
         let (network, epoch) = (membership.network, membership.epoch);
         match self.newest.get(&network).map(|(known, _)| known) {
             Some(known) if epoch < known.epoch => return Ok((network, News::Older)),
@@ -263,7 +272,7 @@ pub(super) mod tests {
     fn membership_signed_by_a_manager_is_believed() {
         let ca = Ca::new();
         let signed = ca.sign(&membership(4, 2), "overlayd-manager", cluster());
-        let verified = signed.verify(&ca.root_der, cluster(), &BTreeSet::new());
+        let verified = signed.verify(&ca.roots(), cluster(), &BTreeSet::new());
         assert_eq!(verified, Ok(membership(4, 2)));
     }
 
@@ -272,20 +281,20 @@ pub(super) mod tests {
         let ca = Ca::new();
         let none = BTreeSet::new();
         let worker = ca.sign(&membership(4, 2), "overlayd-worker", cluster());
-        let error = worker.verify(&ca.root_der, cluster(), &none).unwrap_err();
+        let error = worker.verify(&ca.roots(), cluster(), &none).unwrap_err();
         assert!(matches!(error, MembershipError::NotAManager { .. }), "{error}");
 
         let foreign = ClusterId::from_entropy([8; 16]);
         let signed = ca.sign(&membership(4, 2), "overlayd-manager", foreign);
-        let error = signed.verify(&ca.root_der, cluster(), &none).unwrap_err();
+        let error = signed.verify(&ca.roots(), cluster(), &none).unwrap_err();
         assert!(matches!(error, MembershipError::OtherCluster { .. }), "{error}");
 
         let signed = ca.sign(&membership(4, 2), "overlayd-manager", cluster());
-        let error = signed.verify(&Ca::new().root_der, cluster(), &none).unwrap_err();
+        let error = signed.verify(&Ca::new().roots(), cluster(), &none).unwrap_err();
         assert_eq!(error, MembershipError::OtherRoot);
 
         let removed = BTreeSet::from([signer()]);
-        let error = signed.verify(&ca.root_der, cluster(), &removed).unwrap_err();
+        let error = signed.verify(&ca.roots(), cluster(), &removed).unwrap_err();
         assert_eq!(error, MembershipError::RemovedManager { signer: signer() });
     }
 
@@ -298,18 +307,18 @@ pub(super) mod tests {
             bytes[at] ^= 1;
             let payload = String::from_utf8(bytes).unwrap();
             let changed = SignedMembership { payload, ..signed.clone() };
-            let error = changed.verify(&ca.root_der, cluster(), &BTreeSet::new()).unwrap_err();
+            let error = changed.verify(&ca.roots(), cluster(), &BTreeSet::new()).unwrap_err();
             assert_eq!(error, MembershipError::BadSignature);
         }
         let changed = SignedMembership { signature: BASE64.encode(&[0; 70]), ..signed };
-        let error = changed.verify(&ca.root_der, cluster(), &BTreeSet::new()).unwrap_err();
+        let error = changed.verify(&ca.roots(), cluster(), &BTreeSet::new()).unwrap_err();
         assert_eq!(error, MembershipError::BadSignature);
     }
 
     #[test]
     fn older_membership_never_replaces_a_newer_one() {
         let ca = Ca::new();
-        let mut known = KnownMemberships::new(ca.root_der.clone(), cluster());
+        let mut known = KnownMemberships::new(ca.roots(), cluster());
         let none = BTreeSet::new();
         let network = membership(4, 2).network;
         let mut accept = |m: Membership| known.accept(&ca.sign(&m, "overlayd-manager", cluster()), &none);
@@ -331,14 +340,14 @@ pub(super) mod tests {
             SignedMembership { signature: "!".into(), ..good.clone() },
             SignedMembership { certificate: BASE64.encode(b"0"), ..good },
         ] {
-            let error = bad.verify(&ca.root_der, cluster(), &BTreeSet::new()).unwrap_err();
+            let error = bad.verify(&ca.roots(), cluster(), &BTreeSet::new()).unwrap_err();
             assert!(matches!(error, MembershipError::Malformed(_)), "{error}");
         }
     }
 
     pub(crate) struct Ca {
         issuer: Issuer<'static, KeyPair>,
-        pub(crate) root_der: Vec<u8>,
+        root_der: Vec<u8>,
     }
 
     impl Ca {
@@ -349,6 +358,10 @@ pub(super) mod tests {
             params.distinguished_name.push(DnType::CommonName, "overlayd root");
             let root_der = params.self_signed(&key).unwrap().der().to_vec();
             Self { issuer: Issuer::new(params, key), root_der }
+        }
+
+        pub(crate) fn roots(&self) -> Roots {
+            Roots::sole(self.root_der.clone())
         }
 
         fn sign(&self, membership: &Membership, unit: &str, cluster: ClusterId) -> SignedMembership {

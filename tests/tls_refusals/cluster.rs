@@ -11,7 +11,7 @@ use overlayd::control::tls::Credentials;
 use overlayd::control::tls::peer::ConnectError;
 use overlayd::control::trust::Trust;
 use overlayd::id::{ClusterId, NodeId};
-use overlayd::membership::{JoinToken, TokenSecret};
+use overlayd::membership::{JoinToken, Roots, TokenSecret};
 use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -33,7 +33,7 @@ impl Cluster {
     }
 
     pub(crate) fn trust(&self) -> Trust {
-        Trust::new(self.id(), &[self.authority.root().clone()]).expect("a trust")
+        Trust::new(self.id(), Roots::sole(self.authority.root().to_vec())).expect("a trust")
     }
 
     pub(crate) fn token(&self, secret: [u8; 16]) -> JoinToken {

@@ -7,30 +7,38 @@ use overlayd::cluster::{Role, View};
 use overlayd::control::ca::CertificateAuthority;
 use overlayd::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use overlayd::control::rpc::messages::{
-    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
-    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
-    RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest,
+    Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
+    InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
+    NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
+    Token, TokenRequest,
 };
 use overlayd::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use overlayd::control::tls::peer::PeerIdentity;
 use overlayd::id::Version;
-use overlayd::membership::TokenSecret;
+use overlayd::membership::{Roots, TokenSecret};
 use tokio::sync::watch;
 
 use crate::cluster::{SECRET, node, noon};
 
 pub(crate) struct Desk {
     authority: Arc<CertificateAuthority>,
+    roots: Roots,
     address: SocketAddr,
     view: watch::Sender<Arc<View>>,
     enrolments: Mutex<usize>,
 }
 
 impl Desk {
-    pub(crate) fn new(authority: Arc<CertificateAuthority>, address: SocketAddr) -> Self {
+    pub(crate) fn new(authority: Arc<CertificateAuthority>, roots: Roots, address: SocketAddr) -> Self {
         let view = View { version: Version::new(1), ..View::default() };
-        Self { authority, address, view: watch::Sender::new(Arc::new(view)), enrolments: Mutex::new(0) }
+        Self {
+            authority,
+            roots,
+            address,
+            view: watch::Sender::new(Arc::new(view)),
+            enrolments: Mutex::new(0),
+        }
     }
 
     pub(crate) fn publish(&self, view: View) {
@@ -58,6 +66,7 @@ impl Enrol for Desk {
             role,
             chain: vec![leaf],
             root: self.authority.root().clone(),
+            roots: self.roots.clone(),
             managers: vec![self.address],
             advertise: self.address,
             data: self.address,
@@ -136,7 +145,15 @@ impl ManagerApi for Desk {
             .authority
             .issue(&request.csr, caller.node, caller.role, noon(), time::Duration::days(90))
             .map_err(|error| ManagerError::new(ErrorKind::Invalid, error.to_string()))?;
-        Ok(Renewed { chain: vec![leaf] })
+        Ok(Renewed { chain: vec![leaf], root: None })
+    }
+
+    async fn rotate_ca(&self, _: PeerIdentity, _: RotateCa) -> Result<Done, ManagerError> {
+        nothing()
+    }
+
+    async fn ca_status(&self, _: PeerIdentity, _: CaStatusRequest) -> Result<CaStatus, ManagerError> {
+        nothing()
     }
 
     async fn remove_node(&self, _: PeerIdentity, _: RemoveNode) -> Result<RemovedNode, ManagerError> {

@@ -6,5 +6,6 @@ mod desk;
 mod enrolment;
 mod manager_api;
 mod protocols;
+mod rotation;
 mod server;
 mod stalled;

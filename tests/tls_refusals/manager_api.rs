@@ -15,6 +15,7 @@ use overlayd::control::session::SessionStatus;
 use overlayd::control::{renewal, session};
 use overlayd::events::{Event, Told};
 use overlayd::id::Version;
+use overlayd::membership::Roots;
 use tokio::sync::watch;
 
 use crate::cluster::{Cluster, SECRET, closed_port, node, noon, record};
@@ -39,7 +40,13 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
     let (asked, mut begun) = watch::channel(0);
     let request = || {
         asked.send_modify(|times| *times += 1);
-        async { SessionRequest { node: record(50, Role::Worker, server.address), endpoints: vec![] } }
+        async {
+            SessionRequest {
+                node: record(50, Role::Worker, server.address),
+                endpoints: vec![],
+                standing: None,
+            }
+        }
     };
     let (change, changes) = watch::channel(());
     let following = async {
@@ -50,6 +57,7 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
             managers: vec![record(2, Role::Manager, server.address)],
             removed: BTreeSet::from([node(77)]),
             removals: None,
+            roots: Roots::sole(cluster.authority.root().to_vec()),
             networks: BTreeMap::new(),
         });
         let second = view.wait_for(|view| view.version == Version::new(2)).await.expect("a change").clone();
@@ -125,7 +133,8 @@ async fn session_for_another_node_is_denied() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
     let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
-    let request = SessionRequest { node: record(4, Role::Worker, server.address), endpoints: vec![] };
+    let request =
+        SessionRequest { node: record(4, Role::Worker, server.address), endpoints: vec![], standing: None };
     let refused = client.session(request).await.expect_err("another node");
     assert_eq!(refused.kind, ErrorKind::Denied);
 }
@@ -135,7 +144,8 @@ async fn session_ends_when_its_node_is_removed_and_the_agent_learns_why() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
     let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
-    let request = SessionRequest { node: record(3, Role::Worker, server.address), endpoints: vec![] };
+    let request =
+        SessionRequest { node: record(3, Role::Worker, server.address), endpoints: vec![], standing: None };
     let mut updates = client.session(request.clone()).await.expect("a session");
     updates.message().await.expect("an update").expect("the full view");
 
@@ -198,7 +208,7 @@ async fn renewed_certificate_that_others_would_refuse_is_not_taken() {
             let day = time::Duration::DAY;
             let leaf =
                 self.0.authority.issue(&csr, node(3), Role::Worker, noon(), day).expect("a certificate");
-            Ok(Renewed { chain: vec![leaf] })
+            Ok(Renewed { chain: vec![leaf], root: None })
         }
     }
     let credentials = Cluster::new(1).worker(3);

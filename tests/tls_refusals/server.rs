@@ -60,7 +60,7 @@ impl Server {
         let mut desk = None;
         let events = Events::default();
         if let Some(authority) = authority {
-            let new = Arc::new(Desk::new(authority, address));
+            let new = Arc::new(Desk::new(authority, credentials.trust().roots().clone(), address));
             let (rpc, streams) = mpsc::channel(8);
             tokio::spawn(rpc::serve(Arc::clone(&new), streams, events.clone()));
             let (enrol, streams) = mpsc::channel(8);

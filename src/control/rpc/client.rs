@@ -15,9 +15,10 @@ use tonic::{Status, Streaming};
 use super::error::ManagerError;
 use super::generated::manager_client;
 use super::messages::{
-    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
-    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
-    RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest, ViewUpdate,
+    Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
+    InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
+    NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
+    Token, TokenRequest, ViewUpdate,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::control::tls::peer::{ConnectError, PeerStream};
@@ -145,6 +146,10 @@ unary! {
     inspect_node(InspectNode) -> NodeDetail;
     /// Changes what a node is to the cluster. Managers only.
     change_node(ChangeNode) -> ChangedNode;
+    /// Begins to replace the root. Managers only.
+    rotate_ca(RotateCa) -> Done;
+    /// How far the replacement of the root is.
+    ca_status(CaStatusRequest) -> CaStatus;
 }
 
 /// None of the managers could be connected to.

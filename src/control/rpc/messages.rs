@@ -15,9 +15,15 @@ use zeroize::Zeroizing;
 pub use self::node::{ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, RemoveNode, RemovedNode};
 use crate::cluster::{Network, NetworkView, Node, Role};
 use crate::control::identity::base64_der_list;
-pub use crate::control::state::{AttachRequest as Attach, Attached, NetworkSummary, NewNetwork};
+pub use crate::control::state::{
+    AttachRequest as Attach, Attached, NetworkSummary, NewNetwork, RootStanding,
+};
 use crate::id::{EndpointId, NetworkId, NetworkName, Version};
-use crate::membership::SignedRemovals;
+use crate::membership::{Root, Roots, SignedRemovals};
+
+mod ca;
+
+pub use ca::{CaStatus, CaStatusRequest, RotateCa, RotationStatus, WaitedFor};
 
 pub use self::tokens::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 
@@ -28,6 +34,9 @@ pub struct SessionRequest {
     pub node: Node,
     /// The endpoints whose interfaces exist on it.
     pub endpoints: Vec<EndpointId>,
+    /// Which roots it trusts, and which signed its certificate.
+    #[serde(default)]
+    pub standing: Option<RootStanding>,
 }
 
 /// A change of what a node is told. The first of a session is full.
@@ -44,6 +53,9 @@ pub struct ViewUpdate {
     /// The same as it was signed.
     #[serde(default)]
     pub removals: Option<SignedRemovals>,
+    /// The roots that the cluster trusts, if they changed.
+    #[serde(default)]
+    pub roots: Option<Roots>,
     /// Networks that are new or changed.
     pub networks: Vec<NetworkView>,
     /// Networks that the node is no longer a member of.
@@ -151,6 +163,9 @@ pub struct Renewed {
     /// The certificates, leaf first, without the root.
     #[serde(with = "base64_der_list")]
     pub chain: Vec<CertificateDer<'static>>,
+    /// The root that they lead to, if not the one of before.
+    #[serde(default)]
+    pub root: Option<Root>,
 }
 
 /// Removes the calling node from the cluster.

@@ -19,9 +19,10 @@ use tonic::{Request, Response, Status};
 use super::error::{ErrorKind, ManagerError};
 use super::generated::manager_server;
 use super::messages::{
-    Attach, Attached, ChangeNode, ChangedNode, Detach, Done, InspectNetwork, InspectNode, Leave,
-    ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork, NodeDetail, Nodes,
-    RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, SessionRequest, Token, TokenRequest, ViewUpdate,
+    Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
+    InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
+    NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
+    Token, TokenRequest, ViewUpdate,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::cluster::{Role, View};
@@ -93,6 +94,12 @@ pub trait ManagerApi: Send + Sync + 'static {
     /// Signs a new certificate for the caller, with the role that it has.
     fn renew(&self, caller: PeerIdentity, request: Renew) -> impl Answer<Renewed>;
 
+    /// Begins to replace the root.
+    fn rotate_ca(&self, caller: PeerIdentity, request: RotateCa) -> impl Answer<Done>;
+
+    /// Says how far the replacement of the root is.
+    fn ca_status(&self, caller: PeerIdentity, request: CaStatusRequest) -> impl Answer<CaStatus>;
+
     /// Removes the caller from the cluster.
     fn leave(&self, caller: PeerIdentity, request: Leave) -> impl Answer<Done>;
 }
@@ -143,13 +150,15 @@ enum Method {
     RemoveNode,
     InspectNode,
     ChangeNode,
+    RotateCa,
+    CaStatus,
 }
 
 impl Method {
     /// The least role that may call it.
     const fn requires(self) -> Role {
         match self {
-            Self::CreateNetwork | Self::RemoveNetwork | Self::Token => Role::Manager,
+            Self::CreateNetwork | Self::RemoveNetwork | Self::Token | Self::RotateCa => Role::Manager,
             Self::RemoveNode | Self::InspectNode | Self::ChangeNode => Role::Manager,
             Self::IssueToken | Self::ListTokens | Self::RemoveToken => Role::Manager,
             Self::Session
@@ -159,6 +168,7 @@ impl Method {
             | Self::Detach
             | Self::ListNodes
             | Self::Renew
+            | Self::CaStatus
             | Self::Leave => Role::Worker,
         }
     }
@@ -182,6 +192,8 @@ impl Method {
             Self::RemoveNode => "remove nodes",
             Self::InspectNode => "inspect nodes",
             Self::ChangeNode => "change nodes",
+            Self::RotateCa => "rotate the certificate authority",
+            Self::CaStatus => "ask for the state of the certificate authority",
         }
     }
 }
@@ -231,6 +243,8 @@ asks! {
     RemoveNode => RemoveNode, about |call| call.node;
     InspectNode => InspectNode, looks true;
     ChangeNode => ChangeNode, about |call| call.node;
+    RotateCa => RotateCa;
+    CaStatusRequest => CaStatus, looks true;
 }
 
 struct Service<M> {
@@ -326,6 +340,8 @@ unary! {
     remove_node(RemoveNode) -> RemovedNode;
     inspect_node(InspectNode) -> NodeDetail;
     change_node(ChangeNode) -> ChangedNode;
+    rotate_ca(RotateCa) -> Done;
+    ca_status(CaStatusRequest) -> CaStatus;
 }
 
 type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;

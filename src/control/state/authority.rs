@@ -55,6 +55,7 @@ mod tests {
         let new = NewCluster {
             id,
             ca: b"another".to_vec().into(),
+            root: b"another root".to_vec(),
             pools: Vec::new(),
             certificate_life: Duration::from_hours(2160),
             tokens: Tokens { worker: [1; 16], manager: [2; 16] },

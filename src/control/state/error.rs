@@ -41,6 +41,11 @@ pub enum StateError {
     #[error("certificates must live between 1h and 20 years")]
     CertificateExpiry,
 
+    #[error("a rotation of the root is under way: overlayd ca status says what it waits for")]
+    RotationUnderWay,
+    #[error("the new root is the present one already: bring another, or leave it out for one that is made")]
+    SameRoot,
+
     // Nodes.
     #[error("node {node} is no member of this cluster, or was removed from it: let it join again")]
     UnknownNode { node: NodeId },
@@ -185,6 +190,8 @@ impl StateError {
                 ErrorKind::NotFound
             }
             Self::ClusterExists { .. }
+            | Self::RotationUnderWay
+            | Self::SameRoot
             | Self::NodeExists { .. }
             | Self::AmbiguousNode { .. }
             | Self::LastManager { .. }

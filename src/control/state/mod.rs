@@ -15,6 +15,7 @@ mod model;
 mod networks;
 mod nodes;
 mod pool;
+mod rotation;
 mod subnets;
 mod tokens;
 mod views;
@@ -32,7 +33,7 @@ use self::model::{COUNTERS, Change, Counters, Founding, MembershipRow, Model, Ne
 use crate::boot_time::BootTime;
 use crate::control::store::Store;
 use crate::id::{ClusterId, NodeId, Version};
-use crate::membership::{Signature, SignedMembership};
+use crate::membership::{Roots, Signature, SignedMembership};
 
 pub use self::endpoints::{AttachRequest, Attached};
 pub use self::error::{ErrorKind, StateError};
@@ -40,6 +41,7 @@ pub use self::issued_tokens::{NewToken, TokenRefusal};
 pub use self::networks::{NetworkSummary, NewNetwork};
 pub use self::nodes::{NodeStatus, Takes};
 pub use self::pool::AddressPool;
+pub use self::rotation::{Advance, NewRotation, RootStanding, Rotation};
 pub use self::tokens::Tokens;
 pub use self::views::ViewDelta;
 
@@ -53,6 +55,8 @@ pub struct NewCluster {
     pub id: ClusterId,
     /// The certificate authority with its key, opaque to the state.
     pub ca: Zeroizing<Vec<u8>>,
+    /// Its root certificate, DER.
+    pub root: Vec<u8>,
     /// Where subnets come from when a network is created without; empty for [`AddressPool::standard`].
     pub pools: Vec<AddressPool>,
     /// How long a node's certificate lives.
@@ -104,7 +108,7 @@ impl ClusterState {
         let founding =
             Founding { id: new.id, pools, certificate_life_seconds: new.certificate_life.as_secs() };
         let counters = Counters { version: Version::new(1), next_vni: networks::FIRST_VNI };
-        let model = Model::founded(founding, new.tokens, counters);
+        let model = Model::founded(founding, new.tokens, counters, Roots::sole(new.root));
         store.write(|w| model.write_founding(w, &new.ca))?;
         Ok(Self::over(store, model, sign))
     }
@@ -157,15 +161,17 @@ impl ClusterState {
     /// # Errors
     /// When one cannot be signed or the disk refuses.
     pub fn sign_again(&self) -> Result<(), StateError> {
-        self.change(|model| {
-            let all = model.networks.values();
-            let changes = all.map(|state| self.membership(state, state.members.keys().copied().collect()));
-            let mut changes = changes.collect::<Result<Vec<_>, _>>()?;
-            if model.removals.is_some() {
-                changes.push(self.removals(model, &model.removed)?);
-            }
-            Ok(((), changes))
-        })
+        self.change(|model| Ok(((), self.signed_again(model)?)))
+    }
+
+    fn signed_again(&self, model: &Model) -> Result<Vec<Change>, StateError> {
+        let all = model.networks.values();
+        let changes = all.map(|state| self.membership(state, state.members.keys().copied().collect()));
+        let mut changes = changes.collect::<Result<Vec<_>, _>>()?;
+        if model.removals.is_some() {
+            changes.push(self.removals(model, &model.removed)?);
+        }
+        Ok(changes)
     }
 
     fn over(store: Store, model: Model, sign: Box<SignPayload>) -> Self {

@@ -13,13 +13,14 @@ use zeroize::Zeroizing;
 use super::addresses::SubnetAddresses;
 use super::issued_tokens::IssuedToken;
 use super::pool::AddressPool;
+use super::rotation::{COMING_CA, ROOTS, RootStanding, RootsRow, STANDINGS, SecretDigits};
 use super::tokens::Tokens;
 use crate::cluster::{Endpoint, Membership, Network, Node};
 use crate::control::store::{Reading, StoreError, Table, Writing};
 use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, TokenId, Version,
 };
-use crate::membership::{SignedMembership, SignedRemovals};
+use crate::membership::{Roots, SignedMembership, SignedRemovals};
 
 /// What was fixed when the cluster was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,12 @@ pub(super) enum Change {
     PutToken(IssuedToken),
     ForgetToken(TokenId),
     SetNextVni(u32),
+    /// The certificate authority that signs, as hexadecimal digits.
+    PutCa(SecretDigits),
+    PutComingCa(SecretDigits),
+    DropComingCa,
+    PutRoots(RootsRow),
+    PutStanding(NodeId, RootStanding),
     PutNode(Node),
     /// Holds the end of its certificate's life, in seconds since 1970.
     RemoveNode(NodeId, u64),
@@ -89,9 +96,15 @@ impl Change {
             Self::ForgetToken(id) => w.remove(&ISSUED_TOKENS, id.as_str()),
             // Written with the version, by the operation.
             Self::SetNextVni(_) => Ok(()),
+            Self::PutCa(ca) => w.put(&AUTHORITY, ONLY, &ca.0),
+            Self::PutComingCa(ca) => w.put(&COMING_CA, ONLY, &ca.0),
+            Self::DropComingCa => w.remove(&COMING_CA, ONLY),
+            Self::PutRoots(row) => w.put(&ROOTS, ONLY, row),
+            Self::PutStanding(id, standing) => w.put(&STANDINGS, id.as_str(), standing),
             Self::PutNode(node) => w.put(&NODES, node.id.as_str(), node),
             Self::RemoveNode(id, expiry) => {
                 w.remove(&NODES, id.as_str())?;
+                w.remove(&STANDINGS, id.as_str())?;
                 w.put(&REMOVED, id.as_str(), expiry)
             }
             Self::ForgetRemoved(id) => w.remove(&REMOVED, id.as_str()),
@@ -117,6 +130,8 @@ pub(super) struct Model {
     pub(super) tokens: Tokens,
     pub(super) issued_tokens: BTreeMap<TokenId, IssuedToken>,
     pub(super) counters: Counters,
+    pub(super) roots: RootsRow,
+    pub(super) standings: BTreeMap<NodeId, RootStanding>,
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) removed: BTreeMap<NodeId, u64>,
     /// The removed nodes as nodes pass them on to one another, once there was one.
@@ -127,6 +142,8 @@ pub(super) struct Model {
     pub(super) endpoints: HashMap<EndpointId, NetworkId>,
     /// When a node was added, changed or removed last; after a restart, the version of then.
     pub(super) roster_changed: Version,
+    /// The same of the roots that nodes are to trust.
+    pub(super) roots_changed: Version,
 }
 
 /// One network, with its indices.
@@ -148,9 +165,12 @@ pub(super) struct NetworkState {
 
 impl Model {
     /// The state of a cluster that was just made.
-    pub(super) fn founded(founding: Founding, tokens: Tokens, counters: Counters) -> Self {
+    pub(super) fn founded(founding: Founding, tokens: Tokens, counters: Counters, root: Roots) -> Self {
         Self {
             founding,
+            roots: RootsRow { root, rotation: None },
+            standings: BTreeMap::new(),
+            roots_changed: counters.version,
             tokens,
             issued_tokens: BTreeMap::new(),
             counters,
@@ -168,6 +188,7 @@ impl Model {
     pub(super) fn write_founding(&self, w: &Writing<'_>, ca: &[u8]) -> Result<(), StoreError> {
         w.put(&FOUNDING, ONLY, &self.founding)?;
         w.put(&AUTHORITY, ONLY, &Zeroizing::new(data_encoding::HEXLOWER.encode(ca)))?;
+        w.put(&ROOTS, ONLY, &self.roots)?;
         w.put(&TOKENS, ONLY, &self.tokens)?;
         w.put(&COUNTERS, ONLY, &self.counters)
     }
@@ -181,6 +202,7 @@ impl Model {
         };
         let mut changes = Vec::new();
         changes.extend(r.all(&ISSUED_TOKENS)?.into_iter().map(|(_, token)| Change::PutToken(token)));
+        changes.extend(r.get(&ROOTS, ONLY)?.map(Change::PutRoots));
         changes.extend(r.all(&NODES)?.into_iter().map(|(_, node)| Change::PutNode(node)));
         changes.extend(r.all(&NETWORKS)?.into_iter().map(|(_, network)| Change::PutNetwork(network)));
         for (id, expiry) in r.all(&REMOVED)? {
@@ -188,6 +210,10 @@ impl Model {
             changes.push(Change::RemoveNode(id, expiry));
         }
         changes.extend(r.get(&REMOVALS, ONLY)?.map(Change::PutRemovals));
+        for (id, standing) in r.all(&STANDINGS)? {
+            let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no node id"))) };
+            changes.push(Change::PutStanding(id, standing));
+        }
         for (id, row) in r.all(&MEMBERSHIPS)? {
             let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no network id"))) };
             changes.push(Change::PutMembership(id, row));
@@ -197,7 +223,7 @@ impl Model {
             changes.push(Change::PutLastGiven(id, last));
         }
         changes.extend(r.all(&ENDPOINTS)?.into_iter().map(|(_, endpoint)| Change::PutEndpoint(endpoint)));
-        let mut model = Self::founded(founding, tokens, counters);
+        let mut model = Self::founded(founding, tokens, counters, Roots::default());
         for change in changes {
             if let Err(why) = model.apply(change) {
                 return Ok(Err(why));
@@ -216,6 +242,14 @@ impl Model {
             Change::PutToken(token) => drop(self.issued_tokens.insert(token.id, token)),
             Change::ForgetToken(id) => drop(self.issued_tokens.remove(&id)),
             Change::SetNextVni(next) => self.counters.next_vni = next,
+            Change::PutCa(_) | Change::PutComingCa(_) | Change::DropComingCa => {}
+            Change::PutRoots(row) => {
+                self.roots = row;
+                self.roots_changed = version;
+            }
+            Change::PutStanding(id, standing) => {
+                self.standings.insert(id, standing);
+            }
             Change::PutNode(node) => {
                 for state in self.networks.values_mut().filter(|s| s.members.contains_key(&node.id)) {
                     state.changed = version;
@@ -225,6 +259,7 @@ impl Model {
             }
             Change::RemoveNode(id, expiry) => {
                 self.nodes.remove(&id);
+                self.standings.remove(&id);
                 self.removed.insert(id, expiry);
                 self.roster_changed = version;
             }

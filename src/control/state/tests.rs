@@ -2,6 +2,7 @@
 
 mod histories;
 mod refusals;
+mod rotation;
 mod tokens;
 
 use super::model::RemovalsRow;
@@ -408,6 +409,7 @@ impl TestCluster {
     fn settled(&self) -> Model {
         let mut model = self.state.model().clone();
         model.roster_changed = model.counters.version;
+        model.roots_changed = model.counters.version;
         for state in model.networks.values_mut() {
             state.changed = model.counters.version;
         }
@@ -423,6 +425,7 @@ fn new_cluster() -> NewCluster {
     NewCluster {
         id: ClusterId::from_entropy([7; 16]),
         ca: b"root and key".to_vec().into(),
+        root: b"root".to_vec(),
         pools: Vec::new(),
         certificate_life: Duration::from_hours(2160),
         tokens: Tokens { worker: [1; 16], manager: [2; 16] },

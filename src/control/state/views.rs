@@ -8,7 +8,7 @@ use super::ClusterState;
 use super::model::{Model, NetworkState};
 use crate::cluster::{NetworkView, Node, View};
 use crate::id::{NetworkId, NodeId, Version};
-use crate::membership::SignedRemovals;
+use crate::membership::{Roots, SignedRemovals};
 
 /// What changed of a node's view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub struct ViewDelta {
     pub removed: Option<BTreeSet<NodeId>>,
     /// The same signed, to be passed on.
     pub removals: Option<SignedRemovals>,
+    /// The roots, if they changed.
+    pub roots: Option<Roots>,
     /// The networks that changed, whole.
     pub changed: BTreeMap<NetworkId, NetworkView>,
     /// All networks of the node: what it knows beside these is gone.
@@ -37,6 +39,9 @@ impl ViewDelta {
         if let Some(removed) = self.removed {
             view.removed = removed;
             view.removals = self.removals;
+        }
+        if let Some(roots) = self.roots {
+            view.roots = roots;
         }
         view.networks.retain(|id, _| self.networks.contains(id));
         view.networks.extend(self.changed);
@@ -70,6 +75,7 @@ fn delta(model: &Model, node: NodeId, since: Version) -> ViewDelta {
         managers: roster.then(|| model.managers().cloned().collect()),
         removed: roster.then(|| model.removed.keys().copied().collect()),
         removals: model.removals.as_ref().filter(|_| roster).map(|row| row.signed.clone()),
+        roots: (model.roots_changed > since).then(|| model.roots()),
         changed: changed.filter_map(|state| Some((state.network.id, network_view(model, state)?))).collect(),
         networks: mine.iter().map(|state| state.network.id).collect(),
     }

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
@@ -24,9 +24,9 @@ use tokio::sync::watch;
 
 pub use self::verify::verify_identity;
 use self::verify::{NodeVerifier, RootVerifier};
-use super::identity::{CertificateName, IdentityError, NodeIdentity};
-use super::trust::{Expected, Refusal, Trust};
-use crate::membership::JoinToken;
+use super::identity::{IdentityError, NodeIdentity};
+use super::trust::{Expected, Proof, Refusal, Trust};
+use crate::membership::{JoinToken, Root, Roots};
 use crate::sa;
 
 /// Reads the wall clock; `io::clock::wall_clock` outside tests.
@@ -108,16 +108,17 @@ impl Credentials {
         OneHandshake { config: Arc::new(config), outcome }
     }
 
-    /// A server's side of one handshake. Enrolment asks for no certificate and shows the root too.
+    /// A server's side of one handshake. Enrolment asks for no certificate and shows the roots too, and
+    /// what the old one signed for the new: a token of either is good while one takes the other's place.
     pub(super) fn accept(&self, protocol: Protocol) -> OneHandshake<ServerConfig> {
         let verifier = NodeVerifier::new(self.trust(), Expected::AnyNode);
         let outcome = verifier.outcome();
         let builder = ServerConfig::builder_with_details(provider(), Arc::new(ClockOf(self.clock)))
             .with_protocol_versions(TLS_1_3)
             .expect("the provider has cipher suites of TLS 1.3");
-        let shown = self.shown.load();
+        let (shown, trust) = (self.shown.load(), self.trust());
         let (builder, key) = match protocol {
-            Protocol::Enrol => (builder.with_no_client_auth(), shown.key_with_root.clone()),
+            Protocol::Enrol => (builder.with_no_client_auth(), shown.key_with(trust.roots())),
             Protocol::Manager | Protocol::Key => {
                 (builder.with_client_cert_verifier(Arc::new(verifier)), shown.key.clone())
             }
@@ -183,17 +184,17 @@ pub(super) struct OneHandshake<C> {
 
 /// What the verifier of one handshake found, once it has run.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Outcome(Arc<OnceLock<Result<CertificateName, Refusal>>>);
+pub(super) struct Outcome(Arc<OnceLock<Result<Proof, Refusal>>>);
 
 impl Outcome {
-    fn set(&self, outcome: Result<CertificateName, Refusal>) {
+    fn set(&self, outcome: Result<Proof, Refusal>) {
         // A second certificate cannot come in one handshake of TLS 1.3, so the first stands.
         let _already_set = self.0.set(outcome);
     }
 
-    /// The name that was verified; `None` before, after a refusal and for anonymous clients.
-    pub(super) fn name(&self) -> Option<CertificateName> {
-        self.0.get().and_then(|outcome| outcome.as_ref().ok()).copied()
+    /// What was verified; `None` before, after a refusal and for anonymous clients.
+    pub(super) fn proof(&self) -> Option<Proof> {
+        self.0.get().and_then(|outcome| outcome.as_ref().ok()).cloned()
     }
 
     /// Why the handshake that ended in `error` was refused, if it was: an error of the network is `None`.
@@ -231,15 +232,21 @@ pub(super) fn connect_with_token(token: JoinToken, clock: Clock) -> OneHandshake
 struct Shown {
     identity: Arc<NodeIdentity>,
     key: Arc<CertifiedKey>,
-    key_with_root: Arc<CertifiedKey>,
 }
 
 impl Shown {
     fn new(identity: NodeIdentity) -> Result<Self, IdentityError> {
         let key = identity.certified_key()?;
-        let mut key_with_root = key.clone();
-        key_with_root.cert.push(identity.root().clone());
-        Ok(Self { identity: Arc::new(identity), key: Arc::new(key), key_with_root: Arc::new(key_with_root) })
+        Ok(Self { identity: Arc::new(identity), key: Arc::new(key) })
+    }
+
+    /// With the cross-signatures and then the roots, which the other side does not have.
+    fn key_with(&self, roots: &Roots) -> Arc<CertifiedKey> {
+        let mut key = CertifiedKey::clone(&self.key);
+        let crossed = roots.iter().filter_map(Root::cross);
+        let shown = crossed.chain(roots.iter().map(Root::der));
+        key.cert.extend(shown.map(|der| CertificateDer::from(der.to_vec())));
+        Arc::new(key)
     }
 }
 

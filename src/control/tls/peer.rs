@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use super::{Credentials, OneHandshake, Outcome, Protocol, refusal_in};
 use crate::cluster::Role;
 use crate::control::identity::CertificateName;
-use crate::control::trust::{Expected, Refusal, Trust};
+use crate::control::trust::{Expected, Proof, Refusal, Trust};
 use crate::id::NodeId;
 
 /// Who is at the other end of a connection, as its certificate proved.
@@ -45,11 +45,12 @@ impl PeerIdentity {
     }
 }
 
-/// A TLS stream to a verified node; it fails with the [`Refusal`] as soon as the node is no longer
-/// trusted or its certificate ends, whether or not anything is being sent.
+/// A TLS stream to a verified node; it fails with the [`Refusal`] as soon as the node or the root of
+/// its certificate is no longer trusted or the certificate ends, whether or not anything is being sent.
 pub struct PeerStream {
     tls: TlsStream<TcpStream>,
     peer: PeerIdentity,
+    proof: Proof,
     changes: WatchStream<Arc<Trust>>,
     expiry: Pin<Box<Sleep>>,
     cut: Option<Refusal>,
@@ -76,8 +77,8 @@ impl PeerStream {
         let outcome = handshake.outcome.clone();
         let attempt = async {
             let tls = dial(address, handshake).await?;
-            let name = outcome.name().expect("a handshake that succeeds has verified a name");
-            let mut stream = Self::new(TlsStream::Client(tls), name, address, credentials);
+            let proof = outcome.proof().expect("a handshake that succeeds has verified a name");
+            let mut stream = Self::new(TlsStream::Client(tls), proof, address, credentials);
             match stream.read_u8().await {
                 Ok(byte) => stream.first = Some(byte),
                 Err(error) => return Err(ConnectError::of(address, error, &outcome)),
@@ -91,15 +92,17 @@ impl PeerStream {
 
     pub(in crate::control) fn new(
         tls: TlsStream<TcpStream>,
-        name: CertificateName,
+        proof: Proof,
         address: SocketAddr,
         credentials: &Credentials,
     ) -> Self {
         // The trust may have changed while the handshake ran: `WatchStream::new` looks at once.
         let changes = WatchStream::new(credentials.watch_trust());
+        let name = proof.name;
         let left = (name.not_after - credentials.now()).max(time::Duration::ZERO).unsigned_abs();
         let expiry = Box::pin(tokio::time::sleep(left));
-        Self { tls, peer: PeerIdentity::new(name, address), changes, expiry, cut: None, first: None }
+        let peer = PeerIdentity::new(name, address);
+        Self { tls, peer, proof, changes, expiry, cut: None, first: None }
     }
 
     /// Who is at the other end.
@@ -124,7 +127,7 @@ impl PeerStream {
 
     fn poll_trust(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while let Poll::Ready(Some(trust)) = Pin::new(&mut self.changes).poll_next(cx) {
-            self.cut = trust.admit_node(self.peer.node).err();
+            self.cut = trust.admit_still(&self.proof).err();
             if self.cut.is_some() {
                 break;
             }

@@ -12,7 +12,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, RootCertStore,
+    SignatureScheme,
 };
 use time::OffsetDateTime;
 
@@ -20,8 +21,8 @@ use super::{Outcome, provider};
 use crate::cluster::Role;
 use crate::control::ca::fingerprint;
 use crate::control::identity::{CertificateName, IdentityError, NodeIdentity};
-use crate::control::trust::{Expected, Refusal, Trust};
-use crate::membership::JoinToken;
+use crate::control::trust::{Expected, Proof, Refusal, Trust};
+use crate::membership::{JoinToken, RootFingerprint};
 
 /// Verifies that the other side is a node of the cluster, and the one that is wanted.
 #[derive(Debug)]
@@ -40,12 +41,12 @@ impl NodeVerifier {
         self.outcome.clone()
     }
 
-    /// Judges a certificate whose chain rustls found to be good or not.
+    /// Judges a certificate; `chain` is rustls' word on whether it leads to a root.
     fn judge(
         &self,
         certificate: &CertificateDer<'_>,
         now: UnixTime,
-        chain: Result<(), Error>,
+        chain: impl Fn(&Arc<RootCertStore>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let outcome = self.admit(certificate, now, chain);
         let answer = outcome.as_ref().map(|_| ()).map_err(Refusal::to_tls);
@@ -57,10 +58,18 @@ impl NodeVerifier {
         &self,
         certificate: &CertificateDer<'_>,
         now: UnixTime,
-        chain: Result<(), Error>,
-    ) -> Result<CertificateName, Refusal> {
+        chain: impl Fn(&Arc<RootCertStore>) -> Result<(), Error>,
+    ) -> Result<Proof, Refusal> {
         let name = CertificateName::parse(certificate)?;
-        if let Err(error) = chain {
+        let (mut roots, mut failure) = (Vec::new(), None);
+        for anchor in self.trust.anchors() {
+            match chain(&anchor.store) {
+                Ok(()) => roots.push(anchor.root),
+                Err(error) => failure = Some(more_telling(failure, error)),
+            }
+        }
+        if roots.is_empty() {
+            let error = failure.unwrap_or(CertificateError::UnknownIssuer.into());
             let refusal = Refusal::from_chain(error, &name, moment(now));
             // What an unverified certificate says of itself decides only which refusal is printed.
             if refusal == Refusal::WrongCa && name.cluster != self.trust.cluster() {
@@ -70,7 +79,7 @@ impl NodeVerifier {
         }
         self.trust.admit(&name)?;
         self.expected.check(&name)?;
-        Ok(name)
+        Ok(Proof { name, roots })
     }
 }
 
@@ -83,7 +92,7 @@ impl ServerCertVerifier for NodeVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let chain = server_chain(end_entity, intermediates, &self.trust.roots(), now);
+        let chain = |roots: &Arc<RootCertStore>| server_chain(end_entity, intermediates, roots, now);
         self.judge(end_entity, now, chain).map(|()| ServerCertVerified::assertion())
     }
 
@@ -121,11 +130,14 @@ impl ClientCertVerifier for NodeVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(self.trust.roots(), provider())
-            .build()
-            .map_err(|error| Error::General(error.to_string()))
-            .and_then(|verifier| verifier.verify_client_cert(end_entity, intermediates, now));
-        self.judge(end_entity, now, chain.map(|_verified| ())).map(|()| ClientCertVerified::assertion())
+        let chain = |roots: &Arc<RootCertStore>| {
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
+                .build()
+                .map_err(|error| Error::General(error.to_string()))
+                .and_then(|verifier| verifier.verify_client_cert(end_entity, intermediates, now))
+                .map(|_verified| ())
+        };
+        self.judge(end_entity, now, chain).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -172,7 +184,7 @@ impl RootVerifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<CertificateName, Refusal> {
+    ) -> Result<Proof, Refusal> {
         let root = intermediates.iter().find(|root| self.token.is_of_root(root));
         let root = root.ok_or_else(|| Refusal::WrongRoot {
             found: fingerprint(intermediates.last().unwrap_or(end_entity)),
@@ -183,13 +195,13 @@ impl RootVerifier {
         roots.add(root.clone().into_owned()).map_err(Refusal::Tls)?;
         server_chain(end_entity, intermediates, &roots, now)
             .map_err(|error| Refusal::from_chain(error, &name, moment(now)))?;
-        if name.cluster != cluster {
-            return Err(Refusal::WrongCluster { theirs: name.cluster, ours: cluster });
+        if let Some(ours) = cluster.filter(|named| *named != name.cluster) {
+            return Err(Refusal::WrongCluster { theirs: name.cluster, ours });
         }
         if name.role != Role::Manager {
             return Err(Refusal::NotAManager { node: name.node });
         }
-        Ok(name)
+        Ok(Proof { name, roots: vec![RootFingerprint::of(root)] })
     }
 }
 
@@ -241,9 +253,17 @@ pub fn verify_identity(identity: &NodeIdentity, now: OffsetDateTime) -> Result<(
     let (leaf, intermediates) = identity.chain().split_first().ok_or(IdentityError::NotX509)?;
     let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-    let chain = server_chain(leaf, intermediates, &trust.roots(), now);
+    let chain = |roots: &Arc<RootCertStore>| server_chain(leaf, intermediates, roots, now);
     NodeVerifier::new(Arc::new(trust), Expected::Node(identity.node())).admit(leaf, now, chain)?;
     Ok(())
+}
+
+/// That a root is not the signer's says nothing of what is wrong under the one that is.
+fn more_telling(first: Option<Error>, second: Error) -> Error {
+    let foreign = CertificateError::UnknownIssuer.into();
+    first
+        .filter(|first| *first != foreign && *first != CertificateError::BadSignature.into())
+        .unwrap_or(second)
 }
 
 fn server_chain(

@@ -1,0 +1,359 @@
+//! The cluster's certificate authority, on real agents: its root, one that the operator brings, and
+//! its replacement by another.
+
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use overlayd::api::types::{
+    CaResponse, CaRotation, CaStatusResponse, ListNodesResponse, NodeState, StatusResponse, TokenResponse,
+};
+use overlayd::cluster::RotationStep;
+use overlayd::lab::{Ping, Underlay, eventually};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use sha2::{Digest, Sha256};
+
+use support::swarm::{Attached, Family, Swarm};
+use support::test_program;
+
+test_program! {
+    root_is_the_same_on_every_node_and_in_the_token
+    root_that_the_operator_brought_carries_traffic
+    root_that_cannot_be_used_is_refused_and_nothing_is_made
+    root_is_replaced_under_traffic_without_a_loss
+    certificate_of_the_old_root_is_worth_nothing_afterwards
+    dead_node_is_named_and_machines_join_while_it_is_waited_for
+    dead_node_that_is_removed_is_waited_for_no_more
+    rotation_goes_on_after_the_manager_was_killed_in_each_step
+    rotation_that_cannot_be_is_refused_and_nothing_changes
+}
+
+fn root_is_the_same_on_every_node_and_in_the_token() {
+    let swarm = Swarm::pair();
+    let [one, two] = [1, 2].map(|number| swarm.agent(number).done(&["ca"]));
+    assert!(one.starts_with("-----BEGIN CERTIFICATE-----\n"), "{one}");
+    assert_eq!(one, two);
+    let answer: CaResponse = swarm.agent(2).ask(&["ca"]);
+    let [root] = answer.roots.as_slice() else { panic!("one root: {answer:?}") };
+    let body: String = one.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = data_encoding::BASE64.decode(body.as_bytes()).unwrap();
+    assert_eq!(root.fingerprint_sha256, data_encoding::HEXLOWER.encode(&Sha256::digest(der)));
+    let years = (root.ends_unix_seconds - root.begins_unix_seconds) / (365 * 24 * 3600);
+    assert_eq!(years, 20);
+}
+
+fn root_that_the_operator_brought_carries_traffic() {
+    let swarm = Swarm::unformed(2, Underlay::default());
+    let (cert, key) = files(swarm.dir(), "own", &rcgen::PKCS_ECDSA_P384_SHA384, |_| {});
+    let address = swarm.lab.host(1).v4().to_string();
+    let init = ["init", "--advertise-addr", &address, "--ca-cert", text(&cert), "--ca-key", text(&key)];
+    swarm.join(2, &swarm.agent(1).ask(&init));
+    let printed = swarm.agent(2).done(&["ca"]);
+    assert_eq!(printed.replace('\n', ""), std::fs::read_to_string(&cert).unwrap().replace(['\r', '\n'], ""));
+    let (swarm, containers) = swarm.with_containers();
+    let [one, two] = containers.as_slice() else { unreachable!("two containers") };
+    swarm.assert_joined(one, two);
+    // What it was made with is in the state: the files are not needed again.
+    std::fs::remove_file(&cert).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    for agent in &swarm.agents {
+        agent.kill();
+        swarm.start(agent.number);
+    }
+    swarm.await_keys(1);
+    swarm.assert_joined(one, two);
+}
+
+fn root_that_cannot_be_used_is_refused_and_nothing_is_made() {
+    let swarm = Swarm::unformed(1, Underlay::default());
+    let address = swarm.lab.host(1).v4().to_string();
+    let p256 = &rcgen::PKCS_ECDSA_P256_SHA256;
+    let (cert, key) = files(swarm.dir(), "good", p256, |_| {});
+    let (other_cert, other_key) = files(swarm.dir(), "other", p256, |_| {});
+    let leaf = files(swarm.dir(), "leaf", p256, |params| params.is_ca = IsCa::ExplicitNoCa);
+    let now = time::OffsetDateTime::now_utc();
+    let old = files(swarm.dir(), "old", p256, |params| params.not_after = now - time::Duration::DAY);
+    let short = files(swarm.dir(), "short", p256, |params| params.not_after = now + time::Duration::DAY);
+    let edwards = files(swarm.dir(), "edwards", &rcgen::PKCS_ED25519, |_| {});
+    for ((cert, key), words) in [
+        ((cert.clone(), other_key), "does not belong to the CA certificate"),
+        ((other_cert, key.clone()), "does not belong to the CA certificate"),
+        (leaf, "is no CA"),
+        (old, "expired at"),
+        (short, "should live for years"),
+        (edwards, "P-256 or P-384"),
+        ((key.clone(), key.clone()), "no PEM certificate"),
+        ((cert.clone(), cert.clone()), "no PEM private key"),
+        ((cert.clone(), swarm.dir().join("nowhere")), "nowhere"),
+    ] {
+        let init = ["init", "--advertise-addr", &address, "--ca-cert", text(&cert), "--ca-key", text(&key)];
+        let refusal = swarm.agent(1).refused(&init);
+        assert!(refusal.contains(words), "{refusal:?} lacks {words:?}");
+        let status: StatusResponse = swarm.agent(1).status();
+        assert_eq!(status.cluster, None, "{words}");
+    }
+    // Nothing was left that stands in the way of a good one.
+    let init = ["init", "--advertise-addr", &address, "--ca-cert", text(&cert), "--ca-key", text(&key)];
+    swarm.agent(1).done(&init);
+    assert!(swarm.agent(1).status().cluster.is_some());
+}
+
+fn root_is_replaced_under_traffic_without_a_loss() {
+    let (swarm, containers) = Swarm::formed(3, Family::V4, Underlay::default()).with_containers();
+    let pairs = [(0, 1), (1, 2), (2, 0)].map(|(from, to)| (&containers[from], &containers[to]));
+    pairs.iter().for_each(|(from, to)| swarm.assert_joined(from, to));
+    let before = swarm.agents.iter().map(|agent| root(&swarm, agent.number)).collect::<Vec<_>>();
+    let epoch = swarm.agent(1).inspect("red").epoch;
+
+    let done = &AtomicBool::new(false);
+    let (said, told) = std::thread::scope(|scope| {
+        let pings = pairs.map(|(from, to)| scope.spawn(move || ping_until(done, from, to)));
+        let said = swarm.agent(1).done(&["--json", "ca", "rotate"]);
+        // And once more, to one that is brought.
+        let (cert, key) = files(swarm.dir(), "own", &rcgen::PKCS_ECDSA_P384_SHA384, |_| {});
+        let told = swarm.agent(1).done(&["ca", "rotate", "--cert", text(&cert), "--key", text(&key)]);
+        done.store(true, Ordering::Relaxed);
+        for (pings, (from, to)) in pings.into_iter().zip(pairs) {
+            let (sent, received) = pings.join().unwrap();
+            let lost = format!("{} to {}: {received} of {sent}", from.container.name(), to.container.name());
+            assert!(sent > 100 && received == sent, "{lost}\n{}", swarm.drops());
+        }
+        (said, told)
+    });
+
+    let steps: Vec<CaStatusResponse> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(steps.len() >= 2 && steps.last().unwrap().rotation.is_none(), "{said}");
+    assert_ne!(steps.last().unwrap().issuing_sha256, before[0]);
+    for words in ["Join tokens printed before are void", "overlayd token worker", "make a new one"] {
+        assert!(told.contains(words), "{told}");
+    }
+    let after = root(&swarm, 1);
+    assert!(after != before[0] && after != steps.last().unwrap().issuing_sha256);
+    assert!(swarm.agents.iter().all(|agent| root(&swarm, agent.number) == after));
+    assert!(swarm.agent(1).inspect("red").epoch > epoch, "memberships of the old root are in force");
+    // All of it is on the disks.
+    for agent in &swarm.agents {
+        agent.kill();
+        swarm.start(agent.number);
+    }
+    swarm.await_keys(2);
+    pairs.iter().for_each(|(from, to)| swarm.assert_joined(from, to));
+    assert!(swarm.agents.iter().all(|agent| root(&swarm, agent.number) == after));
+}
+
+fn certificate_of_the_old_root_is_worth_nothing_afterwards() {
+    let swarm = Swarm::unformed(3, Underlay::default());
+    let init = swarm.init(Family::V4);
+    swarm.join(2, &init);
+    let stolen = swarm.dir().join("stolen");
+    swarm.agent(2).kill();
+    copy(&swarm.agent(2).state_dir(), &stolen);
+    swarm.start(2);
+    await_connected(&swarm, 2);
+    swarm.agent(1).done(&["ca", "rotate"]);
+
+    // With the token of the old root nobody joins; with a new one, everybody.
+    let manager = init.manager.to_string();
+    let refusal = swarm.agent(3).refused(&["join", "--token", &init.worker_token, &manager]);
+    assert!(
+        refusal.contains("its root was replaced") && refusal.contains("overlayd token worker"),
+        "{refusal}"
+    );
+    let token: TokenResponse = swarm.agent(1).ask(&["token", "worker"]);
+    assert_ne!(token.token, init.worker_token);
+    swarm.agent(3).done(&["join", "--token", &token.token, &manager]);
+
+    swarm.agent(2).kill();
+    std::fs::remove_dir_all(swarm.agent(2).state_dir()).unwrap();
+    copy(&stolen, &swarm.agent(2).state_dir());
+    swarm.start(2);
+    let told = || swarm.agent(1).log().contains("not signed by the root of this cluster (wrong CA)");
+    assert!(eventually(Duration::from_secs(10), told), "{}", swarm.agent(1).log());
+    let refusal = swarm.agent(2).refused(&["ls"]);
+    assert!(refusal.contains("wrong CA"), "{refusal}");
+}
+
+fn dead_node_is_named_and_machines_join_while_it_is_waited_for() {
+    let swarm = Swarm::unformed(4, Underlay::default());
+    let init = swarm.init(Family::V4);
+    swarm.join(2, &init);
+    await_connected(&swarm, 2);
+    swarm.agent(2).kill();
+    let begun: CaStatusResponse = swarm.agent(1).ask(&["ca", "rotate", "--detach"]);
+    assert_eq!(begun.rotation.unwrap().step, RotationStep::Trust);
+    let waits_for_the_dead = || {
+        let rotation = rotation(&swarm).unwrap();
+        assert_eq!(rotation.step, RotationStep::Trust);
+        rotation.waiting.len() == 1 && rotation.waiting[0].offline_since_unix_seconds.is_some()
+    };
+    assert!(eventually(Duration::from_secs(10), waits_for_the_dead), "{:?}", rotation(&swarm));
+    let said = swarm.agent(1).done(&["ca", "status"]);
+    for words in ["1 of 3", "does not trust the new root yet, offline since", "overlayd node rm"] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert_eq!(swarm.agent(1).done(&["ca"]).matches("BEGIN CERTIFICATE").count(), 2);
+
+    // The token that was printed before is good until the old root goes, and so is one printed now.
+    swarm.join(3, &init);
+    let token: TokenResponse = swarm.agent(1).ask(&["token", "worker"]);
+    swarm.agent(4).done(&["join", "--token", &token.token, &init.manager.to_string()]);
+    assert_eq!(swarm.agent(4).done(&["ca"]).matches("BEGIN CERTIFICATE").count(), 2);
+    assert!(eventually(Duration::from_secs(10), waits_for_the_dead), "{:?}", rotation(&swarm));
+
+    swarm.start(2);
+    await_end(&swarm);
+    let new = root(&swarm, 1);
+    assert!(swarm.agents.iter().all(|agent| root(&swarm, agent.number) == new));
+}
+
+fn dead_node_that_is_removed_is_waited_for_no_more() {
+    let swarm = Swarm::formed(3, Family::V4, Underlay::default());
+    let dead = swarm.agent(3).status().cluster.unwrap().node.id;
+    swarm.agent(3).kill();
+    swarm.agent(1).done(&["ca", "rotate", "--detach"]);
+    let waiting = || rotation(&swarm).unwrap().waiting.iter().map(|node| node.node).collect::<Vec<_>>();
+    assert!(eventually(Duration::from_secs(10), || waiting() == [dead]), "{:?}", waiting());
+    swarm.agent(1).done(&["node", "rm", "--force", dead.as_str()]);
+    await_end(&swarm);
+    assert_eq!(root(&swarm, 1), root(&swarm, 2));
+}
+
+fn rotation_goes_on_after_the_manager_was_killed_in_each_step() {
+    let (swarm, containers) = Swarm::pair().with_containers();
+    let [one, two] = containers.as_slice() else { unreachable!("two containers") };
+    swarm.assert_joined(one, two);
+    let old = root(&swarm, 2);
+    swarm.agent(2).kill();
+    swarm.agent(1).done(&["ca", "rotate", "--detach"]);
+    let mut killed_in = Vec::new();
+    let again = |step: Option<RotationStep>, killed_in: &mut Vec<Option<RotationStep>>| {
+        if killed_in.last() == Some(&step) {
+            return;
+        }
+        swarm.agent(1).kill();
+        killed_in.push(step);
+        swarm.start(1);
+    };
+    again(rotation(&swarm).map(|rotation| rotation.step), &mut killed_in);
+    assert_eq!(rotation(&swarm).unwrap().step, RotationStep::Trust, "it was begun for good");
+    swarm.start(2);
+    let is_over = || {
+        let Some(status) = swarm.agent(1).try_ask::<CaStatusResponse>(&["ca", "status"]) else {
+            return false;
+        };
+        let step = status.rotation.map(|rotation| rotation.step);
+        again(step, &mut killed_in);
+        step.is_none()
+    };
+    assert!(eventually(Duration::from_secs(60), is_over), "killed in {killed_in:?}");
+    // The last step is so short that a busy machine may not see it.
+    let first = [RotationStep::Trust, RotationStep::Reissue].map(Some);
+    assert!(killed_in.starts_with(&first), "{killed_in:?}");
+    swarm.await_keys(1);
+    swarm.assert_joined(one, two);
+    assert!(root(&swarm, 1) != old && root(&swarm, 2) == root(&swarm, 1));
+}
+
+fn rotation_that_cannot_be_is_refused_and_nothing_changes() {
+    let swarm = Swarm::pair();
+    let before = root(&swarm, 1);
+    let p256 = &rcgen::PKCS_ECDSA_P256_SHA256;
+    let (cert, key) = files(swarm.dir(), "good", p256, |_| {});
+    let (_, other_key) = files(swarm.dir(), "other", p256, |_| {});
+    let leaf = files(swarm.dir(), "leaf", p256, |params| params.is_ca = IsCa::ExplicitNoCa);
+    let rotate = |cert: &Path, key: &Path| {
+        swarm.agent(1).refused(&["ca", "rotate", "--cert", text(cert), "--key", text(key)])
+    };
+    let present = swarm.dir().join("present.pem");
+    std::fs::write(&present, swarm.agent(1).done(&["ca"])).unwrap();
+    for (refusal, words) in [
+        (rotate(&cert, &other_key), "does not belong to the CA certificate"),
+        (rotate(&leaf.0, &leaf.1), "is no CA"),
+        (rotate(&present, &key), "does not belong to the CA certificate"),
+        (swarm.agent(2).refused(&["ca", "rotate"]), "only managers may rotate the certificate authority"),
+    ] {
+        assert!(refusal.contains(words), "{refusal:?} lacks {words:?}");
+    }
+    assert_eq!((rotation(&swarm), root(&swarm, 1)), (None, before));
+    swarm.agent(2).kill();
+    swarm.agent(1).done(&["ca", "rotate", "--detach"]);
+    let refusal = swarm.agent(1).refused(&["ca", "rotate"]);
+    assert!(refusal.contains("under way") && refusal.contains("overlayd ca status"), "{refusal}");
+}
+
+fn rotation(swarm: &Swarm) -> Option<CaRotation> {
+    swarm.agent(1).ask::<CaStatusResponse>(&["ca", "status"]).rotation
+}
+
+fn await_end(swarm: &Swarm) {
+    let over = eventually(Duration::from_secs(60), || rotation(swarm).is_none());
+    assert!(over, "{}", swarm.agent(1).done(&["ca", "status"]));
+}
+
+fn await_connected(swarm: &Swarm, nodes: usize) {
+    let connected = || {
+        let listed: ListNodesResponse = swarm.agent(1).ask(&["node", "ls"]);
+        listed.nodes.iter().filter(|node| node.state == NodeState::Ready).count() == nodes
+    };
+    assert!(eventually(Duration::from_secs(10), connected));
+}
+
+/// The one root that an agent trusts.
+fn root(swarm: &Swarm, number: usize) -> String {
+    let answer: CaResponse = swarm.agent(number).ask(&["ca"]);
+    let [root] = answer.roots.as_slice() else { panic!("agent {number} trusts {answer:?}") };
+    root.fingerprint_sha256.clone()
+}
+
+/// How many were sent and answered.
+fn ping_until(done: &AtomicBool, from: &Attached, to: &Attached) -> (usize, usize) {
+    let series = Ping { count: 50, interval: Duration::from_millis(2), ..Ping::default() };
+    let (mut sent, mut received) = (0, 0);
+    while !done.load(Ordering::Relaxed) {
+        let report = series.run(from.container.namespace(), to.address(Family::V4)).unwrap();
+        sent += usize::try_from(report.sent).unwrap();
+        received += report.received();
+    }
+    (sent, received)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// A root as an organisation makes it, in two files, but for what `change` changes.
+fn files(
+    dir: &Path,
+    name: &str,
+    algorithm: &'static rcgen::SignatureAlgorithm,
+    change: impl FnOnce(&mut CertificateParams),
+) -> (PathBuf, PathBuf) {
+    let key = KeyPair::generate_for(algorithm).unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Example");
+    params.distinguished_name.push(DnType::CommonName, format!("Example root {name}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now - time::Duration::HOUR;
+    params.not_after = now + time::Duration::days(3650);
+    change(&mut params);
+    let (cert, key_file) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    std::fs::write(&cert, params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    (cert, key_file)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
