@@ -282,6 +282,8 @@ impl ManagerApi for Arc<Manager> {
         let nodes = self.state.nodes().into_iter().map(|status| NodeStatus {
             connected: sessions.contains_key(&status.node.id),
             node: status.node,
+            profile: status.profile,
+            endpoints: status.endpoints,
         });
         Ok(Nodes { nodes: nodes.collect() })
     }
@@ -313,7 +315,7 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn change_node(&self, _: PeerIdentity, node: ChangeNode) -> Result<ChangedNode, ManagerError> {
-        self.change(&node)
+        self.change(node).await
     }
 }
 
@@ -371,6 +373,7 @@ impl From<StateError> for EnrolRefusal {
             state::ErrorKind::Invalid | state::ErrorKind::Conflict => Self::Invalid(error.to_string()),
             state::ErrorKind::NotFound
             | state::ErrorKind::Denied
+            | state::ErrorKind::Barred
             | state::ErrorKind::Unavailable
             | state::ErrorKind::Internal => Self::Unavailable(error.to_string()),
         }
@@ -384,6 +387,7 @@ impl From<StateError> for ManagerError {
             state::ErrorKind::NotFound => ErrorKind::NotFound,
             state::ErrorKind::Conflict => ErrorKind::Conflict,
             state::ErrorKind::Denied => ErrorKind::Denied,
+            state::ErrorKind::Barred => ErrorKind::Barred,
             state::ErrorKind::Unavailable => ErrorKind::Unavailable,
             state::ErrorKind::Internal => ErrorKind::Internal,
         };

@@ -169,7 +169,7 @@ pub async fn enrol(
         .await
         .map_err(|_elapsed| ConnectError::TimedOut { address: manager })??;
     let exchange = async {
-        let mut frames = Frames::new(tls);
+        let mut frames = Frames::new(tls, MAX_MESSAGE_BYTES);
         frames.send(&Zeroizing::new(to_json(&request))).await?;
         frames.receive().await
     };
@@ -316,6 +316,8 @@ fn to_json<T: Serialize>(message: &T) -> Vec<u8> {
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_EXCHANGES: usize = 64;
 const MAX_FAILURES_PER_MINUTE: u32 = 10;
+/// Whoever can reach the port may send as much before it is known who that is.
+pub(super) const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

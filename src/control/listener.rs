@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
+use super::enrol::MAX_MESSAGE_BYTES;
 use super::frame::Frames;
 use super::key_channel::KeyChannel;
 use super::tls::peer::{PeerStream, tune};
@@ -157,9 +158,11 @@ async fn receive(
             let stream = PeerStream::new(TlsStream::Server(tls), node()?, from, credentials);
             manager.rpc.send(stream).await.is_err()
         }
-        (Protocol::Enrol, Some(manager)) => {
-            manager.enrol.send(EnrolStream { frames: Frames::new(tls), from }).await.is_err()
-        }
+        (Protocol::Enrol, Some(manager)) => manager
+            .enrol
+            .send(EnrolStream { frames: Frames::new(tls, MAX_MESSAGE_BYTES), from })
+            .await
+            .is_err(),
         (Protocol::Manager | Protocol::Enrol, None) => {
             return Err(Refusal::NotServed { protocol: protocol.name() }.into());
         }
