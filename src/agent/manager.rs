@@ -3,6 +3,7 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
+mod joins;
 mod nodes;
 mod token_clock;
 mod tokens;
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::cluster::{Node, Role, View};
 use crate::control::ca::{AuthorityError, CertificateAuthority};
-use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
+use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
 use crate::control::identity::NodeIdentity;
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
@@ -45,6 +46,7 @@ pub(crate) struct Manager {
     credentials: Arc<Credentials>,
     token_clock: TokenClock,
     events: Events,
+    joins: Arc<JoinCounts>,
     /// How many sessions each node has: a node that connects again may have two for a moment.
     sessions: Mutex<HashMap<NodeId, u32>>,
 }
@@ -58,7 +60,14 @@ impl Manager {
     ) -> Result<Arc<Self>, ManagerStartError> {
         StoredAuthority::load(&state)?;
         let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
-        let manager = Self { state, credentials, token_clock, events, sessions: Mutex::default() };
+        let manager = Self {
+            state,
+            credentials,
+            token_clock,
+            events,
+            joins: Arc::default(),
+            sessions: Mutex::default(),
+        };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))

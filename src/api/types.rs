@@ -5,6 +5,7 @@
 //! has its unit in the name.
 
 mod events;
+mod joins;
 mod node;
 mod rekey;
 mod stats;
@@ -27,6 +28,7 @@ use crate::rate::RateLimits;
 use crate::sa::Suite;
 
 pub use self::events::EventsRequest;
+pub use self::joins::JoinTotals;
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
     RemoveNodeRequest, RemoveNodeResponse,

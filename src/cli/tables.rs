@@ -1,5 +1,6 @@
 //! What commands about many things print: tables with stable columns, pure text from a response.
 
+mod joins;
 mod node;
 mod rekey;
 mod tokens;
@@ -135,6 +136,7 @@ pub(super) fn stats(stats: &StatsResponse) -> String {
         }
         sections.push(text(&table));
     }
+    sections.extend(stats.joins.map(joins::table));
     sections.join("\n")
 }
 
@@ -396,6 +398,7 @@ DROPPED  REASON    EXPLANATION
                 received: Traffic::default(),
                 rates: RateLimits { egress: None, ingress: "10mbit".parse().ok() },
             }],
+            joins: None,
         });
         assert_eq!(
             text,
