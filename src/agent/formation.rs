@@ -147,7 +147,7 @@ pub(super) async fn join(
         underlay_mtu: tried.underlay_mtu(),
     };
     drop(tried);
-    let (identity, enrolled) = enrol::enrol(manager, &token, machine, wall_clock).await.map_err(refused)?;
+    let (identity, enrolled) = enrol_in_turn(manager, &token, machine).await.map_err(refused)?;
     settings.data = enrolled.data;
     if !enrolled.managers.is_empty() {
         settings.managers.clone_from(&enrolled.managers);
@@ -187,6 +187,27 @@ pub(super) fn import(
     let BroughtAuthority { certificate_pem, key_pem } = brought;
     CertificateAuthority::import(cluster, certificate_pem, key_pem, life, wall_clock())
         .map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// Enrols, waiting for as long as the manager says while many others join.
+async fn enrol_in_turn(
+    manager: SocketAddr,
+    token: &JoinToken,
+    machine: Joining,
+) -> Result<(NodeIdentity, Enrolled), EnrolError> {
+    let patience = tokio::time::Instant::now() + IN_TURN;
+    loop {
+        let retry_seconds = match enrol::enrol(manager, token, machine.clone(), wall_clock).await {
+            Err(EnrolError::Refused(EnrolRefusal::Busy { retry_seconds })) => retry_seconds,
+            ended => return ended,
+        };
+        let retry = Duration::from_secs(retry_seconds);
+        if tokio::time::Instant::now() + retry > patience {
+            return Err(EnrolError::Refused(EnrolRefusal::Busy { retry_seconds }));
+        }
+        tracing::info!(%manager, retry_seconds, "many machines join at once; waiting");
+        tokio::time::sleep(retry).await;
+    }
 }
 
 async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
@@ -232,9 +253,10 @@ fn everywhere(advertise: SocketAddr) -> SocketAddr {
 fn refused(error: EnrolError) -> ApiError {
     let message = error.to_string();
     match error {
-        EnrolError::Refused(EnrolRefusal::Unavailable(_)) | EnrolError::NoAnswer => {
-            ApiError::unavailable(message)
-        }
+        EnrolError::Refused(
+            EnrolRefusal::Unavailable(_) | EnrolRefusal::Busy { .. } | EnrolRefusal::TooManyAttempts { .. },
+        )
+        | EnrolError::NoAnswer => ApiError::unavailable(message),
         EnrolError::Refused(_) => ApiError::denied(message),
         EnrolError::Connect(connect) if connect.refusal().is_some() => ApiError::denied(message),
         EnrolError::Connect(_) => ApiError::unavailable(message),
@@ -259,5 +281,7 @@ impl From<StateError> for ApiError {
     }
 }
 
+/// How long a machine waits for its turn to join; the command line waits longer.
+const IN_TURN: Duration = Duration::from_secs(60);
 /// The TLS port of a node unless another is advertised.
 const TLS_PORT: u16 = 2377;

@@ -3,6 +3,7 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
+mod joins;
 mod nodes;
 mod token_clock;
 mod tokens;
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 
 use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role, View};
-use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
+use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
     Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
@@ -45,6 +46,7 @@ pub(crate) struct Manager {
     credentials: Arc<Credentials>,
     token_clock: TokenClock,
     events: Events,
+    joins: Arc<JoinCounts>,
     /// How many sessions each node has: a node that connects again may have two for a moment.
     pub(super) sessions: Mutex<HashMap<NodeId, u32>>,
 }
@@ -59,7 +61,14 @@ impl Manager {
         // What cannot be read is told now, and not by the first node that wants a certificate.
         state.name_root(StoredAuthority::open(&state)?.root())?;
         let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
-        let manager = Self { state, credentials, token_clock, events, sessions: Mutex::default() };
+        let manager = Self {
+            state,
+            credentials,
+            token_clock,
+            events,
+            joins: Arc::default(),
+            sessions: Mutex::default(),
+        };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))

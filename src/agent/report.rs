@@ -139,6 +139,7 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
             rates: attachment.rates,
         });
     }
+    stats.joins = member.manager.as_ref().map(|manager| manager.join_totals());
     Ok(stats)
 }
 

@@ -6,6 +6,7 @@
 
 mod ca;
 mod events;
+mod joins;
 mod node;
 mod rekey;
 mod stats;
@@ -28,6 +29,7 @@ use crate::rate::RateLimits;
 use crate::sa::Suite;
 
 pub use self::events::EventsRequest;
+pub use self::joins::JoinTotals;
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
     NodeUpdate, RemoveNodeRequest, RemoveNodeResponse,

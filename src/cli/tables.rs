@@ -1,5 +1,6 @@
 //! What commands about many things print: tables with stable columns, pure text from a response.
 
+mod joins;
 mod node;
 mod rekey;
 mod tokens;
@@ -139,6 +140,7 @@ pub(super) fn stats(stats: &StatsResponse) -> String {
         }
         sections.push(text(&table));
     }
+    sections.extend(stats.joins.map(joins::table));
     sections.join("\n")
 }
 
@@ -413,6 +415,7 @@ DROPPED  REASON    EXPLANATION
                 received: Traffic::default(),
                 rates: RateLimits { egress: None, ingress: "10mbit".parse().ok() },
             }],
+            joins: None,
         });
         assert_eq!(
             text,
