@@ -6,6 +6,7 @@
 mod attachments;
 mod audit;
 mod authority;
+mod autolock;
 mod backend;
 mod ca;
 mod container;

@@ -34,6 +34,7 @@ use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
 };
+use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use crate::events::{Event, Events, Reason};
 
 macro_rules! backend {
@@ -76,6 +77,10 @@ backend! {
     join: JoinRequest -> JoinResponse;
     /// Takes this node out of its cluster.
     leave: LeaveRequest -> LeaveResponse;
+    /// Lets a locked manager go on.
+    unlock: UnlockRequest -> UnlockResponse;
+    /// Shows, and if asked changes, a manager's unlock key.
+    unlock_key: UnlockKeyRequest -> UnlockKeyResponse;
     /// Shows, and if asked renews, a join token.
     token: TokenRequest -> TokenResponse;
     /// Makes a join token that expires or works once.

@@ -26,6 +26,7 @@ use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
 };
+use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
 use crate::events::{Event, Events, Reason, Timestamp, Told};
@@ -314,6 +315,14 @@ impl Backend for Canned {
     }
 
     async fn remove_token(&self, _: RemoveTokenRequest) -> Result<RemoveTokenResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn unlock(&self, _: UnlockRequest) -> Result<UnlockResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn unlock_key(&self, _: UnlockKeyRequest) -> Result<UnlockKeyResponse, ApiError> {
         Err(unused())
     }
 

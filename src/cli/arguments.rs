@@ -1,5 +1,6 @@
 //! The commands and their flags, and the requests that they make.
 
+mod autolock;
 mod ca;
 mod events;
 mod node;
@@ -25,6 +26,7 @@ use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::rate::{Rate, RateLimits};
 
+use self::autolock::{UnlockArguments, UnlockKeyArguments};
 pub use self::events::EventsArguments;
 use self::node::LeaveArguments;
 pub(super) use self::node::NodeCommand;
@@ -77,6 +79,10 @@ pub enum ClientCommand {
     Join(JoinArguments),
     /// Take this node out of its cluster
     Leave(LeaveArguments),
+    /// Let a manager go on that is locked since its agent was started
+    Unlock(UnlockArguments),
+    /// Print the key that this manager is unlocked with
+    UnlockKey(UnlockKeyArguments),
     /// Create a network
     Create(CreateArguments),
     /// List the networks
@@ -185,6 +191,9 @@ pub struct InitArguments {
     cert_expiry: Duration,
     #[command(flatten)]
     ca: BroughtCa,
+    /// Lock this manager whenever its agent is started, until 'overlayd unlock' has its unlock key
+    #[arg(long)]
+    autolock: bool,
 }
 
 impl InitArguments {
@@ -204,6 +213,7 @@ impl InitArguments {
             default_addr_pools: self.default_addr_pool,
             cert_expiry_seconds: self.cert_expiry.as_secs(),
             authority: self.ca.read()?,
+            autolock: self.autolock.then(autolock::new_key),
         })
     }
 }

@@ -9,6 +9,7 @@ mod logging;
 mod netns;
 mod report;
 mod rotation;
+mod secret;
 mod tables;
 
 use std::io::Write;
@@ -28,6 +29,7 @@ use crate::api::types::{
 use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
+use crate::unlock_key::{NotAnUnlockKey, UnlockKey};
 use arguments::{CaCommand, NodeCommand, TokenArguments, TokenWish};
 
 /// Why a command failed.
@@ -63,6 +65,30 @@ pub enum CliError {
         /// Of so many.
         of: usize,
     },
+    /// A secret cannot be read.
+    #[error("cannot read the {what} from {from}")]
+    Secret {
+        /// What it is.
+        what: String,
+        /// Where it should be.
+        from: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// What was given for an unlock key.
+    #[error(transparent)]
+    UnlockKey(#[from] NotAnUnlockKey),
+    /// A key was sent, and whether it counts is not known.
+    #[error(
+        "{failure}\n\nShould the agent have taken the new unlock key all the same, it is:\n\n    {}",
+        key.reveal().as_str()
+    )]
+    UnlockKeyAtLarge {
+        /// The key.
+        key: UnlockKey,
+        /// Why nothing more is known.
+        failure: ClientError,
+    },
     /// The system refuses something that every command needs.
     #[error("cannot {doing}")]
     System {
@@ -83,6 +109,9 @@ impl CliError {
             | Self::Netns(_)
             | Self::Config(_)
             | Self::File { .. }
+            | Self::Secret { .. }
+            | Self::UnlockKey(_)
+            | Self::UnlockKeyAtLarge { .. }
             | Self::System { .. } => None,
         }
     }
@@ -96,6 +125,9 @@ impl CliError {
             | Self::Config(_)
             | Self::NotRenewed { .. }
             | Self::File { .. }
+            | Self::Secret { .. }
+            | Self::UnlockKey(_)
+            | Self::UnlockKeyAtLarge { .. }
             | Self::System { .. } => 1,
         }
     }
@@ -155,10 +187,19 @@ struct Agent {
 impl Agent {
     async fn execute(&self, command: ClientCommand) -> Result<String, CliError> {
         match command {
-            ClientCommand::Init(arguments) => self.call(&arguments.request()?, report::init).await,
+            ClientCommand::Init(arguments) => {
+                let request = arguments.request()?;
+                at_large(request.autolock.as_ref(), self.call(&request, report::init).await)
+            }
             ClientCommand::Token(arguments) => self.token(&arguments).await,
             ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
             ClientCommand::Leave(arguments) => self.call(&arguments.request(), report::leave).await,
+            ClientCommand::Unlock(arguments) => self.call(&arguments.request()?, report::unlock).await,
+            ClientCommand::UnlockKey(arguments) => {
+                let request = arguments.request();
+                let render = if arguments.quiet { report::unlock_key_alone } else { report::unlock_key };
+                at_large(request.rotate.as_ref(), self.call(&request, render).await)
+            }
             ClientCommand::Create(arguments) => self.call(&arguments.request()?, report::create).await,
             ClientCommand::Ls => self.call(&ListNetworksRequest {}, tables::networks).await,
             ClientCommand::Inspect { network } => {
@@ -242,6 +283,16 @@ impl Agent {
     ) -> Result<String, CliError> {
         let response = self.client.call(request).await?;
         Ok(if self.json { as_json(&response) } else { render(&response) })
+    }
+}
+
+/// Shows a new unlock key that the agent may have taken although it did not say so.
+fn at_large(key: Option<&UnlockKey>, outcome: Result<String, CliError>) -> Result<String, CliError> {
+    match (key, outcome) {
+        (Some(key), Err(CliError::Agent(failure))) if failure.may_have_been_done() => {
+            Err(CliError::UnlockKeyAtLarge { key: key.clone(), failure })
+        }
+        (_, outcome) => outcome,
     }
 }
 

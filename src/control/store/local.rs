@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::file::Keep;
 use super::{Store, StoreError, Table};
 use crate::cluster::{Endpoint, View};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
@@ -128,11 +129,14 @@ impl Store {
         })
     }
 
-    /// Forgets the cluster, all attachments and, on a manager, the cluster's state.
+    /// Forgets the cluster, all attachments and, on a manager, the cluster's state and its unlock key.
     ///
     /// # Errors
     /// When it cannot be written; then nothing is forgotten.
     pub fn leave_cluster(&self) -> Result<(), StoreError> {
+        if self.unlock_key().is_some() {
+            return self.seal_anew(None, Keep::Nothing);
+        }
         self.write(|w| w.clear())
     }
 
