@@ -32,6 +32,18 @@ fn help_names_every_command_and_flag() {
                 "--autolock",
             ],
         ),
+        (&["backup"], &["--passphrase-file", "--force", "<FILE>"]),
+        (
+            &["restore"],
+            &[
+                "--passphrase-file",
+                "--advertise-addr",
+                "--listen-addr",
+                "--data-addr",
+                "--autolock",
+                "<FILE>",
+            ],
+        ),
         (&["unlock"], &["--key-file"]),
         (&["unlock-key"], &["--rotate", "-q", "--quiet"]),
         (&["token"], &["--quiet", "-q", "--rotate", "--ttl", "--once", "ls", "rm"]),

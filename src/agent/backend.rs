@@ -24,6 +24,7 @@ use crate::api::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use crate::api::types::{BackupRequest, BackupResponse, RestoreRequest, RestoreResponse};
 use crate::api::types::{
     IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
     RemoveTokenResponse,
@@ -139,7 +140,7 @@ impl Inner {
         Ok(member)
     }
 
-    async fn refuse_member(&self) -> Result<(), ApiError> {
+    pub(super) async fn refuse_member(&self) -> Result<(), ApiError> {
         refuse_locked(&self.store)?;
         match &*self.member.read().await {
             Some(member) => Err(ApiError::conflict(format!(
@@ -231,6 +232,14 @@ impl Backend for Daemon {
 
     async fn leave(&self, request: LeaveRequest) -> Result<LeaveResponse, ApiError> {
         self.change(async move |inner| inner.leave(request).await).await
+    }
+
+    async fn backup(&self, request: BackupRequest) -> Result<BackupResponse, ApiError> {
+        self.change(async move |inner| inner.backup(request).await).await
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> Result<RestoreResponse, ApiError> {
+        self.change(async move |inner| inner.restore(request).await).await
     }
 
     async fn unlock(&self, request: UnlockRequest) -> Result<UnlockResponse, ApiError> {

@@ -2,6 +2,8 @@
 //! any moment leaves either no member or a whole one. The identity is written last: without it,
 //! whatever else is there was never acknowledged.
 
+mod restore;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ use crate::control::trust::Trust;
 use crate::id::{ClusterId, LaneCount};
 use crate::io::clock::wall_clock;
 use crate::membership::token::JoinToken;
+
+pub(super) use self::restore::restore;
 
 /// What a node needs to run as a member.
 pub(super) struct Formed {

@@ -4,6 +4,7 @@
 //! Calls that touch the disk run where they keep no other call waiting.
 
 mod nodes;
+mod notices;
 mod token_clock;
 mod tokens;
 

@@ -137,7 +137,8 @@ impl Client {
         }
     }
 
-    fn garbled(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+    /// That the answer is not what this protocol has there.
+    pub(crate) fn garbled(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
         ClientError::Garbled { socket: self.socket.clone(), cause: cause.into() }
     }
 }

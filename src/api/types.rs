@@ -5,6 +5,7 @@
 //! has its unit in the name.
 
 mod autolock;
+mod backup;
 mod ca;
 mod events;
 mod node;
@@ -30,6 +31,7 @@ use crate::sa::Suite;
 use crate::unlock_key::UnlockKey;
 
 pub use self::autolock::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+pub use self::backup::{BackupRequest, BackupResponse, Passphrase, RestoreRequest, RestoreResponse};
 
 pub use self::events::EventsRequest;
 pub use self::node::{
@@ -81,6 +83,8 @@ calls! {
     InitRequest -> InitResponse at "init";
     JoinRequest -> JoinResponse at "join", about |call| call.manager;
     LeaveRequest -> LeaveResponse at "leave";
+    BackupRequest -> BackupResponse at "backup";
+    RestoreRequest -> RestoreResponse at "restore";
     UnlockRequest -> UnlockResponse at "unlock";
     UnlockKeyRequest -> UnlockKeyResponse at "unlock-key";
     TokenRequest -> TokenResponse at "token", about |call| call.role;

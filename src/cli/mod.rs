@@ -5,6 +5,7 @@
 //! tests compare whole screens.
 
 mod arguments;
+mod backup;
 mod logging;
 mod netns;
 mod report;
@@ -21,6 +22,7 @@ pub use arguments::{AgentArguments, Cli, ClientCommand, Command, EventsArguments
 pub use logging::start_log;
 pub use netns::NetnsError;
 
+use crate::api::types::{BackupRequest, BackupResponse};
 use crate::api::types::{
     CaRequest, CaStatusRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest,
     ListNetworksRequest, ListNodesRequest, NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest,
@@ -30,7 +32,7 @@ use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
 use crate::unlock_key::{NotAnUnlockKey, UnlockKey};
-use arguments::{CaCommand, NodeCommand, TokenArguments, TokenWish};
+use arguments::{BackupArguments, CaCommand, NodeCommand, TokenArguments, TokenWish};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,25 @@ pub enum CliError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// Two texts where there should have been one.
+    #[error("the passphrase was not the same the second time: nothing was done")]
+    TypedDifferently,
+    /// A file is in the way.
+    #[error("{} exists: give another name, or --force to replace it", file.display())]
+    FileExists {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The system refuses to read or write a backup.
+    #[error("cannot {doing} the backup {}", file.display())]
+    BackupFile {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// What was given for an unlock key.
     #[error(transparent)]
     UnlockKey(#[from] NotAnUnlockKey),
@@ -110,6 +131,9 @@ impl CliError {
             | Self::Config(_)
             | Self::File { .. }
             | Self::Secret { .. }
+            | Self::TypedDifferently
+            | Self::FileExists { .. }
+            | Self::BackupFile { .. }
             | Self::UnlockKey(_)
             | Self::UnlockKeyAtLarge { .. }
             | Self::System { .. } => None,
@@ -126,6 +150,9 @@ impl CliError {
             | Self::NotRenewed { .. }
             | Self::File { .. }
             | Self::Secret { .. }
+            | Self::TypedDifferently
+            | Self::FileExists { .. }
+            | Self::BackupFile { .. }
             | Self::UnlockKey(_)
             | Self::UnlockKeyAtLarge { .. }
             | Self::System { .. } => 1,
@@ -194,6 +221,11 @@ impl Agent {
             ClientCommand::Token(arguments) => self.token(&arguments).await,
             ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
             ClientCommand::Leave(arguments) => self.call(&arguments.request(), report::leave).await,
+            ClientCommand::Backup(arguments) => self.back_up(&arguments).await,
+            ClientCommand::Restore(arguments) => {
+                let request = arguments.request(&backup::read(&arguments.file)?)?;
+                at_large(request.autolock.as_ref(), self.call(&request, report::restore).await)
+            }
             ClientCommand::Unlock(arguments) => self.call(&arguments.request()?, report::unlock).await,
             ClientCommand::UnlockKey(arguments) => {
                 let request = arguments.request();
@@ -274,6 +306,17 @@ impl Agent {
             TokenWish::List => self.call(&ListTokensRequest {}, tables::tokens).await,
             TokenWish::Remove(token) => self.call(&RemoveTokenRequest { token }, tables::removed).await,
         }
+    }
+
+    async fn back_up(&self, arguments: &BackupArguments) -> Result<String, CliError> {
+        let BackupArguments { file, force, .. } = arguments;
+        backup::refuse_existing(file, *force)?;
+        let request = BackupRequest { passphrase: arguments.passphrase()? };
+        let BackupResponse { cluster, node, sealed } = self.client.call(&request).await?;
+        let sealed = data_encoding::BASE64.decode(sealed.as_bytes()).map_err(|e| self.client.garbled(e))?;
+        backup::write(file, &sealed, *force)?;
+        let made = report::BackedUp { cluster, node, file: file.clone(), bytes: sealed.len() };
+        Ok(if self.json { as_json(&made) } else { report::backup(&made) })
     }
 
     async fn call<C: Call>(

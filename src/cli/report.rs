@@ -1,6 +1,7 @@
 //! What commands about one thing print: pure text from a response.
 
 mod autolock;
+mod backup;
 pub(super) mod ca;
 mod node;
 
@@ -19,6 +20,7 @@ use crate::api::types::{
 use crate::cluster::{Network, Role};
 
 pub(super) use self::autolock::{unlock, unlock_key, unlock_key_alone};
+pub(super) use self::backup::{BackedUp, backup, restore};
 pub(super) use self::node::{change_node, inspect_node, leave, remove_node};
 
 pub(super) fn init(made: &InitResponse) -> String {

@@ -25,6 +25,22 @@ pub(super) fn read(file: Option<&Path>, what: &'static str) -> Result<Zeroizing<
     Ok(line)
 }
 
+/// As [`read`], for a secret that is new: what is typed is asked for twice.
+pub(super) fn choose(file: Option<&Path>, what: &'static str) -> Result<Zeroizing<String>, CliError> {
+    let chosen = read(file, what)?;
+    if file.is_none() && io::stdin().is_terminal() {
+        let again = ask("The same again").map_err(|source| CliError::Secret {
+            what: what.to_lowercase(),
+            from: "the terminal".to_owned(),
+            source,
+        })?;
+        if again != chosen {
+            return Err(CliError::TypedDifferently);
+        }
+    }
+    Ok(chosen)
+}
+
 fn ask(what: &str) -> io::Result<Zeroizing<String>> {
     let terminal = Term::stderr();
     terminal.write_str(&format!("{what}: "))?;

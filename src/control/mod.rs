@@ -6,6 +6,7 @@ pub mod frame;
 pub mod identity;
 pub mod key_channel;
 pub mod listener;
+pub mod notice;
 pub mod renewal;
 pub mod rpc;
 pub mod session;

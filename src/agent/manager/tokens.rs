@@ -162,7 +162,8 @@ mod tests {
         let (enrol, machines) = mpsc::channel(64);
         let events = manager.events.clone();
         tokio::spawn(enrol::serve(Arc::new(Arc::clone(manager)), machines, events.clone()));
-        let doors = Doors { key_channels, manager: Some(ManagerDoors { rpc, enrol }), events };
+        let (notices, _) = mpsc::channel(8);
+        let doors = Doors { key_channels, notices, manager: Some(ManagerDoors { rpc, enrol }), events };
         tokio::spawn(listen(listener, Arc::clone(&manager.credentials), doors));
         address
     }

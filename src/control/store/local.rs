@@ -206,8 +206,19 @@ impl Store {
 }
 
 const ATTACHMENTS: Table<Attachment> = Table::new("attachments");
-const NODE_TABLE: &str = "node";
-const IDENTITY: &str = "identity";
-const SETTINGS: &str = "settings";
+/// Whether a row is of no use on another machine: what is attached to this one, and what a
+/// manager tells anew.
+pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {
+    table == ATTACHMENTS.name || (table == NODE_TABLE && [VIEW, REMOVALS].contains(&key))
+}
+
+/// Whether a row is of those that [`Store::put_enrolment`] writes.
+pub(super) fn is_enrolment(table: &str, key: &str) -> bool {
+    table == NODE_TABLE && [IDENTITY, SETTINGS].contains(&key)
+}
+
+pub(super) const NODE_TABLE: &str = "node";
+pub(super) const IDENTITY: &str = "identity";
+pub(super) const SETTINGS: &str = "settings";
 const VIEW: &str = "view";
 const REMOVALS: &str = "removals";

@@ -7,6 +7,7 @@
 //! calls block on the disk, so async callers use `spawn_blocking`.
 
 mod autolock;
+mod backup;
 mod contents;
 mod error;
 mod file;
@@ -25,6 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::autolock::Autolock;
+pub use self::backup::{Backup, BackupError};
 pub use self::error::StoreError;
 pub use self::file::{LOCK_FILE, STATE_FILE};
 pub use self::key_file::KEY_FILE;
