@@ -5,6 +5,7 @@
 
 mod joins;
 mod nodes;
+mod notices;
 mod token_clock;
 mod tokens;
 
