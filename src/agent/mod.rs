@@ -14,6 +14,8 @@ mod dataplane;
 mod departure;
 mod formation;
 mod heard;
+#[cfg(test)]
+mod histories;
 mod keys;
 mod log_limit;
 mod manager;
