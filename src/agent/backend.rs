@@ -210,7 +210,7 @@ impl Backend for Daemon {
                 cluster: member.credentials.identity().cluster(),
                 node: member.node.id,
                 worker_token: manager.token(Role::Worker).reveal().to_string(),
-                manager: member.node.advertise,
+                manager: member.node().advertise,
                 unlock_key: inner.store.unlock_key(),
             })
         })
@@ -254,7 +254,7 @@ impl Backend for Daemon {
         let member = self.member().await?;
         let TokenRequest { role, rotate } = request;
         let token = member.client.token(messages::TokenRequest { role, rotate }).await?;
-        Ok(TokenResponse { role, token: token.token.to_string(), manager: member.node.advertise })
+        Ok(TokenResponse { role, token: token.token.to_string(), manager: member.node().advertise })
     }
 
     async fn issue_token(&self, request: IssueTokenRequest) -> Result<IssueTokenResponse, ApiError> {
@@ -337,7 +337,7 @@ impl Backend for Daemon {
         let mut warnings: Vec<String> = inner.events.trouble().into_iter().collect();
         let cluster = match inner.member.read().await.clone() {
             Some(member) => {
-                warnings.extend(member.warnings.iter().cloned());
+                warnings.extend(member.warnings.borrow().iter().cloned());
                 Some(report::cluster(&member, &mut warnings).await?)
             }
             None => None,

@@ -6,12 +6,13 @@
 //! and are dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, watch};
 
+use super::heard::Heard;
 use super::placement::{LinkKey, NotCarried, PeerSpec, Placement};
 use super::slots::Hold;
 use crate::boot_time::BootTime;
@@ -21,8 +22,10 @@ use crate::forward::Tables;
 use crate::id::{
     EndpointId, Epoch, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot,
 };
+use crate::io::steer::Group;
 use crate::io::tap::Tap;
 use crate::membership::{MembershipError, SignedMembership, SignedRemovals};
+use crate::negotiate::Whereabouts;
 use crate::rate::RateLimits;
 use crate::worker::{Command, Lane, LaneGone, PortLimits};
 
@@ -31,6 +34,8 @@ pub(crate) struct DataPlane {
     lanes: Vec<Arc<Lane>>,
     tables: Arc<ArcSwap<Tables>>,
     placement: Mutex<Placement>,
+    /// Used while the placement is locked.
+    heard: std::sync::Mutex<Heard>,
     peers: watch::Sender<BTreeMap<NodeId, PeerSpec>>,
     followed: watch::Sender<Version>,
     removed: watch::Sender<Removed>,
@@ -54,6 +59,7 @@ impl DataPlane {
             lanes,
             tables,
             placement: Mutex::new(Placement::new(identity)),
+            heard: std::sync::Mutex::default(),
             peers: watch::Sender::default(),
             followed: watch::Sender::default(),
             removed: watch::Sender::default(),
@@ -95,11 +101,33 @@ impl DataPlane {
     pub(crate) async fn follow(&self, view: Arc<View>) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
         let version = view.version;
-        placement.follow(view);
+        placement.follow(self.heard().follow(view));
         self.tell_removed(&placement);
         self.settle(&mut placement).await?;
         self.followed.send_replace(version);
         Ok(())
+    }
+
+    /// Follows what a node says of where it is; false where that is known, or of no use here.
+    pub(crate) async fn hear(&self, node: NodeId, at: Whereabouts) -> Result<bool, LaneGone> {
+        let mut placement = self.placement.lock().await;
+        let Some(view) = self.heard().hear(node, at) else { return Ok(false) };
+        placement.follow(view);
+        self.settle(&mut placement).await?;
+        Ok(true)
+    }
+
+    /// Has every lane send and receive by its share of these sockets from now on.
+    pub(crate) async fn rebind(&self, esp: Group, vxlan: Option<Group>) -> Result<(), LaneGone> {
+        let vxlan = vxlan.into_iter().flat_map(|group| group.lanes).map(Some).chain(std::iter::repeat(None));
+        for (lane, (esp, vxlan)) in self.lanes.iter().zip(esp.lanes.into_iter().zip(vxlan)) {
+            lane.rebind(esp, vxlan).await?;
+        }
+        Ok(())
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows a new MTU of this node's underlay; returns once every lane forwards by it.

@@ -4,7 +4,7 @@
 
 mod restore;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::lookup_host;
@@ -12,7 +12,9 @@ use zeroize::Zeroizing;
 
 use super::attachments::blocking;
 use super::authority::{StoredAuthority, first_identity};
-use super::member::{Sockets, host_name, payload_signer};
+use super::member::{host_name, payload_signer};
+use super::sockets::Sockets;
+use super::underlay::{self, route_to};
 use crate::api::ApiError;
 use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
 use crate::cluster::{Node, Role, View};
@@ -59,6 +61,7 @@ pub(super) async fn resume(
     })
     .await??;
     let Some((identity, settings)) = found else { return Ok(None) };
+    let settings = underlay::at_home(store, settings).await?;
     let sockets = Sockets::bind(&settings, lanes, offload).await?;
     Ok(Some(Formed { identity, settings, sockets }))
 }
@@ -83,6 +86,7 @@ pub(super) async fn init(
         advertise: request.advertise,
         data: SocketAddr::new(data_ip, request.data_port),
         managers: vec![request.advertise],
+        interface: None,
     };
     let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(cannot)?;
     let node = |identity: &NodeIdentity, mtu| Node {
@@ -93,7 +97,7 @@ pub(super) async fn init(
         data: settings.data,
         underlay_mtu: mtu,
     };
-    let mtu = sockets.underlay_mtu();
+    let mtu = sockets.underlay_mtu;
     let cluster = ClusterId::from_entropy(rand::random());
     let life = Duration::from_secs(request.cert_expiry_seconds);
     let authority = match &request.authority {
@@ -142,20 +146,22 @@ pub(super) async fn join(
     let token: JoinToken =
         Zeroizing::new(request.token).parse().map_err(|error| ApiError::invalid(format!("{error}")))?;
     let manager = resolve(&request.manager).await?;
-    let route = route_to(manager)?;
+    let no_route =
+        |error| ApiError::unavailable(format!("there is no route to the manager {manager}: {error}"));
+    let route = route_to(manager).map_err(no_route)?;
     let advertise = request.advertise.unwrap_or(SocketAddr::new(route, TLS_PORT));
     let data_ip = request.data_ip.unwrap_or(advertise.ip());
     // The cluster's data port is known only afterwards; the addresses are tried before anybody is asked.
     let listen = everywhere(advertise);
-    let mut settings =
-        NodeSettings { listen, advertise, data: SocketAddr::new(data_ip, 0), managers: vec![manager] };
+    let data = SocketAddr::new(data_ip, 0);
+    let mut settings = NodeSettings { listen, advertise, data, managers: vec![manager], interface: None };
     let tried = Sockets::bind(&settings, lanes, offload).await.map_err(cannot)?;
     let machine = Joining {
         host: host_name(),
         advertise: Some(advertise.ip()),
         advertise_port: advertise.port(),
         data: Some(data_ip),
-        underlay_mtu: tried.underlay_mtu(),
+        underlay_mtu: tried.underlay_mtu,
     };
     drop(tried);
     let (identity, enrolled) = enrol_in_turn(manager, &token, machine).await.map_err(refused)?;
@@ -234,22 +240,6 @@ async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
     };
     let mut found = lookup_host(with_port).await.map_err(|error| hint(error.to_string()))?;
     found.next().ok_or_else(|| hint("the name has no address".to_owned()))
-}
-
-/// The address that packets to `manager` leave from. Connecting a UDP socket sends nothing.
-fn route_to(manager: SocketAddr) -> Result<IpAddr, ApiError> {
-    let any: IpAddr = match manager {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let local = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect(manager)?;
-        socket.local_addr()
-    });
-    let local = local.map_err(|error| {
-        ApiError::unavailable(format!("there is no route to the manager {manager}: {error}"))
-    })?;
-    Ok(local.ip())
 }
 
 /// Every address of this machine, on the port that is advertised.

@@ -8,16 +8,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{mpsc, watch};
+
+use super::announcement::Said;
 use super::dataplane::DataPlane;
 use super::placement::LinkKey;
 use super::slots::Hold;
+use super::underlay::Underlay;
 use crate::api::types::PeerState;
 use crate::boot_time::BootTime;
 use crate::control::tls::Credentials;
+use crate::control::tls::peer::PeerIdentity;
 use crate::events::Events;
 use crate::id::{LaneCount, NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
-use crate::negotiate::{Env, Established, Hello, Install, LaneKey, SpiPool};
+use crate::negotiate::{Env, Established, Hello, Install, LaneKey, SpiPool, Whereabouts};
 use crate::sa::{InboundSa, LimitOverrides, OutboundSa, Suite};
 use crate::worker::{Command, LaneGone};
 
@@ -31,6 +36,9 @@ pub(crate) struct Keys {
     pub(super) dataplane: Arc<DataPlane>,
     pub(super) credentials: Arc<Credentials>,
     pub(super) events: Events,
+    /// Where this node is, as peers are told.
+    pub(super) underlay: watch::Receiver<Underlay>,
+    said: mpsc::Sender<Said>,
     key_log: Option<KeyLog>,
     spis: Mutex<SpiPool>,
     status: Mutex<BTreeMap<LinkKey, LinkStatus>>,
@@ -55,6 +63,7 @@ impl Keys {
         dataplane: Arc<DataPlane>,
         credentials: Arc<Credentials>,
         (key_log, events): (Option<KeyLog>, Events),
+        (underlay, said): (watch::Receiver<Underlay>, mpsc::Sender<Said>),
     ) -> Self {
         Self {
             node: credentials.identity().node(),
@@ -65,10 +74,18 @@ impl Keys {
             dataplane,
             credentials,
             events,
+            underlay,
+            said,
             key_log,
             spis: Mutex::default(),
             status: Mutex::default(),
         }
+    }
+
+    /// Hands on where a peer says that it is.
+    pub(super) fn hear(&self, peer: &PeerIdentity, at: Whereabouts) {
+        // Full: it is said again on the next channel.
+        let _heard_or_not = self.said.try_send(Said { node: peer.node, role: peer.role, at });
     }
 
     /// Calls a link with the time, randomness and the SPIs of this node.

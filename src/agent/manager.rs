@@ -9,7 +9,7 @@ mod notices;
 mod token_clock;
 mod tokens;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -108,6 +108,19 @@ impl Manager {
     /// How many nodes are in the cluster beside this one.
     pub(crate) fn other_nodes(&self) -> usize {
         self.state.nodes().len().saturating_sub(1)
+    }
+
+    /// The other nodes of the cluster.
+    pub(crate) fn others(&self) -> Vec<Node> {
+        let this = self.credentials.identity().node();
+        self.state.nodes().into_iter().map(|status| status.node).filter(|node| node.id != this).collect()
+    }
+
+    /// The nodes that have no session.
+    pub(crate) fn absent(&self) -> BTreeSet<NodeId> {
+        let others = self.others();
+        let sessions = self.sessions.lock().expect(NO_PANIC);
+        others.into_iter().map(|node| node.id).filter(|id| !sessions.contains_key(id)).collect()
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc, watch};
 
+use super::announcement::{self, Crier};
 use super::attachments::{Attachments, blocking};
 use super::audit;
 use super::dataplane::DataPlane;
@@ -24,13 +24,14 @@ use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::rekey::Wished;
 use super::removals;
+use super::sockets::{DataSockets, Sockets};
 use super::standing::{Standing, merge, session_request};
 use super::tasks::{Tasks, Watched};
-use super::underlay;
-use crate::cluster::{Node, View};
-use crate::config::{AgentConfig, OffloadConfig};
+use super::underlay::{self, Home, Underlay};
+use crate::cluster::{Node, Role, View};
+use crate::config::AgentConfig;
 use crate::control::identity::NodeIdentity;
-use crate::control::listener::{Doors, ManagerDoors, listen};
+use crate::control::listener::{Doors, ManagerDoors};
 use crate::control::rpc::{self, ManagerClient};
 use crate::control::session::{self, SessionStatus};
 use crate::control::state::{ClusterState, SignPayload};
@@ -40,13 +41,11 @@ use crate::control::tls::{Credentials, verify_identity};
 use crate::control::trust::Trust;
 use crate::control::{enrol, renewal};
 use crate::events::{Event, Events};
-use crate::id::{HostName, LaneCount};
+use crate::id::HostName;
 use crate::io::clock::wall_clock;
 use crate::io::cpu;
-use crate::io::steer::Group;
-use crate::negotiate::Hello;
+use crate::negotiate::{Hello, Whereabouts};
 use crate::sa::Suite;
-use crate::wire::vxlan;
 use crate::worker::DataSocket;
 
 use self::lanes::{hear, start_lanes};
@@ -63,59 +62,11 @@ pub(crate) struct Member {
     pub(super) offloads: Arc<OffloadBook>,
     pub(super) client: ManagerClient,
     pub(super) session: watch::Receiver<SessionStatus>,
-    underlay: watch::Receiver<u32>,
+    underlay: watch::Receiver<Underlay>,
     pub(super) manager: Option<Arc<Manager>>,
     /// What the operator should know.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: watch::Receiver<Vec<String>>,
     tasks: Mutex<Option<Watched>>,
-}
-
-/// The sockets of a member, bound before anything is promised to anybody.
-pub(crate) struct Sockets {
-    tls: TcpListener,
-    esp: Group,
-    vxlan: Option<Group>,
-    warnings: Vec<String>,
-    underlay_mtu: u32,
-}
-
-impl Sockets {
-    /// Binds what `settings` name, for so many lanes.
-    pub(crate) async fn bind(
-        settings: &NodeSettings,
-        lanes: LaneCount,
-        offload: OffloadConfig,
-    ) -> Result<Self> {
-        let tls = TcpListener::bind(settings.listen).await.with_context(|| {
-            format!("cannot listen on TCP {}: choose another with --listen-addr", settings.listen)
-        })?;
-        let data = settings.data;
-        let options = offloads::socket_options(offload);
-        let esp = Group::bind_esp(data, lanes, &options)
-            .context("cannot receive encrypted data: give an address of this machine with --data-addr")?;
-        let mut warnings = Vec::new();
-        if let Some(refusal) = &esp.refusal {
-            warnings.push(format!(
-                "one lane of {} receives all encrypted data: the kernel does not steer by SPI ({refusal}); Linux \
-                 4.5 and later do, unless a sandbox forbids SO_ATTACH_REUSEPORT_CBPF",
-                lanes.get()
-            ));
-        }
-        let vxlan = match Group::bind_vxlan(SocketAddr::new(data.ip(), vxlan::PORT), lanes, &options) {
-            Ok(group) => Some(group),
-            Err(error) => {
-                warnings.push(format!("unencrypted networks carry nothing here: {error}"));
-                None
-            }
-        };
-        let underlay_mtu = underlay::mtu_at(data.ip()).await?;
-        Ok(Self { tls, esp, vxlan, warnings, underlay_mtu })
-    }
-
-    /// MTU of the interface that held the data address when it was bound, in bytes.
-    pub(crate) fn underlay_mtu(&self) -> u32 {
-        self.underlay_mtu
-    }
 }
 
 impl Member {
@@ -128,7 +79,7 @@ impl Member {
         hello: Hello,
         failed: mpsc::Sender<anyhow::Error>,
     ) -> Result<Self> {
-        let Sockets { tls, esp, vxlan, warnings, underlay_mtu } = sockets;
+        let Sockets { tls, data: DataSockets { esp, vxlan, warnings }, underlay_mtu } = sockets;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         offloads::tell_refused(config.offload, DataSocket::Esp, esp.offloads());
         if let Some(vxlan) = &vxlan {
@@ -173,15 +124,19 @@ impl Member {
             }
             None => None,
         };
+        let at = Whereabouts { advertise: settings.advertise, data: settings.data };
+        let (moving, underlay) = watch::channel(Underlay { at, mtu: underlay_mtu });
+        let (said, heard) = mpsc::channel(64);
         let keys = Arc::new(Keys::new(
             (hello, receiving_lanes),
             (suites(config), config.limits),
             Arc::clone(&dataplane),
             Arc::clone(&credentials),
             (key_log, events.clone()),
+            (underlay.clone(), said),
         ));
 
-        let client = ManagerClient::new(Arc::clone(&credentials), managers(&view, &settings));
+        let client = ManagerClient::new(Arc::clone(&credentials), managers(&view, &node, &settings));
         let (views, following) = watch::channel(Arc::new(view));
         let (status, session) = watch::channel(SessionStatus::Connecting);
         let mut tasks = Tasks::default();
@@ -190,7 +145,8 @@ impl Member {
         let (channels, connected) = mpsc::channel(64);
         let (notify, notices) = mpsc::channel(8);
         let doors = Doors { key_channels: channels, notices: notify, manager: doors, events: events.clone() };
-        tasks.spawn("the TLS port", listen(tls, Arc::clone(&credentials), doors));
+        let (relisten, listening) = mpsc::channel(1);
+        tasks.spawn("the TLS port", underlay::listen_on((tls, listening), Arc::clone(&credentials), doors));
         let (rekeys, wished) = mpsc::channel(64);
         let asked = (connected, wished);
         let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
@@ -202,7 +158,6 @@ impl Member {
         let refusing = manager.is_none().then(|| Arc::clone(&credentials));
         let removed = removals::keep(dataplane.removed(), store.clone(), refusing);
         tasks.spawn("the removed nodes", removed);
-        let (mtu, underlay) = watch::channel(underlay_mtu);
         let (changes, changed) = watch::channel(());
         let told = standing.told();
         let request = session_request(node.clone(), underlay.clone(), told.clone(), Arc::clone(&attachments));
@@ -212,11 +167,26 @@ impl Member {
         let heeded = notices::heed(notices, client.clone(), session.clone());
         tasks.spawn("the managers' notices", heeded);
         if let Some(manager) = &manager {
-            let told = Arc::clone(manager).tell_whereabouts(node.advertise);
+            let told = Arc::clone(manager).tell_whereabouts(underlay.clone());
             tasks.spawn("the manager's notices", told);
         }
-        let underlay_followed = underlay::follow(node.data, Arc::clone(&dataplane), mtu, failed.clone());
-        tasks.spawn("the underlay's MTU", underlay_followed);
+        let (warnings, warned) = watch::channel(warnings);
+        let follower = underlay::Follower {
+            home: Home::new(settings),
+            offload: config.offload,
+            store: store.clone(),
+            dataplane: Arc::clone(&dataplane),
+            client: client.clone(),
+            manager: manager.clone(),
+            underlay: moving,
+            relisten,
+            warnings,
+        };
+        tasks.spawn("the underlay", follower.run(failed.clone()));
+        let crier = Crier::new(Arc::clone(&keys), manager.clone());
+        tasks.spawn("what other nodes are told", crier.run());
+        let listener = announcement::listen(heard, Arc::clone(&dataplane), (client.clone(), session.clone()));
+        tasks.spawn("what other nodes say", listener);
         tasks.spawn("the interfaces' MTU", Arc::clone(&attachments).keep_mtus());
         tasks.spawn("the endpoints", mend(Arc::clone(&attachments), client.clone(), session.clone()));
         tasks.spawn("the audit of sessions", audit::tell_session(session.clone(), events.clone()));
@@ -236,14 +206,14 @@ impl Member {
             session,
             underlay,
             manager,
-            warnings,
+            warnings: warned,
             tasks,
         })
     }
 
     /// This node as it is now.
     pub(crate) fn node(&self) -> Node {
-        Node { underlay_mtu: *self.underlay.borrow(), ..self.node.clone() }
+        self.underlay.borrow().of(&self.node)
     }
 
     /// Ends every task and waits for it; the lanes go on until the last caller lets go of the member.
@@ -307,11 +277,16 @@ async fn start_manager(
 }
 
 /// Where managers are: as the last view has it, and as this node was told when it joined.
-fn managers(view: &View, settings: &NodeSettings) -> Vec<SocketAddr> {
-    let mut addresses: Vec<SocketAddr> = view.managers.iter().map(|node| node.advertise).collect();
-    addresses.extend(
-        settings.managers.iter().filter(|known| !view.managers.iter().any(|n| n.advertise == **known)),
-    );
+fn managers(view: &View, node: &Node, settings: &NodeSettings) -> Vec<SocketAddr> {
+    // A manager that has moved knows better than the view of before.
+    let own = Some(node.advertise).filter(|_| node.role == Role::Manager);
+    let viewed = view.managers.iter().filter(|manager| manager.id != node.id).map(|node| node.advertise);
+    let mut addresses: Vec<SocketAddr> = own.into_iter().chain(viewed).collect();
+    for known in &settings.managers {
+        if !addresses.contains(known) {
+            addresses.push(*known);
+        }
+    }
     addresses
 }
 

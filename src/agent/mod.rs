@@ -3,6 +3,7 @@
 //! [`run`] opens the state, brings back what the last run left, and answers on the unix socket
 //! until it is told to stop. `member` is what runs while the node is in a cluster.
 
+mod announcement;
 mod attachments;
 mod audit;
 mod authority;
@@ -14,6 +15,9 @@ mod container;
 mod dataplane;
 mod departure;
 mod formation;
+mod heard;
+#[cfg(test)]
+mod histories;
 mod keys;
 mod log_limit;
 mod manager;
@@ -29,6 +33,7 @@ mod removals;
 mod report;
 mod rotation;
 mod slots;
+mod sockets;
 mod standing;
 mod tasks;
 #[cfg(test)]

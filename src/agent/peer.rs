@@ -47,6 +47,8 @@ pub(crate) enum PeerEvent {
     TrafficWaiting(NetworkId),
     /// Packets came that seem to be the peer's, for an SA that is not here.
     UnknownSpi(Spi),
+    /// This node has another address.
+    Moved,
     /// An operator wants new keys.
     Wished(Vec<Wish>),
 }
@@ -153,6 +155,7 @@ impl Peer {
                 }
                 Turn::Event(event) => peer.happened(event).await?,
                 Turn::Connected(Ok(result)) => peer.connected(result).await?,
+                Turn::Connected(Err(error)) if error.is_cancelled() => {}
                 Turn::Connected(Err(error)) => tracing::error!(%error, "an attempt to connect died"),
                 Turn::Removed => peer.pass_removals().await,
                 Turn::Received(Ok(Some(frame))) => peer.received(&frame).await?,
@@ -191,6 +194,14 @@ impl Peer {
             tokio::time::sleep(pause).await;
             KeyChannel::connect(&credentials, node.advertise, node.id).await.map(Box::new)
         });
+    }
+
+    /// Gives up the channel, and an attempt at one that leads nowhere.
+    async fn connect_anew(&mut self, why: &str) -> Result<(), LaneGone> {
+        self.connecting.abort_all();
+        self.channel_down(why).await?;
+        self.backoff = Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE);
+        Ok(())
     }
 
     async fn connected(&mut self, result: Result<Box<KeyChannel>, ConnectError>) -> Result<(), LaneGone> {
@@ -237,6 +248,7 @@ impl Peer {
                 self.send(&Message::SpiUnknown(spi.get()).encode()).await;
                 Ok(())
             }
+            PeerEvent::Moved => self.connect_anew("this node has another address now").await,
             PeerEvent::Wished(wishes) => {
                 for wish in wishes {
                     self.wished(wish).await?;
@@ -261,6 +273,8 @@ impl Peer {
         let hello = Message::Hello(self.keys.hello).encode();
         self.send(&hello).await;
         self.pass_removals().await;
+        let at = self.keys.underlay.borrow().at;
+        self.send(&Message::Whereabouts(at).encode()).await;
         Ok(())
     }
 
@@ -316,6 +330,12 @@ impl Peer {
                 self.hear_epoch(network, epoch).await;
                 Ok(())
             }
+            Ok(Message::Whereabouts(at)) => {
+                if let Some(channel) = &self.channel {
+                    self.keys.hear(channel.peer(), at);
+                }
+                Ok(())
+            }
             Ok(Message::Link(frame)) => {
                 let network = frame.network();
                 if !self.links.contains_key(&network) {
@@ -346,7 +366,7 @@ impl Peer {
     /// Takes over what the view says of the peer now.
     async fn follow(&mut self, spec: PeerSpec) -> Result<(), LaneGone> {
         if spec.node.advertise != self.spec.node.advertise && self.is_initiator() {
-            self.channel_down("the peer has another address now").await?;
+            self.connect_anew("the peer has another address now").await?;
         }
         let lives = |network: &NetworkId, linked: &Linked| {
             spec.links.get(network).is_some_and(|link| link.hold == linked.spec.hold)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 
+use super::announcement;
 use super::keys::Keys;
 use super::log_limit::LogLimit;
 use super::peer::{Peer, PeerEvent};
@@ -26,13 +27,15 @@ pub(crate) async fn keep(
     mut events: mpsc::Receiver<LaneEvent>,
     mut wished: mpsc::Receiver<Wished>,
 ) -> Result<Infallible, LaneGone> {
-    let mut wanted = keys.dataplane.peers();
+    let (mut wanted, mut underlay) = (keys.dataplane.peers(), keys.underlay.clone());
+    let mut at = underlay.borrow().at;
     let mut peers = Peers {
         keys,
         tasks: JoinSet::new(),
         running: HashMap::new(),
         died: BTreeSet::new(),
-        strangers: LogLimit::default(),
+        strangers: JoinSet::new(),
+        unwanted: LogLimit::default(),
     };
     loop {
         let specs = wanted.borrow_and_update().clone();
@@ -42,6 +45,13 @@ pub(crate) async fn keep(
             Some(channel) = channels.recv() => peers.connected(channel),
             Some(event) = events.recv() => peers.happened(event, &specs).await,
             Some((node, wishes)) = wished.recv() => peers.tell(node, PeerEvent::Wished(wishes)),
+            Some(stranger) = peers.strangers.join_next() => peers.heard_out(stranger),
+            Ok(()) = underlay.changed() => {
+                let now = underlay.borrow_and_update().at;
+                if std::mem::replace(&mut at, now) != now {
+                    peers.running.keys().for_each(|node| peers.tell(*node, PeerEvent::Moved));
+                }
+            }
             Some(ended) = peers.tasks.join_next_with_id() => peers.ended(ended)?,
         }
     }
@@ -53,7 +63,9 @@ struct Peers {
     running: HashMap<NodeId, Running>,
     /// Peers whose task died, and has not been begun again.
     died: BTreeSet<NodeId>,
-    strangers: LogLimit,
+    /// Channels that are for no task, on which the other side may say where it is.
+    strangers: JoinSet<Option<NodeId>>,
+    unwanted: LogLimit,
 }
 
 struct Running {
@@ -111,16 +123,32 @@ impl Peers {
 
     fn connected(&mut self, channel: KeyChannel) {
         let node = channel.peer().node;
+        match self.running.get(&node) {
+            Some(running) if self.keys.node < node => {
+                // Full: its task is busy or ending, and the peer will connect again.
+                let _taken_or_not = running.events.try_send(PeerEvent::Channel(Box::new(channel)));
+            }
+            _ if self.strangers.len() < STRANGERS => {
+                self.strangers.spawn(announcement::hear_out(channel, Arc::clone(&self.keys)));
+            }
+            _ => self.complain(node),
+        }
+    }
+
+    fn heard_out(&mut self, stranger: Result<Option<NodeId>, JoinError>) {
+        match stranger {
+            Ok(None) => {}
+            Ok(Some(node)) => self.complain(node),
+            Err(error) => tracing::error!(%error, "the task of a key channel died"),
+        }
+    }
+
+    fn complain(&mut self, node: NodeId) {
         let why = match self.running.get(&node) {
+            Some(_) => "it is for this node to connect to that one",
             None => "no encrypted network is shared with it (yet)",
-            Some(_) if self.keys.node > node => "it is for this node to connect to that one",
-            // Full: its task is busy, and the peer will connect again.
-            Some(running) => match running.events.try_send(PeerEvent::Channel(Box::new(channel))) {
-                Ok(()) => return,
-                Err(_) => "its task is busy or ending",
-            },
         };
-        if self.strangers.permits(boot_time()) {
+        if self.unwanted.permits(boot_time()) {
             tracing::info!(%node, why, "a key channel is not wanted");
         }
     }
@@ -159,6 +187,8 @@ fn peer_at(specs: &BTreeMap<NodeId, PeerSpec>, address: IpAddr) -> Option<NodeId
     Some(peer.node.id)
 }
 
+/// Channels at a time that are heard out though nothing is shared with their nodes.
+const STRANGERS: usize = 64;
 /// Events that may wait for one peer's task.
 const EVENTS: usize = 64;
 /// A task that dies again and again does so slowly.

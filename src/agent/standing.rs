@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::attachments::Attachments;
+use super::underlay::Underlay;
 use crate::cluster::{Node, Role, View};
 use crate::control::rpc::messages::{RootStanding, SessionRequest};
 use crate::control::tls::Credentials;
@@ -104,12 +105,12 @@ fn told(credentials: &Credentials, roots: &Roots) -> Told {
 /// What this node tells a manager at the beginning of a session.
 pub(super) fn session_request(
     node: Node,
-    underlay: watch::Receiver<u32>,
+    underlay: watch::Receiver<Underlay>,
     told: watch::Receiver<Told>,
     attachments: Arc<Attachments>,
 ) -> impl FnMut() -> futures_util::future::BoxFuture<'static, SessionRequest> + Send {
     move || {
-        let node = Node { underlay_mtu: *underlay.borrow(), ..node.clone() };
+        let node = underlay.borrow().of(&node);
         let (attachments, told) = (Arc::clone(&attachments), told.clone());
         Box::pin(async move {
             loop {

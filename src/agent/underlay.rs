@@ -1,7 +1,10 @@
-//! The MTU of this node's underlay, followed, and what fits through the underlay of a network's members.
+//! The underlay of this node, its addresses and its MTU, followed; and what fits through the underlay
+//! of a network's members.
 //!
 //! What the node sees of its own interface counts at once, whether a manager can be told or not; of the
 //! others it knows what the view says.
+
+mod home;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,15 +12,31 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
+pub(crate) use self::home::{Home, route_to};
+use self::home::{PATIENCE, Seen};
+use super::attachments::blocking;
 use super::dataplane::DataPlane;
+use super::manager::Manager;
+use super::sockets::{DataSockets, bind_tls};
 use crate::cluster::{NetworkView, Node};
+use crate::config::OffloadConfig;
+use crate::control::listener::{Doors, listen};
+use crate::control::rpc::ManagerClient;
+use crate::control::state::ClusterState;
+use crate::control::store::Store;
+use crate::control::store::local::NodeSettings;
+use crate::control::tls::Credentials;
 use crate::datapath::MAX_MTU;
 use crate::id::NodeId;
-use crate::io::netlink::{LinkChanges, Netlink};
+use crate::io::clock::boot_time;
+use crate::io::netlink::{InterfaceAddress, LinkChanges, Netlink};
 use crate::io::netns::NetNs;
+use crate::negotiate::Whereabouts;
 use crate::wire::{esp, ethernet, ipv4, ipv6, udp, vxlan};
+use crate::worker::LaneGone;
 
 /// MTU of the interface that holds an address of this host, in bytes.
 pub(crate) async fn mtu_at(address: IpAddr) -> anyhow::Result<u32> {
@@ -27,54 +46,210 @@ pub(crate) async fn mtu_at(address: IpAddr) -> anyhow::Result<u32> {
     Ok(link.await?.context("the underlay's MTU cannot be read")?.mtu)
 }
 
-/// Has the lanes follow the MTU of the interface that holds `data`, and then tells it to `mtu`.
-pub(crate) async fn follow(
-    data: SocketAddr,
-    dataplane: Arc<DataPlane>,
-    mtu: watch::Sender<u32>,
-    failed: mpsc::Sender<anyhow::Error>,
-) {
-    let changes = LinkChanges::subscribe();
-    if let Err(error) = &changes {
-        tracing::warn!(%error, "changes of the underlay's MTU are noticed late");
+/// Where this node is reached, and over what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Underlay {
+    pub(crate) at: Whereabouts,
+    /// MTU of the interface that holds the data address, in bytes.
+    pub(crate) mtu: u32,
+}
+
+impl Underlay {
+    /// This node, as it is over it.
+    pub(crate) fn of(self, node: &Node) -> Node {
+        let Whereabouts { advertise, data } = self.at;
+        Node { advertise, data, underlay_mtu: self.mtu, ..node.clone() }
     }
-    let (mut trouble, mut wait) = (None, Duration::ZERO);
-    loop {
-        let changed = async {
-            match &changes {
-                Ok(changes) => changes.next().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
-        // The interface may be another one without any having changed: an address moved.
-        let _ = tokio::time::timeout(wait, changed).await;
-        // The first look is for what changed before anybody listened.
-        if std::mem::replace(&mut wait, LOOK_INTERVAL) != Duration::ZERO {
-            tokio::time::sleep(SETTLE).await;
+}
+
+/// Follows what the kernel says of the underlay.
+pub(crate) struct Follower {
+    pub(crate) home: Home,
+    pub(crate) offload: OffloadConfig,
+    pub(crate) store: Store,
+    pub(crate) dataplane: Arc<DataPlane>,
+    pub(crate) client: ManagerClient,
+    pub(crate) manager: Option<Arc<Manager>>,
+    pub(crate) underlay: watch::Sender<Underlay>,
+    /// To [`listen_on`].
+    pub(crate) relisten: mpsc::Sender<TcpListener>,
+    /// What the operator should know of the sockets.
+    pub(crate) warnings: watch::Sender<Vec<String>>,
+}
+
+impl Follower {
+    /// Has the lanes follow the MTU and the address of the underlay, and then tells it to everybody else.
+    pub(crate) async fn run(mut self, failed: mpsc::Sender<anyhow::Error>) {
+        let changes = LinkChanges::subscribe();
+        if let Err(error) = &changes {
+            tracing::warn!(%error, "changes of the underlay are noticed late");
         }
-        let now = match mtu_at(data.ip()).await {
-            Ok(now) => now,
-            Err(error) => {
-                let error = format!("{error:#}");
-                if trouble.as_ref() != Some(&error) {
-                    tracing::warn!(%error, "the underlay's interface is not found; its last MTU stands");
+        let (mut trouble, mut wait) = (None, Duration::ZERO);
+        loop {
+            let changed = async {
+                match &changes {
+                    Ok(changes) => changes.next().await,
+                    Err(_) => std::future::pending().await,
                 }
-                trouble = Some(error);
-                continue;
+            };
+            // Not every change of an interface is told as one of what this node looks at.
+            let _ = tokio::time::timeout(wait, changed).await;
+            // The first look is for what changed before anybody listened.
+            if wait != Duration::ZERO {
+                tokio::time::sleep(SETTLE).await;
             }
-        };
-        trouble = None;
-        let before = *mtu.borrow();
-        if now == before {
-            continue;
+            let looked = self.look().await;
+            if looked.as_ref().is_err_and(|error| error.is::<LaneGone>()) {
+                let _ = failed.send(looked.expect_err("it was one")).await;
+                return;
+            }
+            wait = if looked.is_ok() { LOOK_INTERVAL } else { AWAY_INTERVAL };
+            let error = looked.err().map(|error| format!("{error:#}"));
+            if error != trouble
+                && let Some(error) = &error
+            {
+                tracing::warn!(%error, "the underlay as it was last stands");
+            }
+            trouble = error;
         }
-        tracing::info!(before, now, "the MTU of the underlay has changed");
-        if let Err(gone) = dataplane.follow_underlay(now).await {
-            let _ = failed.send(gone.into()).await;
-            return;
-        }
-        mtu.send_replace(now);
     }
+
+    /// Looks once; the error is why what there is cannot be followed.
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let held = addresses().await?;
+        let before = self.home.settings.interface.clone();
+        let others = self.others().await;
+        match self.home.look(&held, &others, boot_time()) {
+            Seen::Here => {}
+            Seen::Gone(Some(settings)) => self.relocate(*settings, &held).await?,
+            Seen::Gone(None) => anyhow::bail!(
+                "an address of this node is gone from its host, and there is no other to be had: {} for TLS, {} for data",
+                self.home.settings.advertise.ip(),
+                self.home.settings.data.ip()
+            ),
+        }
+        if self.home.settings.interface != before {
+            self.save().await;
+        }
+        let data = self.home.settings.data.ip();
+        let holder = held.iter().find(|held| held.address.addr() == data);
+        let now = holder.context("the data address has just gone")?.link.mtu;
+        let before = self.underlay.borrow().mtu;
+        if now != before {
+            tracing::info!(before, now, "the MTU of the underlay has changed");
+            self.dataplane.follow_underlay(now).await?;
+            self.underlay.send_modify(|underlay| underlay.mtu = now);
+        }
+        Ok(())
+    }
+
+    /// Where other nodes are.
+    async fn others(&self) -> Vec<SocketAddr> {
+        let this = self.underlay.borrow().at.advertise;
+        let mut others = self.client.addresses();
+        others.retain(|manager| *manager != this);
+        let view = self.dataplane.view().await;
+        let nodes = view.networks.values().flat_map(|network| &network.nodes);
+        others.extend(nodes.filter(|node| node.advertise != this).map(|node| node.data));
+        others.extend(self.manager.iter().flat_map(|manager| manager.others()).map(|node| node.advertise));
+        others
+    }
+
+    /// Uses other addresses from now on: first the lanes, then whoever is to hear of it.
+    async fn relocate(&mut self, settings: NodeSettings, held: &[InterfaceAddress]) -> anyhow::Result<()> {
+        let before = &self.home.settings;
+        tracing::warn!(
+            advertise = %settings.advertise, data = %settings.data,
+            before = %before.advertise, data_before = %before.data,
+            "this node has another address now"
+        );
+        if settings.data != before.data {
+            let lanes = self.dataplane.lane_count();
+            let DataSockets { esp, vxlan, warnings } = DataSockets::bind(settings.data, lanes, self.offload)?;
+            self.dataplane.rebind(esp, vxlan).await?;
+            self.warnings.send_replace(warnings);
+        }
+        if settings.listen != before.listen {
+            // Its task is there as long as this one.
+            let _ = self.relisten.send(bind_tls(&settings).await?).await;
+        }
+        self.home.settle(settings);
+        self.save().await;
+        let settings = &self.home.settings;
+        let at = Whereabouts { advertise: settings.advertise, data: settings.data };
+        let mtu = held.iter().find(|held| held.address.addr() == at.data.ip()).map(|held| held.link.mtu);
+        let mtu = mtu.unwrap_or(self.underlay.borrow().mtu);
+        self.dataplane.follow_underlay(mtu).await?;
+        // Connections from the address that is gone carry nothing any more.
+        match self.manager {
+            Some(_) => self.client.point_to(at.advertise),
+            None => self.client.reconnect(),
+        }
+        self.underlay.send_replace(Underlay { at, mtu });
+        Ok(())
+    }
+
+    /// An agent that starts with what was saved before would look again.
+    async fn save(&self) {
+        let (store, settings) = (self.store.clone(), self.home.settings.clone());
+        if let Err(error) = blocking(move || store.put_settings(&settings)).await {
+            tracing::warn!(%error, "the addresses of this node were not saved");
+        }
+    }
+}
+
+/// The settings of a node that starts, with other addresses where those that it had are gone. One that
+/// is not there yet is waited for a while: a host that has just started may be about to have it.
+pub(crate) async fn at_home(store: &Store, settings: NodeSettings) -> anyhow::Result<NodeSettings> {
+    let mut home = Home::new(settings.clone());
+    if home.look(&addresses().await?, &[], boot_time()) == Seen::Here {
+        return Ok(settings);
+    }
+    let read = store.clone();
+    let others = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let view = read.view()?.unwrap_or_default();
+        let nodes = ClusterState::nodes_in(&read)?.into_iter().chain(view.managers);
+        Ok(nodes.chain(view.networks.into_values().flat_map(|network| network.nodes)).collect::<Vec<_>>())
+    });
+    let others =
+        others.await??.into_iter().map(|node| node.advertise).chain(settings.managers.iter().copied());
+    let others: Vec<_> = others.filter(|address| *address != settings.advertise).collect();
+    let deadline = boot_time() + PATIENCE + AWAY_INTERVAL;
+    loop {
+        match home.look(&addresses().await?, &others, boot_time()) {
+            Seen::Here => return Ok(settings),
+            Seen::Gone(Some(moved)) => {
+                let (before, now) = (settings.data, moved.data);
+                tracing::warn!(%before, %now, "the address of this node is gone from its host; it uses another");
+                let (store, saved) = (store.clone(), NodeSettings::clone(&moved));
+                blocking(move || store.put_settings(&saved)).await?;
+                return Ok(*moved);
+            }
+            // What is bound then says what is missing.
+            Seen::Gone(None) if boot_time() >= deadline => return Ok(settings),
+            Seen::Gone(None) => tokio::time::sleep(START_INTERVAL).await,
+        }
+    }
+}
+
+/// Serves the TLS port, on one listener after the other.
+pub(crate) async fn listen_on(
+    (mut listener, mut others): (TcpListener, mpsc::Receiver<TcpListener>),
+    credentials: Arc<Credentials>,
+    doors: Doors,
+) {
+    loop {
+        tokio::select! {
+            () = listen(listener, Arc::clone(&credentials), doors.clone()) => return,
+            Some(other) = others.recv() => listener = other,
+        }
+    }
+}
+
+/// Every address of this host.
+async fn addresses() -> anyhow::Result<Vec<InterfaceAddress>> {
+    let read = || Netlink::within(&NetNs::current()?, Netlink::addresses);
+    tokio::task::spawn_blocking(read).await?.context("the addresses of this host cannot be read")
 }
 
 /// MTU of the containers' interfaces in a network, in bytes: what fits through the smallest underlay
@@ -116,8 +291,12 @@ const LEAST_MTU_IPV6: u16 = 1280;
 const LEAST_MTU_IPV4: u16 = 576;
 /// Where interfaces come and go by the hundred, one look is for many of them.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How often the MTU is looked at, without having been told of a change.
+/// How often the underlay is looked at, without having been told of a change.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// The same, while an address is gone.
+const AWAY_INTERVAL: Duration = Duration::from_millis(350);
+/// The same, while an agent that starts has no address.
+const START_INTERVAL: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

@@ -54,7 +54,8 @@ impl KeyChannel {
         Ok(Self::of(frames))
     }
 
-    const fn of(frames: Frames<PeerStream>) -> Self {
+    fn of(frames: Frames<PeerStream>) -> Self {
+        frames.get_ref().expect_sound(SILENCE);
         Self { frames, stalled: false }
     }
 
@@ -130,5 +131,7 @@ impl From<io::Error> for ChannelError {
 }
 
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// A host that crashed does not say so; its peers look for it again as soon as they notice.
+const SILENCE: Duration = Duration::from_secs(2);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const EXPORTER_LABEL: &[u8] = b"EXPERIMENTAL overlayd sa v1";

@@ -29,7 +29,7 @@ use crate::cluster::Role;
 use crate::events::{Event, Events, Reason};
 
 /// Where accepted connections go.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Doors {
     /// Key channels that peers opened.
     pub key_channels: mpsc::Sender<KeyChannel>,
@@ -42,7 +42,7 @@ pub struct Doors {
 }
 
 /// Where a manager's connections go.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ManagerDoors {
     /// To [`super::rpc::serve`].
     pub rpc: mpsc::Sender<PeerStream>,

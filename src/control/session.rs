@@ -19,7 +19,7 @@ use crate::cluster::View;
 /// Keeps a session open for ever, publishing views and whether the manager is there.
 ///
 /// `request` is asked for the agent's state at each new session, and another begins whenever `changes`
-/// says that the state is another. Addresses of managers in a view
+/// says that the state is another, or the client is pointed to a manager. Addresses of managers in a view
 /// are used for later connections.
 pub async fn keep<R, F, C>(
     client: ManagerClient,
@@ -38,6 +38,7 @@ pub async fn keep<R, F, C>(
         let ended = tokio::select! {
             ended = follow(&client, request().await, &views, &status, &mut backoff) => ended,
             Ok(()) = changes.changed() => continue,
+            () = client.pointed() => continue,
         };
         // A manager that stays away is worth one line, not one for each attempt.
         let known = match &*status.borrow() {
@@ -50,7 +51,11 @@ pub async fn keep<R, F, C>(
             let now = if is_removed { SessionStatus::Removed } else { SessionStatus::Disconnected };
             status.send_replace(now(ended));
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next()) => {}
+            Ok(()) = changes.changed() => {}
+            () = client.pointed() => {}
+        }
     }
 }
 

@@ -17,11 +17,14 @@
 //! 17 SPI unknown   SPI[4]
 //! 18 membership    payload, certificate, signature, each 4+n
 //! 19 removals      payload, certificate, signature, each 4+n
+//! 20 whereabouts   for TLS: IP[16] port[2]; for data: IP[16] port[2]; IPv4 as IPv6 (RFC 4291 §2.5.5.2)
 //! 21 epoch         network[25] epoch[8]
 //! ```
 //! Decoding checks lengths and bounds and that nothing is left over; what the numbers mean is
 //! [`super::machine`]'s to judge. The frame counts its own length, so two frames one after the other
 //! read only one way, which the transcript hash relies on.
+
+use std::net::{Ipv6Addr, SocketAddr};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -43,6 +46,8 @@ pub enum Message {
     /// The epoch of the newest membership of a network that the sender knows. Who knows a newer one answers
     /// with that, who knows an older one with its epoch.
     Epoch(NetworkId, Epoch),
+    /// Where the sender is reached, whatever else was said of it before.
+    Whereabouts(Whereabouts),
     /// Concerns one network: for its [`super::Link`].
     Link(LinkFrame),
 }
@@ -54,6 +59,15 @@ pub struct Hello {
     pub boot_id: BootId,
     /// How many lanes it sends and receives with, 1 to [`LaneId::MAX_LANES`].
     pub lanes: u8,
+}
+
+/// Where a node is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Its TLS port: key channels and, on a manager, the manager API.
+    pub advertise: SocketAddr,
+    /// Its encrypted data (UDP).
+    pub data: SocketAddr,
 }
 
 /// A message for one link, with the bytes it came as.
@@ -205,6 +219,9 @@ impl Message {
                 signature: string(&mut body)?,
             })),
             EPOCH => Self::Epoch(network_id(&mut body)?, epoch(&mut body)?),
+            WHEREABOUTS => {
+                Self::Whereabouts(Whereabouts { advertise: address(&mut body)?, data: address(&mut body)? })
+            }
             kind => {
                 let message = LinkMessage::decode(kind, &mut body)?;
                 Self::Link(LinkFrame { network: message.0, message: message.1, bytes: frame.clone() })
@@ -230,6 +247,16 @@ impl Message {
             Self::Epoch(network, epoch) => frame(EPOCH, |body| {
                 body.put_slice(network.as_str().as_bytes());
                 body.put_u64(epoch.get());
+            }),
+            Self::Whereabouts(Whereabouts { advertise, data }) => frame(WHEREABOUTS, |body| {
+                for address in [advertise, data] {
+                    let ip = match address.ip() {
+                        std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                        std::net::IpAddr::V6(ip) => ip,
+                    };
+                    body.put_slice(&ip.octets());
+                    body.put_u16(address.port());
+                }
             }),
             Self::Link(link) => link.bytes.clone(),
         }
@@ -380,6 +407,16 @@ fn array<const N: usize>(body: &mut Bytes) -> Result<[u8; N], MessageError> {
     Ok(array)
 }
 
+/// An address that a node can be reached at.
+fn address(body: &mut Bytes) -> Result<SocketAddr, MessageError> {
+    let ip = Ipv6Addr::from_octets(array(body)?).to_canonical();
+    let port = body.try_get_u16().map_err(|_| MessageError::Length)?;
+    if ip.is_unspecified() || ip.is_multicast() || port == 0 {
+        return Err(MessageError::Field("no node can be reached at the address"));
+    }
+    Ok(SocketAddr::new(ip, port))
+}
+
 fn string(body: &mut Bytes) -> Result<String, MessageError> {
     let len = usize::try_from(u32_of(body)?).map_err(|_| MessageError::Length)?;
     if len > body.len() {
@@ -404,6 +441,7 @@ const HELLO: u8 = 16;
 const SPI_UNKNOWN: u8 = 17;
 const MEMBERSHIP: u8 = 18;
 const REMOVALS: u8 = 19;
+const WHEREABOUTS: u8 = 20;
 const EPOCH: u8 = 21;
 
 #[cfg(test)]
@@ -488,6 +526,16 @@ mod tests {
         assert_eq!(Message::decode(&frame), Ok(Message::Membership(Box::new(signed))));
     }
 
+    #[test]
+    fn whereabouts_at_which_nobody_can_be_reached_are_refused() {
+        let data = "192.0.2.1:4500".parse().unwrap();
+        for nowhere in ["0.0.0.0:2377", "224.0.0.1:2377", "[::]:2377", "[ff02::1]:2377", "192.0.2.1:0"] {
+            let advertise = nowhere.parse().unwrap();
+            let message = Message::Whereabouts(Whereabouts { advertise, data }).encode();
+            assert!(matches!(Message::decode(&message), Err(MessageError::Field(_))), "{nowhere}");
+        }
+    }
+
     proptest! {
         #[test]
         fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind: u8) {
@@ -522,6 +570,11 @@ mod tests {
             Message::Membership(Box::new(signed)).encode(),
             Message::Removals(Box::new(removals)).encode(),
             Message::Epoch(network, Epoch::new(5)).encode(),
+            Message::Whereabouts(Whereabouts {
+                advertise: "192.0.2.1:2377".parse().unwrap(),
+                data: "[2001:db8::1]:4500".parse().unwrap(),
+            })
+            .encode(),
             LinkMessage::Offer(offer).encode(network),
             LinkMessage::Answer(answer).encode(network),
             LinkMessage::Active(exchange).encode(network),

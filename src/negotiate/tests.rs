@@ -207,7 +207,8 @@ impl Side {
                     | Message::SpiUnknown(_)
                     | Message::Membership(_)
                     | Message::Epoch(..)
-                    | Message::Removals(_),
+                    | Message::Removals(_)
+                    | Message::Whereabouts(_),
                 )
                 | Err(_) => None,
             },

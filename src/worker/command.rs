@@ -14,6 +14,7 @@ use crate::boot_time::BootTime;
 use crate::datapath::PortLimits;
 use crate::id::{LinkSlot, PortSlot, Spi, VtepSlot};
 use crate::io::eventfd::EventFd;
+use crate::io::steer::LaneSockets;
 use crate::io::tap::Tap;
 use crate::sa::{InboundSa, OutboundSa};
 
@@ -58,6 +59,13 @@ pub enum Command {
     RemoveLink(LinkSlot),
     /// The VTEP's slot may soon be another's: its counters begin at zero.
     RemoveVtep(VtepSlot),
+    /// Send and receive by other sockets, and close those before.
+    Rebind {
+        /// For ESP.
+        esp: LaneSockets,
+        /// For plain VXLAN.
+        vxlan: Option<LaneSockets>,
+    },
     /// Count what the kernel has dropped before the lane's sockets since the last time.
     CountOverflow,
     /// Do nothing but acknowledge: tables published before are in use, packets judged by older

@@ -1,7 +1,7 @@
 //! Starting, commanding, watching and stopping the thread of a lane.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -51,10 +51,10 @@ pub fn spawn(config: LaneConfig) -> io::Result<Lane> {
         counters: Arc::new(LaneCounters::new()),
     });
     let id = config.id;
-    let (esp, vxlan) = (config.esp.offload_watch(), config.vxlan.as_ref().map(LaneSockets::offload_watch));
+    let offloads = Mutex::new(watches(&config.esp, config.vxlan.as_ref()));
     let turns = Turns::new(config, shared.clone())?;
     let thread = std::thread::Builder::new().name(format!("lane-{id}")).spawn(move || turns.run())?;
-    Ok(Lane { id, shared, esp, vxlan, thread: Some(thread) })
+    Ok(Lane { id, shared, offloads, thread: Some(thread) })
 }
 
 /// A running lane. Dropping it stops the thread, closes its TAP queues and forgets its keys.
@@ -62,8 +62,8 @@ pub fn spawn(config: LaneConfig) -> io::Result<Lane> {
 pub struct Lane {
     id: LaneId,
     shared: Arc<Shared>,
-    esp: OffloadWatch,
-    vxlan: Option<OffloadWatch>,
+    /// Of its sockets for ESP, and of those for plain VXLAN.
+    offloads: Mutex<(OffloadWatch, Option<OffloadWatch>)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -94,7 +94,19 @@ impl Lane {
 
     /// What the kernel does now for its sockets of encrypted networks, and for those of unencrypted ones.
     pub fn offloads(&self) -> (Offloads, Option<Offloads>) {
-        (self.esp.now(), self.vxlan.as_ref().map(OffloadWatch::now))
+        let (esp, vxlan) = &*self.offloads.lock().unwrap_or_else(PoisonError::into_inner);
+        (esp.now(), vxlan.as_ref().map(OffloadWatch::now))
+    }
+
+    /// Has the lane send and receive by other sockets from now on; those before are closed.
+    ///
+    /// # Errors
+    /// [`LaneGone`] when the lane has ended.
+    pub async fn rebind(&self, esp: LaneSockets, vxlan: Option<LaneSockets>) -> Result<(), LaneGone> {
+        let watches = watches(&esp, vxlan.as_ref());
+        self.execute(Command::Rebind { esp, vxlan }).await?;
+        *self.offloads.lock().unwrap_or_else(PoisonError::into_inner) = watches;
+        Ok(())
     }
 
     #[cfg(test)]
@@ -119,6 +131,10 @@ impl Drop for Lane {
             let _ = thread.join();
         }
     }
+}
+
+fn watches(esp: &LaneSockets, vxlan: Option<&LaneSockets>) -> (OffloadWatch, Option<OffloadWatch>) {
+    (esp.offload_watch(), vxlan.map(LaneSockets::offload_watch))
 }
 
 /// The lane has ended, by command or by a failure of its own.

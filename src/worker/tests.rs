@@ -76,6 +76,33 @@ async fn garbage_on_either_port_is_counted_and_unknown_spi_told_once() {
 }
 
 #[tokio::test]
+async fn lane_goes_on_at_other_sockets_with_its_keys_and_counters() {
+    let mut lane = TestLane::start();
+    lane.lane.execute(Command::InstallInbound { link: LINK, sa: inbound(0x0101_0101) }).await.unwrap();
+    lane.throw(lane.esp, &[0xff]);
+    lane.wait_for(DropReason::NatKeepalive, 1).await;
+    let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
+    let (esp, vxlan) = (bind(), bind());
+    let before = (lane.esp, lane.vxlan);
+    (lane.esp, lane.vxlan) = (esp.local_addr().unwrap(), vxlan.local_addr().unwrap());
+    lane.lane.rebind(esp.into(), Some(vxlan.into())).await.unwrap();
+    lane.throw(lane.esp, &[0xff]);
+    lane.throw(lane.esp, &[1; 99]);
+    lane.throw(lane.vxlan, &[1; 3]);
+    for (reason, count) in [
+        (DropReason::NatKeepalive, 2),
+        (DropReason::AuthenticationFailed, 1),
+        (DropReason::MalformedVxlan, 1),
+        (DropReason::UnknownSpi, 0),
+    ] {
+        lane.wait_for(reason, count).await;
+    }
+    for address in [before.0, before.1] {
+        UdpSocket::bind(address, &UdpOptions::default()).expect("the port is free again");
+    }
+}
+
+#[tokio::test]
 async fn retired_sa_is_forgotten_at_its_time() {
     let lane = TestLane::start();
     lane.lane.execute(Command::InstallInbound { link: LINK, sa: inbound(0x0101_0101) }).await.unwrap();

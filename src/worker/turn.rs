@@ -49,10 +49,8 @@ impl Turns {
     pub(super) fn new(config: LaneConfig, shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(shared.commands.wake(), COMMAND_TOKEN)?;
-        for (sockets, token) in [(Some(&config.esp), ESP_TOKEN), (config.vxlan.as_ref(), VXLAN_TOKEN)] {
-            if let Some(receive) = sockets.and_then(|sockets| sockets.receive.as_ref()) {
-                epoll.add(&**receive, token)?;
-            }
+        for (receive, token) in receivers(&config.esp, config.vxlan.as_ref()) {
+            epoll.add(receive, token)?;
         }
         Ok(Self {
             tables: Cache::new(config.tables),
@@ -201,6 +199,7 @@ impl Turns {
                 self.shared.counters.reset_link(link);
             }
             Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
+            Command::Rebind { esp, vxlan } => self.wire.rebind(&self.epoll, esp, vxlan),
             Command::CountOverflow => self.wire.count_overflow(),
             // A turn ends with an empty arena, and the next batch loads the tables anew.
             Command::Sync => {
@@ -233,6 +232,21 @@ impl Wire {
             let Some(dropped) = receive.and_then(|socket| socket.dropped().ok()) else { continue };
             let more = dropped.wrapping_sub(std::mem::replace(counted, dropped));
             self.shared.counters.drop_unplaced(DropReason::SocketOverflow, more.into());
+        }
+    }
+
+    /// A turn ends with an empty arena, so nothing waits to leave by the sockets before.
+    fn rebind(&mut self, epoll: &Epoll, esp: LaneSockets, vxlan: Option<LaneSockets>) {
+        self.count_overflow();
+        for (receive, _) in receivers(&self.esp, self.vxlan.as_ref()) {
+            // Closing it would do: nobody else has it.
+            let _ = epoll.remove(receive);
+        }
+        (self.esp, self.vxlan, self.overflow) = (esp, vxlan, [0; 2]);
+        for (receive, token) in receivers(&self.esp, self.vxlan.as_ref()) {
+            if let Err(error) = epoll.add(receive, token) {
+                tracing::error!(%error, "a lane receives nothing by its new socket");
+            }
         }
     }
 
@@ -329,6 +343,15 @@ fn read_port(
         }
     }
     std::ops::ControlFlow::Continue(())
+}
+
+/// The sockets to be waited for, with their tokens.
+fn receivers<'s>(
+    esp: &'s LaneSockets,
+    vxlan: Option<&'s LaneSockets>,
+) -> impl Iterator<Item = (&'s UdpSocket, u64)> {
+    let sockets = [(Some(esp), ESP_TOKEN), (vxlan, VXLAN_TOKEN)].into_iter();
+    sockets.filter_map(|(sockets, token)| Some((&**sockets?.receive.as_ref()?, token)))
 }
 
 /// Fetches a batch; an error is that of an earlier datagram (ICMP), and the socket works on.

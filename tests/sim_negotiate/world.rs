@@ -226,7 +226,9 @@ impl World {
                     link.handle_spi_unknown(env, spi);
                 });
             }
-            Some(Message::Membership(_) | Message::Removals(_) | Message::Epoch(..)) => {}
+            Some(
+                Message::Membership(_) | Message::Removals(_) | Message::Epoch(..) | Message::Whereabouts(_),
+            ) => {}
             None => {
                 self.cut();
                 self.notice_cut(side);

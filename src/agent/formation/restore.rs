@@ -49,7 +49,7 @@ pub(in crate::agent) async fn restore(
         name: host_name(),
         advertise: settings.advertise,
         data: settings.data,
-        underlay_mtu: sockets.underlay_mtu(),
+        underlay_mtu: sockets.underlay_mtu,
     };
     let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
     blocking(move || {
@@ -112,5 +112,6 @@ fn settings(before: &NodeSettings, request: &RestoreRequest) -> NodeSettings {
         advertise,
         data: SocketAddr::new(request.data_ip.unwrap_or(data_ip), before.data.port()),
         managers: vec![advertise],
+        interface: None,
     }
 }

@@ -1,24 +1,25 @@
 //! Looks for the nodes that do not find this manager.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Manager, NO_PANIC};
+use crate::agent::underlay::Underlay;
 use crate::cluster::Node;
 use crate::control::notice::Notice;
 
 impl Manager {
     /// Tells every node that has no session where this manager is, for ever: one that only knows an
     /// earlier address would look there in vain.
-    pub(crate) async fn tell_whereabouts(self: Arc<Self>, here: SocketAddr) {
-        let notice = Notice { manager: here };
+    pub(crate) async fn tell_whereabouts(self: Arc<Self>, here: watch::Receiver<Underlay>) {
         let mut pause = SHORTEST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+            let notice = Notice { manager: here.borrow().at.advertise };
             for nodes in self.without_session().chunks(AT_A_TIME) {
                 let mut telling = JoinSet::new();
                 for node in nodes {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use rustls::AlertDescription;
+use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
@@ -38,6 +39,8 @@ pub struct ManagerClient {
 struct Shared {
     dialer: Arc<Dialer>,
     channel: ArcSwap<Channel>,
+    /// Somebody knows where a manager is that the last call could not know of.
+    pointed: Notify,
 }
 
 impl ManagerClient {
@@ -49,12 +52,27 @@ impl ManagerClient {
             next: AtomicUsize::new(0),
         });
         let channel = ArcSwap::from_pointee(channel(&dialer));
-        Self { shared: Arc::new(Shared { dialer, channel }) }
+        Self { shared: Arc::new(Shared { dialer, channel, pointed: Notify::new() }) }
     }
 
     /// Where the managers are from now on; a connection that works stays.
     pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
         self.shared.dialer.addresses.store(Arc::new(addresses));
+    }
+
+    /// A manager is at `address`: it is asked first from now on, over a new connection, and whoever waits
+    /// for [`Self::pointed`] is told.
+    pub fn point_to(&self, address: SocketAddr) {
+        let others = self.addresses().into_iter().filter(|other| *other != address);
+        self.set_addresses(std::iter::once(address).chain(others).collect());
+        self.shared.dialer.next.store(0, Ordering::Relaxed);
+        self.reconnect();
+        self.shared.pointed.notify_one();
+    }
+
+    /// Resolves once [`Self::point_to`] was called, for one who waits.
+    pub async fn pointed(&self) {
+        self.shared.pointed.notified().await;
     }
 
     /// Where the managers are.

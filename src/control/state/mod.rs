@@ -34,6 +34,7 @@ use zeroize::Zeroizing;
 
 use self::model::{COUNTERS, Change, Counters, Founding, MembershipRow, Model, NetworkState, ONLY};
 use crate::boot_time::BootTime;
+use crate::cluster::Node;
 use crate::control::store::Store;
 use crate::id::{ClusterId, NodeId, Version};
 use crate::membership::{Roots, Signature, SignedMembership};
@@ -134,6 +135,14 @@ impl ClusterState {
     /// When the state cannot be read.
     pub fn exists(store: &Store) -> Result<bool, StateError> {
         Ok(Self::load(store)?.is_some())
+    }
+
+    /// The nodes of the cluster in a state file, none where there is no cluster.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn nodes_in(store: &Store) -> Result<Vec<Node>, StateError> {
+        Ok(Self::load(store)?.into_iter().flat_map(|model| model.nodes.into_values()).collect())
     }
 
     /// The cluster's id.

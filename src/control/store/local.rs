@@ -25,6 +25,9 @@ pub struct NodeSettings {
     pub data: SocketAddr,
     /// The managers that it knows of.
     pub managers: Vec<SocketAddr>,
+    /// The interface that held the data address when the agent last looked.
+    #[serde(default)]
+    pub interface: Option<IfName>,
 }
 
 /// A network namespace, and what proves that a path still leads to the same one.

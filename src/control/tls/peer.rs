@@ -126,6 +126,13 @@ impl PeerStream {
         secret
     }
 
+    /// Breaks sooner than others do when the other side falls silent.
+    pub(in crate::control) fn expect_sound(&self, within: Duration) {
+        if let Err(error) = notice_silence(self.tls.get_ref().0, within) {
+            tracing::debug!(%error, "TCP options refused");
+        }
+    }
+
     fn poll_trust(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while let Poll::Ready(Some(trust)) = Pin::new(&mut self.changes).poll_next(cx) {
             self.cut = trust.admit_still(&self.proof).err();
@@ -296,22 +303,30 @@ pub(in crate::control) async fn dial(
         .map_err(|source| ConnectError::of(address, source, &handshake.outcome))
 }
 
-/// Small messages leave at once, and a silent other side is noticed within half a minute.
+/// Small messages leave at once, and a silent other side is noticed soon.
 pub(in crate::control) fn tune(tcp: &TcpStream) {
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(3))
-        .with_interval(Duration::from_secs(1))
-        .with_retries(3);
-    // A peer that vanished is noticed before the SAs that it does not know of stop lingering (10 s).
-    let tuned = tcp
-        .set_nodelay(true)
-        .and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive))
-        .and_then(|()| SockRef::from(tcp).set_tcp_user_timeout(Some(Duration::from_secs(6))));
+    let tuned = tcp.set_nodelay(true).and_then(|()| notice_silence(tcp, SILENCE));
     if let Err(error) = tuned {
         tracing::debug!(%error, "TCP options refused");
     }
 }
 
+/// Breaks the connection when nothing was heard of the other side for as long, in whole seconds. With a
+/// user timeout the kernel does not count probes (`tcp_keepalive_timer` in `net/ipv4/tcp_timer.c`): it
+/// looks whenever one is due. For data that nobody acknowledges its time begins with the first
+/// repetition (`retransmits_timed_out`), which comes [`REPETITION`] later.
+fn notice_silence(tcp: &TcpStream, after: Duration) -> io::Result<()> {
+    let probe = Duration::from_secs(1);
+    let keepalive = TcpKeepalive::new().with_time(after.saturating_sub(probe)).with_interval(probe);
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(after.saturating_sub(REPETITION)))
+}
+
+/// The kernel's shortest, of 200 ms, and something for its timers.
+const REPETITION: Duration = Duration::from_millis(300);
+/// A big view may have to wait for a path that is full.
+const SILENCE: Duration = Duration::from_secs(6);
 /// How long connecting may take, TCP and TLS together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the part of it in which the host answers at all: the first SYN and one more.

@@ -1,4 +1,4 @@
-//! Hearing of changed interfaces, for those who would otherwise ask again and again.
+//! Hearing of changed interfaces and addresses, for those who would otherwise ask again and again.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::NetlinkError;
 
-/// Says when an interface of a namespace has come, gone or changed; not which and how. Changes that
+/// Says when an interface of a namespace, or an address of one, has come, gone or changed; not which and how. Changes that
 /// nobody has waited for yet are one.
 #[derive(Debug)]
 pub struct LinkChanges {
@@ -23,7 +23,7 @@ impl LinkChanges {
     /// # Errors
     /// When no socket can be had.
     pub fn subscribe() -> Result<Self, NetlinkError> {
-        let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
+        let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&GROUPS)
             .map_err(|source| NetlinkError::Connect { source })?;
         let changed = Arc::new(Notify::new());
         let told = Arc::clone(&changed);
@@ -50,3 +50,6 @@ impl Drop for LinkChanges {
         self.listening.abort();
     }
 }
+
+const GROUPS: [MulticastGroup; 3] =
+    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];

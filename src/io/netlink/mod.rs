@@ -4,6 +4,7 @@
 //! by the agent, the laboratory and tests, never for the hot path. It must not be used on a thread
 //! that drives a tokio runtime; [`Netlink::within`] never does.
 
+mod addresses;
 mod changes;
 mod devices;
 
@@ -13,14 +14,13 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
+pub use addresses::InterfaceAddress;
 pub use changes::LinkChanges;
 pub use devices::{Handover, Vxlan};
 
@@ -83,33 +83,6 @@ impl Netlink {
         Ok(messages.iter().map(Link::from_message).collect())
     }
 
-    /// Every address of the namespace with the interface that holds it.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn addresses(&self) -> Result<Vec<InterfaceAddress>, NetlinkError> {
-        let messages: Vec<AddressMessage> =
-            self.run("list addresses", self.handle.address().get().execute().try_collect())?;
-        let links = self.links()?;
-        let mut addresses = Vec::with_capacity(messages.len());
-        for message in &messages {
-            let link = links.iter().find(|link| link.index == message.header.index);
-            if let (Some(link), Some(address)) = (link, address_of(message)) {
-                addresses.push(InterfaceAddress { link: link.clone(), address });
-            }
-        }
-        Ok(addresses)
-    }
-
-    /// The interface that holds `address` (the underlay's, with its MTU).
-    ///
-    /// # Errors
-    /// [`NetlinkError::NobodyHas`] when it is no address of this namespace.
-    pub fn holder_of(&self, address: IpAddr) -> Result<Link, NetlinkError> {
-        let held = self.addresses()?.into_iter().find(|held| held.address.addr() == address);
-        held.map(|held| held.link).ok_or(NetlinkError::NobodyHas { address })
-    }
-
     /// Sets the interface up with addresses and default routes; IPv6 addresses can be used at once,
     /// without duplicate address detection, and the link-local address is the MAC's EUI-64 if there
     /// is any other IPv6 address, and none otherwise.
@@ -135,18 +108,6 @@ impl Netlink {
             self.add_default_route(link, *gateway)?;
         }
         Ok(())
-    }
-
-    /// Adds an address, without duplicate address detection.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn add_address(&self, link: &Link, address: IpNet) -> Result<(), NetlinkError> {
-        let mut request = self.handle.address().add(link.index, address.addr(), address.prefix_len());
-        if address.addr().is_ipv6() {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
-        self.run(format_args!("add {address} to {}", link.name), request.execute())
     }
 
     /// Adds the default route of the gateway's family.
@@ -309,15 +270,6 @@ impl Link {
     }
 }
 
-/// An address of an interface, with its subnet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InterfaceAddress {
-    /// The interface.
-    pub link: Link,
-    /// The address and the length of its prefix.
-    pub address: IpNet,
-}
-
 /// Why the kernel's configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -366,20 +318,4 @@ impl NetlinkError {
     pub fn is_exists(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EEXIST))
     }
-}
-
-/// The interface's own address: IFA_LOCAL where there is one, for IFA_ADDRESS is the peer's then.
-fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    if !matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
-        return None;
-    }
-    let mut own = None;
-    for attribute in &message.attributes {
-        if let AddressAttribute::Local(address) = attribute {
-            own = Some(*address);
-        } else if let AddressAttribute::Address(address) = attribute {
-            own = own.or(Some(*address));
-        }
-    }
-    IpNet::new(own?, message.header.prefix_len).ok()
 }

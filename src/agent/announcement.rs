@@ -1,0 +1,217 @@
+//! Where nodes are, said by themselves on their key channels.
+//!
+//! A node that has moved says so to every node that it shares a network with. A manager says it to
+//! each node that has no session with it: after a move of its own, or when its state was restored at
+//! another address, nobody could find it otherwise. Certificates prove who speaks, as on every key
+//! channel; an address that a manager says is one more to try, where its certificate is asked for again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
+
+use super::dataplane::DataPlane;
+use super::keys::Keys;
+use super::manager::Manager;
+use super::underlay::Underlay;
+use crate::boot_time::BootTime;
+use crate::cluster::{Node, Role};
+use crate::control::key_channel::KeyChannel;
+use crate::control::rpc::ManagerClient;
+use crate::control::session::SessionStatus;
+use crate::id::NodeId;
+use crate::io::clock::boot_time;
+use crate::negotiate::{Message, Whereabouts};
+
+/// What a node has said of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Said {
+    pub(crate) node: NodeId,
+    /// By its certificate.
+    pub(crate) role: Role,
+    pub(crate) at: Whereabouts,
+}
+
+/// Follows what other nodes say.
+pub(crate) async fn listen(
+    mut said: mpsc::Receiver<Said>,
+    dataplane: Arc<DataPlane>,
+    (client, session): (ManagerClient, watch::Receiver<SessionStatus>),
+) {
+    while let Some(Said { node, role, at }) = said.recv().await {
+        // A lane that has ended is told by others.
+        if dataplane.hear(node, at).await == Ok(true) {
+            tracing::info!(%node, data = %at.data, "a peer is elsewhere now");
+        }
+        let is_news = !client.addresses().contains(&at.advertise);
+        if role == Role::Manager && (is_news || *session.borrow() != SessionStatus::Connected) {
+            tracing::info!(%node, address = %at.advertise, "a manager says where it is");
+            client.point_to(at.advertise);
+        }
+    }
+    // The agent is ending.
+    std::future::pending::<()>().await;
+}
+
+/// What came on a channel that is of no other use, if it is where the other side is.
+pub(crate) async fn hear_out(mut channel: KeyChannel, keys: Arc<Keys>) -> Option<NodeId> {
+    let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await;
+    let Ok(Ok(Some(frame))) = frame else { return Some(channel.peer().node) };
+    let Ok(Message::Whereabouts(at)) = Message::decode(&frame) else { return Some(channel.peer().node) };
+    keys.hear(channel.peer(), at);
+    None
+}
+
+/// Says where this node is to those who may not know.
+pub(crate) struct Crier {
+    keys: Arc<Keys>,
+    manager: Option<Arc<Manager>>,
+    underlay: watch::Receiver<Underlay>,
+    untold: BTreeMap<NodeId, Untold>,
+    dialing: JoinSet<(NodeId, bool)>,
+}
+
+struct Untold {
+    node: Node,
+    /// This node has moved and it has not heard of that; otherwise it has no session with this manager.
+    has_moved: bool,
+    is_dialed: bool,
+    due: BootTime,
+    pause: Duration,
+}
+
+impl Crier {
+    pub(crate) fn new(keys: Arc<Keys>, manager: Option<Arc<Manager>>) -> Self {
+        let underlay = keys.underlay.clone();
+        Self { keys, manager, underlay, untold: BTreeMap::new(), dialing: JoinSet::new() }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let mut at = self.underlay.borrow().at;
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        if self.is_viewed_elsewhere().await {
+            self.moved().await;
+        }
+        loop {
+            self.dial();
+            let due = self.untold.values().filter(|untold| !untold.is_dialed).map(|untold| untold.due).min();
+            let next = due.unwrap_or(BootTime::NEVER).since(boot_time()).min(LOOK_INTERVAL);
+            tokio::select! {
+                Ok(()) = self.underlay.changed() => {
+                    let now = self.underlay.borrow_and_update().at;
+                    if std::mem::replace(&mut at, now) != now {
+                        self.moved().await;
+                    }
+                }
+                _ = look.tick() => self.look().await,
+                Some(told) = self.dialing.join_next() => self.told(told),
+                () = tokio::time::sleep(next) => {}
+            }
+        }
+    }
+
+    /// Whether the last view has this node where it was before the agent started.
+    async fn is_viewed_elsewhere(&self) -> bool {
+        let at = self.underlay.borrow().at;
+        let view = self.keys.dataplane.view().await;
+        let viewed = view.networks.values().flat_map(|network| &network.nodes).chain(&view.managers);
+        let mut own = viewed.filter(|node| node.id == self.keys.node);
+        own.any(|node| (node.advertise, node.data) != (at.advertise, at.data))
+    }
+
+    /// Everybody is to hear of it.
+    async fn moved(&mut self) {
+        // Attempts from before would say the old address.
+        self.dialing.shutdown().await;
+        let others = self.others().await;
+        let now = boot_time();
+        self.untold = others
+            .into_iter()
+            .map(|node| (node.id, Untold { is_dialed: false, ..Untold::new(node, true, now) }))
+            .collect();
+    }
+
+    /// Every other node that may be waiting for this one, but for the peers that this node connects to
+    /// anyway.
+    async fn others(&self) -> Vec<Node> {
+        let view = self.keys.dataplane.view().await;
+        let viewed = view.networks.values().flat_map(|network| network.nodes.clone());
+        let managed = self.manager.iter().flat_map(|manager| manager.others());
+        let others: BTreeMap<NodeId, Node> = viewed.chain(managed).map(|node| (node.id, node)).collect();
+        let peers = self.keys.dataplane.peers();
+        let peers = peers.borrow();
+        let connects = |id: &NodeId| self.keys.node > *id && peers.contains_key(id);
+        others.into_values().filter(|node| node.id != self.keys.node && !connects(&node.id)).collect()
+    }
+
+    /// A manager looks for nodes that have no session with it.
+    async fn look(&mut self) {
+        if self.manager.is_none() && self.untold.is_empty() {
+            return;
+        }
+        let others = self.others().await;
+        let absent = self.manager.as_ref().map(|manager| manager.absent()).unwrap_or_default();
+        self.untold.retain(|id, untold| {
+            if untold.has_moved { others.iter().any(|node| node.id == *id) } else { absent.contains(id) }
+        });
+        for node in others.into_iter().filter(|node| absent.contains(&node.id)) {
+            // One that has only just gone, or was never awaited, comes by itself most often.
+            let due = boot_time() + LOOK_INTERVAL;
+            self.untold.entry(node.id).or_insert_with(|| Untold::new(node, false, due));
+        }
+    }
+
+    fn dial(&mut self) {
+        let (now, free) = (boot_time(), AT_ONCE.saturating_sub(self.dialing.len()));
+        let due = self.untold.values_mut().filter(|untold| !untold.is_dialed && untold.due <= now);
+        for untold in due.take(free) {
+            untold.is_dialed = true;
+            let (keys, node) = (Arc::clone(&self.keys), untold.node.clone());
+            self.dialing.spawn(async move { (node.id, say(&keys, &node).await) });
+        }
+    }
+
+    fn told(&mut self, told: Result<(NodeId, bool), JoinError>) {
+        let Ok((node, is_told)) = told else { return };
+        let Some(untold) = self.untold.get_mut(&node) else { return };
+        if is_told && untold.has_moved {
+            self.untold.remove(&node);
+            return;
+        }
+        untold.is_dialed = false;
+        untold.due = boot_time() + untold.pause;
+        untold.pause = (untold.pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+impl Untold {
+    const fn new(node: Node, has_moved: bool, due: BootTime) -> Self {
+        Self { node, has_moved, is_dialed: false, due, pause: SHORTEST_PAUSE }
+    }
+}
+
+/// Tells one node where this one is; false when it was not reached.
+async fn say(keys: &Keys, node: &Node) -> bool {
+    let at = keys.underlay.borrow().at;
+    let said = async {
+        let mut channel = KeyChannel::connect(&keys.credentials, node.advertise, node.id).await.ok()?;
+        channel.send(&Message::Whereabouts(at).encode()).await.ok()?;
+        channel.close().await;
+        Some(())
+    };
+    let is_told = said.await.is_some();
+    tracing::debug!(node = %node.name, is_told, "said where this node is");
+    is_told
+}
+
+/// How long a node may take to say where it is.
+const HEAR_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a manager looks for nodes without a session.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// Nodes that are off for long are not knocked at much.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Handshakes under way at a time.
+const AT_ONCE: usize = 16;
