@@ -14,7 +14,7 @@ use super::member::{Sockets, host_name, payload_signer};
 use crate::api::ApiError;
 use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
 use crate::cluster::{Node, Role, View};
-use crate::config::OffloadConfig;
+use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::ca::CertificateAuthority;
 use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
 use crate::control::identity::NodeIdentity;
@@ -60,7 +60,7 @@ pub(super) async fn init(
     store: &Store,
     request: InitRequest,
     lanes: LaneCount,
-    offload: OffloadConfig,
+    config: &AgentConfig,
 ) -> Result<Formed, ApiError> {
     let data_ip = request.data_ip.unwrap_or(request.advertise.ip());
     for address in [request.advertise.ip(), data_ip] {
@@ -70,13 +70,21 @@ pub(super) async fn init(
             )));
         }
     }
+    let life = Duration::from_secs(request.cert_expiry_seconds);
+    if life < config.shortest_cert_expiry {
+        return Err(ApiError::invalid(format!(
+            "--cert-expiry {}: certificates live for at least {}, so that renewal has time to fail and succeed",
+            humantime::format_duration(life),
+            humantime::format_duration(config.shortest_cert_expiry)
+        )));
+    }
     let settings = NodeSettings {
         listen: request.listen.unwrap_or_else(|| everywhere(request.advertise)),
         advertise: request.advertise,
         data: SocketAddr::new(data_ip, request.data_port),
         managers: vec![request.advertise],
     };
-    let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(cannot)?;
+    let sockets = Sockets::bind(&settings, lanes, config.offload).await.map_err(cannot)?;
     let node = |identity: &NodeIdentity, mtu| Node {
         id: identity.node(),
         name: host_name(),
@@ -87,7 +95,6 @@ pub(super) async fn init(
     };
     let mtu = sockets.underlay_mtu();
     let cluster = ClusterId::from_entropy(rand::random());
-    let life = Duration::from_secs(request.cert_expiry_seconds);
     let authority = match &request.authority {
         None => CertificateAuthority::create(cluster, wall_clock()).map_err(internal)?,
         Some(brought) => import(cluster, brought, life)?,
@@ -189,7 +196,7 @@ pub(super) fn import(
         .map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
+pub(super) async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
     let hint = |why: String| {
         ApiError::invalid(format!(
             "{manager:?} leads to no manager ({why}): write HOST or HOST:PORT, like 192.0.2.1:2377"
@@ -229,7 +236,7 @@ fn everywhere(advertise: SocketAddr) -> SocketAddr {
     SocketAddr::new(any, advertise.port())
 }
 
-fn refused(error: EnrolError) -> ApiError {
+pub(super) fn refused(error: EnrolError) -> ApiError {
     let message = error.to_string();
     match error {
         EnrolError::Refused(EnrolRefusal::Unavailable(_)) | EnrolError::NoAnswer => {
