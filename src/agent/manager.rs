@@ -4,15 +4,17 @@
 //! Calls that touch the disk run where they keep no other call waiting.
 
 mod nodes;
+mod returning;
+mod sessions;
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use self::sessions::{Begun, Sessions};
 use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role, View};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
@@ -37,8 +39,7 @@ use crate::membership::token::{JoinToken, TokenSecret};
 pub(crate) struct Manager {
     pub(super) state: ClusterState,
     credentials: Arc<Credentials>,
-    /// How many sessions each node has: a node that connects again may have two for a moment.
-    pub(super) sessions: Mutex<HashMap<NodeId, u32>>,
+    pub(super) sessions: Sessions,
 }
 
 impl Manager {
@@ -49,7 +50,7 @@ impl Manager {
     ) -> Result<Arc<Self>, StoredAuthorityError> {
         // What cannot be read is told now, and not by the first node that wants a certificate.
         state.name_root(StoredAuthority::open(&state)?.root())?;
-        let manager = Self { state, credentials, sessions: Mutex::default() };
+        let manager = Self { state, credentials, sessions: Sessions::default() };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))
@@ -98,11 +99,12 @@ impl Manager {
                 nodes::ONE_MANAGER
             )));
         }
+        let returning = request.former.as_ref().map(|former| self.returning(former)).transpose()?;
         let machine = &request.machine;
         let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
         let data_ip = machine.data.unwrap_or(advertise_ip);
         let node = Node {
-            id: NodeId::from_entropy(rand::random()),
+            id: returning.as_ref().map_or_else(|| NodeId::from_entropy(rand::random()), |known| known.id),
             name: machine.host.clone(),
             role,
             advertise: SocketAddr::new(usable(advertise_ip)?, machine.advertise_port),
@@ -115,7 +117,11 @@ impl Manager {
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, advertise, data) = (node.id, node.advertise, node.data);
-        self.state.add_node(node).map_err(|error| match error.kind() {
+        let recorded = match returning {
+            Some(_) => self.state.update_node(id, advertise, data, node.underlay_mtu),
+            None => self.state.add_node(node),
+        };
+        recorded.map_err(|error| match error.kind() {
             state::ErrorKind::Invalid | state::ErrorKind::Conflict => {
                 EnrolRefusal::Invalid(error.to_string())
             }
@@ -152,6 +158,7 @@ impl Manager {
     async fn tell(
         self: Arc<Self>,
         node: NodeId,
+        mut begun: Begun,
         mut versions: watch::Receiver<Version>,
         views: watch::Sender<Arc<View>>,
     ) {
@@ -159,6 +166,7 @@ impl Manager {
             let changed = tokio::select! {
                 changed = versions.changed() => changed,
                 () = views.closed() => break,
+                _ = &mut begun.replaced => break,
             };
             if changed.is_err() {
                 break;
@@ -169,12 +177,7 @@ impl Manager {
             let view = Arc::new(self.state.view_for(node));
             views.send_replace(view);
         }
-        let mut sessions = self.sessions.lock().expect(NO_PANIC);
-        if let Some(count) = sessions.get_mut(&node) {
-            *count -= 1;
-        }
-        sessions.retain(|_, count| *count > 0);
-        drop(sessions);
+        self.sessions.end(node, &begun);
         self.state.saw_node(node, crate::io::clock::boot_time());
     }
 }
@@ -210,9 +213,9 @@ impl ManagerApi for Arc<Manager> {
                 Ok(state.view_for(node))
             })
             .await?;
-        *self.sessions.lock().expect(NO_PANIC).entry(node).or_default() += 1;
+        let begun = self.sessions.begin(node);
         let (sender, views) = watch::channel(Arc::new(view));
-        tokio::spawn(Arc::clone(self).tell(node, versions, sender));
+        tokio::spawn(Arc::clone(self).tell(node, begun, versions, sender));
         Ok(views)
     }
 
@@ -256,11 +259,12 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
-        let sessions = self.sessions.lock().expect(NO_PANIC).clone();
-        let nodes = self.state.nodes().into_iter().map(|status| NodeStatus {
-            connected: sessions.contains_key(&status.node.id),
-            node: status.node,
-        });
+        let sessions = self.sessions.nodes();
+        let nodes = self
+            .state
+            .nodes()
+            .into_iter()
+            .map(|status| NodeStatus { connected: sessions.contains(&status.node.id), node: status.node });
         Ok(Nodes { nodes: nodes.collect() })
     }
 

@@ -58,6 +58,7 @@ pub(crate) struct Member {
     pub(super) offloads: Arc<OffloadBook>,
     pub(super) client: ManagerClient,
     pub(super) session: watch::Receiver<SessionStatus>,
+    pub(super) standing: Arc<Standing>,
     underlay: watch::Receiver<u32>,
     pub(super) manager: Option<Arc<Manager>>,
     /// What the operator should know.
@@ -207,7 +208,7 @@ impl Member {
         tasks.spawn("the underlay's MTU", underlay_followed);
         tasks.spawn("the interfaces' MTU", Arc::clone(&attachments).keep_mtus());
         tasks.spawn("the endpoints", mend(Arc::clone(&attachments), client.clone(), session.clone()));
-        keep_certificate(&mut tasks, &credentials, store, manager.as_ref(), (&client, standing));
+        keep_certificate(&mut tasks, &credentials, store, manager.as_ref(), (&client, Arc::clone(&standing)));
         let tasks = Mutex::new(Some(tasks.watch(failed)));
         Ok(Self {
             node,
@@ -219,6 +220,7 @@ impl Member {
             offloads,
             client,
             session,
+            standing,
             underlay,
             manager,
             warnings,

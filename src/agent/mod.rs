@@ -23,6 +23,7 @@ mod placement;
 mod rekey;
 mod removals;
 mod report;
+mod returning;
 mod rotation;
 mod slots;
 mod standing;

@@ -4,7 +4,8 @@
 //! client                                            manager
 //! TLS, no client certificate      ---------->       certificate chain with the root
 //! SHA-256(root) == token's digest, or nothing is said
-//! {secret, CSR, host, addresses}  ---------->       checks the secret, signs
+//! {secret, CSR, host, addresses,  ---------->       checks the secret, and who it says it was;
+//!  former certificate, if any}                      signs
 //!                                 <----------       {certificate, root, managers} or a refusal
 //! ```
 //! One message each way, JSON, framed as `control::frame`. What the secret admits to, and the new
@@ -22,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
+use super::former::{BINDING_LABEL, ChannelBinding, FormerCertificate};
 use super::frame::Frames;
 use super::identity::{IdentityError, NodeIdentity, NodeKey, base64_der, base64_der_list};
 use super::listener::{EnrolStream, source_of};
@@ -56,6 +58,10 @@ pub struct EnrolRequest {
     pub csr: String,
     /// The machine.
     pub machine: Joining,
+    /// The node that it is already. Whoever decides is asked only once the machine has proved that it holds
+    /// the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<FormerCertificate>,
 }
 
 impl std::fmt::Debug for EnrolRequest {
@@ -125,6 +131,11 @@ pub enum EnrolRefusal {
     /// Too many wrong secrets came from the address.
     #[error("too many failed attempts to join from this address; try again in a minute")]
     TooManyAttempts,
+    /// The machine shows a certificate whose key it does not hold.
+    #[error(
+        "this machine does not hold the key of the certificate that it shows: overlayd leave, and join anew"
+    )]
+    NotTheHolder,
     /// What the machine says of itself cannot be used.
     #[error("{0}")]
     Invalid(String),
@@ -146,13 +157,44 @@ pub async fn enrol(
     machine: Joining,
     clock: Clock,
 ) -> Result<(NodeIdentity, Enrolled), EnrolError> {
+    ask(manager, token, machine, None, clock).await
+}
+
+/// As [`enrol`], as the node of `former`, whose certificate has expired.
+///
+/// # Errors
+/// As [`enrol`]; the node was removed, or the manager takes this machine for another node.
+pub async fn enrol_again(
+    manager: SocketAddr,
+    token: &JoinToken,
+    machine: Joining,
+    former: &NodeIdentity,
+    clock: Clock,
+) -> Result<(NodeIdentity, Enrolled), EnrolError> {
+    let (identity, enrolled) = ask(manager, token, machine, Some(former), clock).await?;
+    if (identity.cluster(), identity.node()) != (former.cluster(), former.node()) {
+        return Err(EnrolError::Contradiction);
+    }
+    Ok((identity, enrolled))
+}
+
+async fn ask(
+    manager: SocketAddr,
+    token: &JoinToken,
+    machine: Joining,
+    former: Option<&NodeIdentity>,
+    clock: Clock,
+) -> Result<(NodeIdentity, Enrolled), EnrolError> {
     let key = NodeKey::generate()?;
-    let request = EnrolRequest { secret: token.secret().clone(), csr: key.request_pem()?, machine };
+    let (secret, csr) = (token.secret().clone(), key.request_pem()?);
     let handshake = connect_with_token(token.clone(), clock);
     let outcome = handshake.outcome.clone();
     let tls = tokio::time::timeout(CONNECT_TIMEOUT, dial(manager, handshake))
         .await
         .map_err(|_elapsed| ConnectError::TimedOut { address: manager })??;
+    let binding = bind(tls.get_ref().1);
+    let former = former.map(|identity| FormerCertificate::prove(identity, &binding, &csr)).transpose()?;
+    let request = EnrolRequest { secret, csr, machine, former };
     let exchange = async {
         let mut frames = Frames::new(tls);
         frames.send(&Zeroizing::new(to_json(&request))).await?;
@@ -236,6 +278,7 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
 /// Answers one request; true when the secret was right.
 async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bool {
     let EnrolStream { mut frames, from } = stream;
+    let binding = bind(frames.get_ref().get_ref().1);
     let request = match frames.receive().await {
         Ok(Some(request)) => serde_json::from_slice::<EnrolRequest>(&request),
         Ok(None) => return false,
@@ -246,6 +289,9 @@ async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bo
     };
     let outcome = match request {
         _ if !welcome => Err(EnrolRefusal::TooManyAttempts),
+        Ok(EnrolRequest { former: Some(former), csr, .. }) if !former.is_held(&binding, &csr) => {
+            Err(EnrolRefusal::NotTheHolder)
+        }
         Ok(request) => service.enrol(request, from).await,
         Err(error) => Err(EnrolRefusal::Invalid(format!("the request is not understood: {error}"))),
     };
@@ -257,7 +303,10 @@ async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bo
     if let Err(error) = sent.and(frames.close().await) {
         tracing::debug!(%from, %error, "the answer to a join was not delivered");
     }
-    !matches!(outcome, Err(EnrolRefusal::WrongSecret | EnrolRefusal::TooManyAttempts))
+    !matches!(
+        outcome,
+        Err(EnrolRefusal::WrongSecret | EnrolRefusal::NotTheHolder | EnrolRefusal::TooManyAttempts)
+    )
 }
 
 /// Attempts of the current minute that did not show a right secret.
@@ -280,6 +329,12 @@ impl Failures {
             *failed = failed.saturating_sub(1);
         }
     }
+}
+
+/// What ties a proof to this connection.
+fn bind<Data>(tls: &rustls::ConnectionCommon<Data>) -> ChannelBinding {
+    let exported = tls.export_keying_material([0; 32], BINDING_LABEL, None);
+    exported.expect("the handshake is over and the output is not empty")
 }
 
 fn to_json<T: Serialize>(message: &T) -> Vec<u8> {

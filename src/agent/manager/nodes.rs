@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Manager, NO_PANIC};
+use super::Manager;
 use crate::cluster::Role;
 use crate::control::rpc::messages::{
     ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, NodeStatus, RemoveNode, RemovedNode,
@@ -98,7 +98,7 @@ impl Manager {
     }
 
     fn is_connected(&self, node: NodeId) -> bool {
-        self.sessions.lock().expect(NO_PANIC).contains_key(&node)
+        self.sessions.has(node)
     }
 }
 
