@@ -58,7 +58,7 @@ fn cut(c: &mut Criterion) {
             let cut = header.segmentation.expect("a super-frame");
             let cut = SuperFrame::parse(&frame, &header, cut).expect("a right one");
             for index in 0..cut.segments() {
-                black_box(cut.write(&frame, index, black_box(&mut place)));
+                black_box(cut.write(&frame, index, black_box(&mut place), false));
             }
         });
     });

@@ -21,8 +21,10 @@ fn parse(c: &mut Criterion) {
         b.iter(|| Frame::parse(black_box(&advertisement)))
     });
     let mut vxlan_header = [0; 8];
-    vxlan::write_header(&mut vxlan_header, Vni::new(7).expect("in range"));
-    group.bench_function("vxlan", |b| b.iter(|| vxlan::parse(black_box(&vxlan_header)).map(|(vni, _)| vni)));
+    vxlan::write_header(&mut vxlan_header, Vni::new(7).expect("in range"), None);
+    group.bench_function("vxlan", |b| {
+        b.iter(|| vxlan::parse(black_box(&vxlan_header)).map(|packet| packet.vni))
+    });
     let packet = [1; 100];
     group.bench_function("esp_classify", |b| b.iter(|| esp::classify(black_box(&packet))));
     group.finish();
@@ -36,7 +38,7 @@ fn write(c: &mut Criterion) {
     group.bench_function("inner_udp_and_vxlan", |b| {
         b.iter(|| {
             udp::write_header(black_box(&mut headers), udp::entropy_port(black_box(99)), vxlan::PORT, 1408);
-            vxlan::write_header(black_box(&mut headers[8..]), vni);
+            vxlan::write_header(black_box(&mut headers[8..]), vni, None);
         });
     });
     let mut frame = [0; 96];

@@ -4,6 +4,7 @@
 //! Who may change them and how is `control::state`'s business.
 
 mod rotation;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,8 @@ use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, No
 use crate::membership::{Roots, SignedMembership, SignedRemovals};
 
 pub use rotation::RotationStep;
+
+pub use self::tokens::{TokenInfo, TokenName, TokenState};
 
 /// What a node may do; the organisational unit (OU) of its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -210,11 +210,20 @@ pub struct OffloadConfig {
     pub udp_segment: bool,
     /// The data sockets receive them in one (`UDP_GRO`).
     pub udp_gro: bool,
+    /// What containers leave of checksums is left to the receiver's kernel, in encrypted networks.
+    pub remote_checksum: bool,
 }
 
 impl Default for OffloadConfig {
     fn default() -> Self {
-        Self { tap_checksum: true, tap_tcp: true, tap_udp: true, udp_segment: true, udp_gro: true }
+        Self {
+            tap_checksum: true,
+            tap_tcp: true,
+            tap_udp: true,
+            udp_segment: true,
+            udp_gro: true,
+            remote_checksum: true,
+        }
     }
 }
 
@@ -236,6 +245,7 @@ impl TryFrom<OffloadKeys> for OffloadConfig {
             tap_udp: keys.tap_udp.unwrap_or(tap_checksum),
             udp_segment: keys.udp_segment.unwrap_or(true),
             udp_gro: keys.udp_gro.unwrap_or(true),
+            remote_checksum: keys.remote_checksum.unwrap_or(true),
         })
     }
 }
@@ -444,6 +454,7 @@ struct OffloadKeys {
     tap_udp: Option<bool>,
     udp_segment: Option<bool>,
     udp_gro: Option<bool>,
+    remote_checksum: Option<bool>,
 }
 
 fn within<T: Copy + PartialOrd + Default + fmt::Display>(

@@ -350,6 +350,8 @@ base36_ids! {
     NetworkId, "network id";
     /// A container's attachment to one network.
     EndpointId, "endpoint id";
+    /// A join token that was made to order; not its secret.
+    TokenId, "token id";
 }
 
 macro_rules! names {
@@ -416,7 +418,7 @@ macro_rules! through_string {
     )*};
 }
 
-through_string! { MacAddr ClusterId NodeId NetworkId EndpointId NetworkName HostName IfName }
+through_string! { MacAddr ClusterId NodeId NetworkId EndpointId TokenId NetworkName HostName IfName }
 
 macro_rules! through_number {
     ($($name:ident, $inner:ty, $must:literal;)*) => {$(

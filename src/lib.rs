@@ -16,6 +16,7 @@ pub mod control;
 pub mod datapath;
 pub mod demo;
 pub mod drop_reason;
+pub mod events;
 pub mod forward;
 pub mod id;
 pub mod io;

@@ -26,6 +26,10 @@ fn main() -> ExitCode {
             let report = bench::run(Duration::from_secs(seconds));
             print(if json { report.json() } else { report.text() })
         }
+        Command::Events(arguments) => {
+            let mut out = io::stdout().lock();
+            cli::follow_events(&arguments, socket, json, &mut out).map_err(anyhow::Error::from)
+        }
         Command::Client(command) => {
             cli::run(command, socket, json).map_err(anyhow::Error::from).and_then(print)
         }

@@ -23,11 +23,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The header in front of a TAP's frames is a wire format.
     ("io", &["id", "boot_time", "drop_reason", "wire"]),
     ("worker", &["id", "boot_time", "drop_reason", "wire", "sa", "forward", "datapath", "io"]),
+    // It reads the clock by itself: what is recorded is dated.
+    ("events", &["id", "boot_time", "cluster", "sa", "io"]),
     // The suite is a word of the key exchange, of the configuration and of `overlayd peers`.
     ("config", &["id", "sa"]),
-    ("control", &["id", "boot_time", "rate", "cluster", "membership", "sa", "negotiate", "io"]),
-    ("api", &["id", "drop_reason", "rate", "cluster", "sa"]),
-    ("cli", &["id", "drop_reason", "rate", "cluster", "sa", "config", "api"]),
+    ("control", &["id", "boot_time", "rate", "cluster", "membership", "sa", "negotiate", "io", "events"]),
+    ("api", &["id", "drop_reason", "rate", "cluster", "sa", "events"]),
+    ("cli", &["id", "drop_reason", "rate", "cluster", "sa", "events", "config", "api"]),
     (
         // It builds everything, with the overheads of `wire` in its MTUs and the counters of `datapath`
         // in its answers.
@@ -46,6 +48,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "negotiate",
             "io",
             "worker",
+            "events",
             "config",
             "control",
             "api",

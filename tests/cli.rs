@@ -12,7 +12,7 @@ fn help_names_every_command_and_flag() {
     let text = stdout(&help);
     for command in [
         "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "node", "peers", "rekey", "stats", "demo", "bench", "ca",
+        "status", "node", "peers", "rekey", "stats", "events", "demo", "bench", "ca",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -31,7 +31,7 @@ fn help_names_every_command_and_flag() {
                 "--ca-key",
             ],
         ),
-        (&["token"], &["--quiet", "-q", "--rotate"]),
+        (&["token"], &["--quiet", "-q", "--rotate", "--ttl", "--once", "ls", "rm"]),
         (&["join"], &["--token", "--advertise-addr", "--data-addr", "HOST:PORT"]),
         (&["create"], &["--encrypted", "--subnet", "--gateway", "--ip-range", "--mtu", "--label", "<NET>"]),
         (&["attach"], &["--netns", "--ifname", "--name", "--ip", "--mac", "--egress-rate", "--ingress-rate"]),
@@ -45,6 +45,7 @@ fn help_names_every_command_and_flag() {
         (&["node", "demote"], &["<NODE>"]),
         (&["ca"], &["rotate", "status"]),
         (&["ca", "rotate"], &["--cert", "--key", "--detach"]),
+        (&["events"], &["--since", "--no-follow", "--json"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -76,6 +77,11 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["init", "--advertise-addr", "192.0.2.1", "--data-port", "0"], "--data-port"),
         (&["init", "--advertise-addr", "192.0.2.1", "--ca-cert", "root.pem"], "--ca-key"),
         (&["token", "king"], "possible values: worker, manager"),
+        (&["token"], "<worker|manager>"),
+        (&["token", "worker", "--rotate", "--once"], "cannot be used with"),
+        (&["token", "worker", "--ttl", "2 fortnights"], "like 2h"),
+        (&["token", "rm"], "<ID>"),
+        (&["token", "rm", "x"], "25 digits"),
         (&["join", "192.0.2.1:2377"], "--token"),
         (&["join", "--token", "x", "a:b:c"], "HOST:PORT"),
         (&["create", "a/b"], "network name \"a/b\" is not valid"),
@@ -100,6 +106,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["node", "rm"], "<NODE>"),
         (&["node", "rm", "a/b"], "a/b"),
         (&["ca", "rotate", "--cert", "root.pem"], "--key"),
+        (&["events", "--since", "yesterday"], "an age like 10m"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -117,6 +124,9 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
     for call in [
         &["init", "--advertise-addr", "192.0.2.1"][..],
         &["token", "worker", "-q"],
+        &["token", "worker", "--once", "--ttl", "2h"],
+        &["token", "ls"],
+        &["token", "rm", "0123456789012345678901234"],
         &["join", "--token", "x", "192.0.2.1:2377"],
         &["leave"],
         &["create", "red"],
@@ -134,6 +144,7 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["ca"],
         &["ca", "status"],
         &["ca", "rotate"],
+        &["events"],
     ] {
         let output = at(&socket, call);
         assert_eq!(code(&output), 1, "{call:?}: {}", stderr(&output));

@@ -9,7 +9,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use overlayd::api::types::{InitResponse, ListNetworksResponse, ListNodesResponse, TokenResponse};
+use overlayd::api::types::{
+    InitResponse, IssueTokenResponse, JoinResponse, ListNetworksResponse, ListNodesResponse,
+    ListTokensResponse, TokenResponse,
+};
+use overlayd::cluster::TokenState;
 use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Container, Underlay, eventually};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -22,6 +26,7 @@ test_program! {
     malformed_token_is_refused
     token_of_another_cluster_is_refused
     rotated_token_is_void
+    ended_tokens_say_how_they_ended
     unreachable_manager_is_named
     clock_outside_the_managers_certificate_is_told
     clock_outside_the_own_certificate_is_told
@@ -81,6 +86,49 @@ fn rotated_token_is_void() {
     assert!(refusal.contains("token"), "{refusal}");
     assert_outside(&swarm, 2);
     swarm.agent(2).done(&["join", "--token", &rotated.token, &manager]);
+}
+
+fn ended_tokens_say_how_they_ended() {
+    let (swarm, init) = formed();
+    let (manager, joining) = (init.manager.to_string(), swarm.agent(2));
+    let issue = |flags: &[&str]| -> IssueTokenResponse {
+        swarm.agent(1).ask(&[&["token", "worker"], flags].concat())
+    };
+    let refusal = |token: &str| joining.refused(&["join", "--token", token, &manager]);
+
+    let short = issue(&["--ttl", "1s"]);
+    let expired = eventually(Duration::from_secs(10), || {
+        let listed: ListTokensResponse = swarm.agent(1).ask(&["token", "ls"]);
+        listed.tokens.iter().any(|token| token.name == short.info.name && token.state == TokenState::Expired)
+    });
+    assert!(expired, "the token does not expire");
+    assert!(refusal(&short.token).contains("the token has expired; make another"));
+
+    let removed = issue(&["--ttl", "2h"]);
+    swarm.agent(1).done(&["token", "rm", &removed.info.name.to_string()]);
+    assert!(refusal(&removed.token).contains("the token was removed"));
+    assert_outside(&swarm, 2);
+
+    let once = issue(&["--once"]);
+    let joined: JoinResponse = swarm.agent(3).ask(&["join", "--token", &once.token, &manager]);
+    let told = refusal(&once.token);
+    assert!(told.contains(&format!("works once, and node {} has joined", joined.node.id)), "{told}");
+    // So it is after a restart too.
+    swarm.agent(1).kill();
+    swarm.start(1);
+    assert!(refusal(&once.token).contains("works once"));
+    assert_outside(&swarm, 2);
+
+    let listed = swarm.agent(1).done(&["token", "ls"]);
+    for secret in [&short, &removed, &once].map(|issued| issued.token.rsplit('-').next().unwrap()) {
+        assert!(!listed.contains(secret) && !swarm.agent(1).log().contains(secret), "a secret is shown");
+    }
+    let told = swarm.agent(1).refused(&["token", "rm", "worker"]);
+    assert!(told.contains("overlayd token worker --rotate"), "{told}");
+    let told = swarm.agent(1).refused(&["token", "rm", "0000000000000000000000000"]);
+    assert!(told.contains("overlayd token ls"), "{told}");
+    let told = swarm.agent(3).refused(&["token", "ls"]);
+    assert!(told.contains("only managers may list join tokens"), "{told}");
 }
 
 fn unreachable_manager_is_named() {
@@ -357,6 +405,13 @@ fn full_disk_is_told_and_nothing_is_half_done() {
     let refusal = agent.refused(&["attach", "red", "--netns", "c1"]);
     assert!(refusal.contains("no space left"), "{refusal}");
     assert_untouched(&container);
+    // The file of events has a little room of its own too.
+    let warns = || agent.done(&["status"]).contains("events are kept in memory alone");
+    let fills = || {
+        let _refusal = agent.refused(&["rm", "no-such-network"]);
+        warns()
+    };
+    assert!(eventually(Duration::from_secs(20), fills), "{}", agent.done(&["status"]));
 
     std::fs::remove_file(&filler).unwrap();
     swarm.create(&[&format!("net{created}")]);
@@ -364,6 +419,14 @@ fn full_disk_is_told_and_nothing_is_half_done() {
     let attached =
         || agent.command().args(["attach", "red", "--netns", "c1"]).output().unwrap().status.success();
     assert!(eventually(Duration::from_secs(10), attached), "{}", agent.log());
+    assert!(eventually(Duration::from_secs(10), || !warns()), "events are not written again");
+    let kept = std::fs::read_to_string(agent.state_dir().join("events.jsonl")).unwrap();
+    let numbers = kept.lines().map(|line| {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        event["seq"].as_u64().unwrap()
+    });
+    let numbers: Vec<_> = numbers.collect();
+    assert!(numbers.is_sorted_by(|one, next| one + 1 == *next), "{numbers:?}");
     agent.kill();
     swarm.start(1);
     assert_networks(&swarm, created + 1);

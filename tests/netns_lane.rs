@@ -22,6 +22,7 @@ use overlayd::io::udp::{Datagram, RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use overlayd::wire::traffic_class::{Dscp, TrafficClass};
+use overlayd::wire::vxlan::LeftChecksums;
 use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent, PortLimits};
 
 #[path = "support/lane_allocations.rs"]
@@ -474,6 +475,7 @@ fn node(
                 flood: FloodLimit::default().into(),
                 busy_poll: Duration::from_micros(100),
                 dscp,
+                checksums: LeftChecksums::default(),
             };
             (worker::spawn(config).unwrap(), tables)
         })

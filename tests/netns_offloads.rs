@@ -23,6 +23,7 @@ test_program! {
     without_udp_super_frames
     without_runs_sent_in_one_call
     without_runs_received_in_one_call
+    with_checksums_made_for_peers
     without_any_of_it
     what_was_switched_off_is_off_for_interfaces_of_the_last_run
 }
@@ -86,8 +87,17 @@ fn without_runs_received_in_one_call() {
     assert!(bed.longest_of_streams().on_the_wire > FRAME);
 }
 
+fn with_checksums_made_for_peers() {
+    let bed = Bed::new("remote_checksum = false");
+    bed.assert_status([ON; 7]);
+    bed.assert_all_is_intact();
+    let Longest { sent, received, .. } = bed.longest_of_streams();
+    assert!(sent > FRAME && received > FRAME, "{sent} and {received}");
+}
+
 fn without_any_of_it() {
-    let bed = Bed::new("tap_checksum = false\nudp_segment = false\nudp_gro = false");
+    let switches = ["tap_checksum", "udp_segment", "udp_gro", "remote_checksum"];
+    let bed = Bed::new(&switches.map(|switch| format!("{switch} = false")).join("\n"));
     bed.assert_status([OFF; 7]);
     bed.assert_all_is_intact();
     let Longest { sent, received, on_the_wire } = bed.longest_of_streams();

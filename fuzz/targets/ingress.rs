@@ -152,7 +152,7 @@ impl Outlet for Judge {
 
 fn in_vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; vxlan::HEADER_LEN];
-    vxlan::write_header(&mut bytes, Vni::new(vni).expect("in range"));
+    vxlan::write_header(&mut bytes, Vni::new(vni).expect("in range"), None);
     bytes.extend_from_slice(frame);
     bytes
 }

@@ -5,8 +5,9 @@
 //! in their order, and what is not merged comes as it came.
 //!
 //! Bit 0 of a record's first octet says which way; bit 1 has lengths and checksums mended, so that
-//! more than their checks is reached; bits 4 and 5 are the port or the link; bit 7 ends a batch. A
-//! super-frame's record begins with its vnet header and, in two octets, by how much it is stretched.
+//! more than their checks is reached, and then bit 3 leaves the checksum of what a peer sends undone;
+//! bits 4 and 5 are the port or the link; bit 7 ends a batch. A super-frame's record begins with its
+//! vnet header and, in two octets, by how much it is stretched.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ use overlayd::wire::checksum;
 use overlayd::wire::traffic_class::TrafficClass;
 use overlayd::wire::transport::{Protocol, Transport};
 use overlayd::wire::vnet_hdr::{self, Checksum, VnetHeader};
+use overlayd::wire::vxlan::RemoteChecksum;
 use overlayd::wire::{ethernet, udp, vxlan};
 
 use super::overlay::{
@@ -41,13 +43,22 @@ pub fn run(data: &[u8]) {
             if is_mended {
                 mend(&mut frame, false);
             }
-            batch.push((LINKS[usize::from(what >> 4 & 1)], frame));
+            let is_left = is_mended && what & 8 != 0;
+            batch.push(Sent { link: LINKS[usize::from(what >> 4 & 1)], frame, is_left });
         }
         if what & 0x80 != 0 {
             node.receive(&std::mem::take(&mut batch));
         }
     }
     node.receive(&batch);
+}
+
+/// What a peer sends.
+struct Sent {
+    link: LinkSlot,
+    frame: Vec<u8>,
+    /// Its checksum is not made.
+    is_left: bool,
 }
 
 /// A node between its containers and its peers.
@@ -103,14 +114,14 @@ impl Node {
     }
 
     /// Takes frames of peers in one batch.
-    fn receive(&mut self, frames: &[(LinkSlot, Vec<u8>)]) {
+    fn receive(&mut self, frames: &[Sent]) {
         let cx = Context { tables: &self.tables, counters: &self.counters, now: NOW };
         let mut packets: Vec<_> =
-            frames.iter().map(|(link, frame)| seal(&mut self.sealing[link.index()], frame)).collect();
+            frames.iter().map(|sent| seal(&mut self.sealing[sent.link.index()], sent)).collect();
         let mut delivered = Delivered::default();
         let mut expected: BTreeMap<PortSlot, Vec<&[u8]>> = BTreeMap::new();
         let (mut batch, mut drops) = (Coalescer::new(), self.counters.drops());
-        for (packet, (link, frame)) in packets.iter_mut().zip(frames) {
+        for (packet, Sent { link, frame, .. }) in packets.iter_mut().zip(frames) {
             let class = TrafficClass::ZERO;
             self.ingress.receive_esp(&cx, esp_address(*link), class, packet, &mut batch, &mut delivered);
             let now = self.counters.drops();
@@ -141,9 +152,10 @@ impl Outlet for Peers {
         for packet in run.datagrams() {
             let mut packet = packet.to_vec();
             let opened = self.opening[link.index()].open(NOW, &mut packet).expect("the peer can open it");
-            let frame = opened.payload()[udp::HEADER_LEN + vxlan::HEADER_LEN..].to_vec();
-            let (len, _) = udp::parse(opened.payload()).map(|(_, payload)| (payload.len(), ())).expect("UDP");
-            self.sent.push((link, frame[..len - vxlan::HEADER_LEN].to_vec()));
+            let (_, payload) = udp::parse(opened.payload()).expect("UDP");
+            let vxlan::Packet { checksum, frame, .. } = vxlan::parse(payload).expect("VXLAN");
+            let state = checksum.map_or(Checksum::Complete, RemoteChecksum::state);
+            self.sent.push((link, finished(frame, state)));
         }
     }
 
@@ -178,14 +190,14 @@ impl Outlet for Delivered {
         let got = self.0.entry(port).or_default();
         let Some(cut) = header.segmentation else {
             assert_eq!(pieces.len(), 1, "merged without a word");
-            got.push(Normal::of(&frame, true));
+            got.push(Normal::of(&finished(&frame, header.checksum), true));
             return Delivery::Taken;
         };
         let cut = SuperFrame::parse(&frame, header, cut).expect("the kernel can cut it again");
         assert_eq!(cut.segments(), pieces.len());
         for index in 0..cut.segments() {
             let mut place = vec![0; cut.longest()];
-            let len = cut.write(&frame, index, &mut place);
+            let len = cut.write(&frame, index, &mut place, false);
             got.push(Normal::of(&place[..len], false));
         }
         Delivery::Taken
@@ -298,13 +310,31 @@ fn mend(frame: &mut [u8], is_partial: bool) -> Option<Transport> {
     Some(transport)
 }
 
-fn seal(sa: &mut OutboundSa, frame: &[u8]) -> Vec<u8> {
-    let frame = &frame[..frame.len().min(LONGEST)];
+/// The frame with its checksum made, if it was left.
+fn finished(frame: &[u8], state: Checksum) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if let Checksum::Partial { start, offset } = state {
+        checksum::complete(&mut frame, start.into(), offset.into()).expect("the field lies in the frame");
+    }
+    frame
+}
+
+fn seal(sa: &mut OutboundSa, sent: &Sent) -> Vec<u8> {
+    let mut frame = sent.frame[..sent.frame.len().min(LONGEST)].to_vec();
+    let transport = if sent.is_left { mend(&mut frame, true) } else { None };
+    let left = transport.and_then(|Transport { start, protocol, .. }| {
+        let [start, offset] = [start, protocol.checksum_offset()].map(|octets| u16::try_from(octets).ok());
+        RemoteChecksum::of(Checksum::Partial { start: start?, offset: offset? })
+    });
+    if left.is_none() {
+        frame.clone_from(&sent.frame);
+        frame.truncate(LONGEST);
+    }
     let mut packet = vec![0; HEADER_LEN + udp::HEADER_LEN + vxlan::HEADER_LEN];
     udp::write_header(&mut packet[HEADER_LEN..], 50_000, vxlan::PORT, vxlan::HEADER_LEN + frame.len());
     let vni = Vni::new(ENCRYPTED_VNI).expect("in range");
-    vxlan::write_header(&mut packet[HEADER_LEN + udp::HEADER_LEN..], vni);
-    packet.extend_from_slice(frame);
+    vxlan::write_header(&mut packet[HEADER_LEN + udp::HEADER_LEN..], vni, left);
+    packet.extend_from_slice(&frame);
     let len = packet.len() - HEADER_LEN;
     packet.resize(packet.len() + MAX_TRAILER_LEN, 0);
     let sealed = sa.seal(NOW, &mut packet, len).expect("there is room, and no limit is near").len();

@@ -115,11 +115,14 @@ fn tunnel(bytes: &[u8]) {
         assert!(lies_within(payload, &bytes[udp::HEADER_LEN..]));
         assert_eq!(payload.len() + udp::HEADER_LEN, usize::from(u16::from_be_bytes([bytes[4], bytes[5]])));
     }
-    if let Ok((vni, frame)) = vxlan::parse(bytes) {
+    if let Ok(packet) = vxlan::parse(bytes) {
+        let vxlan::Packet { vni, checksum, frame } = packet;
         assert!(frame.len() + vxlan::HEADER_LEN == bytes.len() && lies_within(frame, bytes));
         let mut written = bytes.to_vec();
-        vxlan::write_header(&mut written, vni);
-        assert_eq!(vxlan::parse(&written), Ok((vni, frame)));
+        vxlan::write_header(&mut written, vni, checksum);
+        assert_eq!(vxlan::parse(&written), Ok(packet));
+        let again = checksum.map(|left| vxlan::RemoteChecksum::of(left.state()));
+        assert_eq!(again, checksum.map(Some));
     }
     match esp::classify(bytes) {
         Ok(esp::Datagram::Esp(spi)) => {

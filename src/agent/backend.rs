@@ -12,7 +12,7 @@ use super::attachments::blocking;
 use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::{departure, nodes, rekey, report, returning};
+use super::{departure, nodes, rekey, report, returning, tokens};
 use crate::api::types::{
     AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
     ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
@@ -23,6 +23,10 @@ use crate::api::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use crate::api::types::{
+    IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
+    RemoveTokenResponse,
+};
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
 use crate::cluster::Role;
@@ -30,6 +34,7 @@ use crate::config::AgentConfig;
 use crate::control::rpc::messages;
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::store::Store;
+use crate::events::Events;
 use crate::id::{BootId, LaneCount};
 use crate::io::clock::boot_time;
 use crate::io::cpu;
@@ -43,6 +48,7 @@ pub(super) struct Daemon {
 struct Inner {
     config: AgentConfig,
     store: Store,
+    events: Events,
     started: BootTime,
     lanes: LaneCount,
     hello: Hello,
@@ -57,6 +63,7 @@ impl Daemon {
     pub(super) async fn start(
         config: AgentConfig,
         store: Store,
+        events: Events,
         failed: mpsc::Sender<anyhow::Error>,
     ) -> anyhow::Result<Self> {
         let lanes = config.lanes.unwrap_or_else(|| LaneCount::clamped(cpu::cores()));
@@ -65,6 +72,7 @@ impl Daemon {
         let inner = Inner {
             config,
             store,
+            events,
             started: boot_time(),
             lanes,
             hello,
@@ -114,9 +122,15 @@ impl Inner {
     async fn begin(&self, formed: Formed) -> anyhow::Result<Arc<Member>> {
         let Formed { identity, settings, sockets } = formed;
         let failed = self.failed.clone();
-        let member =
-            Member::start(&self.config, &self.store, (identity, settings), sockets, self.hello, failed)
-                .await?;
+        let member = Member::start(
+            &self.config,
+            (&self.store, &self.events),
+            (identity, settings),
+            sockets,
+            self.hello,
+            failed,
+        )
+        .await?;
         let member = Arc::new(member);
         *self.member.write().await = Some(Arc::clone(&member));
         Ok(member)
@@ -175,6 +189,10 @@ impl Inner {
 }
 
 impl Backend for Daemon {
+    fn events(&self) -> &Events {
+        &self.inner.events
+    }
+
     async fn init(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
@@ -225,6 +243,18 @@ impl Backend for Daemon {
         let TokenRequest { role, rotate } = request;
         let token = member.client.token(messages::TokenRequest { role, rotate }).await?;
         Ok(TokenResponse { role, token: token.token.to_string(), manager: member.node.advertise })
+    }
+
+    async fn issue_token(&self, request: IssueTokenRequest) -> Result<IssueTokenResponse, ApiError> {
+        tokens::issue(&*self.member().await?, request).await
+    }
+
+    async fn list_tokens(&self, _: ListTokensRequest) -> Result<ListTokensResponse, ApiError> {
+        tokens::list(&*self.member().await?).await
+    }
+
+    async fn remove_token(&self, request: RemoveTokenRequest) -> Result<RemoveTokenResponse, ApiError> {
+        tokens::remove(&*self.member().await?, request).await
     }
 
     async fn create_network(&self, request: CreateNetworkRequest) -> Result<CreateNetworkResponse, ApiError> {
@@ -292,7 +322,7 @@ impl Backend for Daemon {
 
     async fn status(&self, _: StatusRequest) -> Result<StatusResponse, ApiError> {
         let inner = &self.inner;
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = inner.events.trouble().into_iter().collect();
         let cluster = match inner.member.read().await.clone() {
             Some(member) => {
                 warnings.extend(member.warnings.iter().cloned());

@@ -275,6 +275,7 @@ mod tests {
     use crate::datapath::FloodLimit;
     use crate::io::udp::{UdpOptions, UdpSocket};
     use crate::wire::traffic_class::Dscp;
+    use crate::wire::vxlan::LeftChecksums;
     use crate::worker::{self, LaneConfig};
 
     #[tokio::test]
@@ -313,6 +314,7 @@ mod tests {
             flood: FloodLimit { frames_per_second: 1, burst: 1 }.into(),
             busy_poll: std::time::Duration::ZERO,
             dscp: Dscp::Hidden,
+            checksums: LeftChecksums::Passed,
         };
         DataPlane::new(&cluster.identity, vec![Arc::new(worker::spawn(config).expect("a lane"))], tables)
     }

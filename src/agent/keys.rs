@@ -14,6 +14,7 @@ use super::slots::Hold;
 use crate::api::types::PeerState;
 use crate::boot_time::BootTime;
 use crate::control::tls::Credentials;
+use crate::events::Events;
 use crate::id::{LaneCount, NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
 use crate::negotiate::{Env, Established, Hello, Install, LaneKey, SpiPool};
@@ -29,6 +30,7 @@ pub(crate) struct Keys {
     pub(super) limits: LimitOverrides,
     pub(super) dataplane: Arc<DataPlane>,
     pub(super) credentials: Arc<Credentials>,
+    pub(super) events: Events,
     key_log: Option<KeyLog>,
     spis: Mutex<SpiPool>,
     status: Mutex<BTreeMap<LinkKey, LinkStatus>>,
@@ -52,7 +54,7 @@ impl Keys {
         (suites, limits): (Vec<Suite>, LimitOverrides),
         dataplane: Arc<DataPlane>,
         credentials: Arc<Credentials>,
-        key_log: Option<KeyLog>,
+        (key_log, events): (Option<KeyLog>, Events),
     ) -> Self {
         Self {
             node: credentials.identity().node(),
@@ -62,6 +64,7 @@ impl Keys {
             limits,
             dataplane,
             credentials,
+            events,
             key_log,
             spis: Mutex::default(),
             status: Mutex::default(),

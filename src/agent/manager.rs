@@ -6,6 +6,8 @@
 mod nodes;
 mod returning;
 mod sessions;
+mod token_clock;
+mod tokens;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -25,20 +27,26 @@ use crate::control::rpc::messages::{
     NodeDetail, NodeStatus, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa,
     SessionRequest, Token, TokenRequest,
 };
+use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use crate::control::state::{self, ClusterState, StateError, Takes};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
-use crate::id::{NodeId, Version};
-use crate::io::clock::wall_clock;
+use crate::events::{Event, Events};
+use crate::id::{HostName, NodeId, Version};
+use crate::io::clock::{boot_time, wall_clock};
 use crate::membership::Root;
 use crate::membership::token::{JoinToken, TokenSecret};
+
+use self::token_clock::TokenClock;
 
 /// The manager of a cluster, on the node that keeps its state.
 pub(crate) struct Manager {
     pub(super) state: ClusterState,
     credentials: Arc<Credentials>,
+    token_clock: TokenClock,
+    events: Events,
     pub(super) sessions: Sessions,
 }
 
@@ -47,10 +55,12 @@ impl Manager {
     pub(crate) fn new(
         state: ClusterState,
         credentials: Arc<Credentials>,
+        events: Events,
     ) -> Result<Arc<Self>, StoredAuthorityError> {
         // What cannot be read is told now, and not by the first node that wants a certificate.
         state.name_root(StoredAuthority::open(&state)?.root())?;
-        let manager = Self { state, credentials, sessions: Sessions::default() };
+        let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
+        let manager = Self { state, credentials, token_clock, events, sessions: Sessions::default() };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))
@@ -92,7 +102,8 @@ impl Manager {
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
-        let role = self.state.role_for_secret(request.secret.as_bytes()).ok_or(EnrolRefusal::WrongSecret)?;
+        let (secret, now) = (request.secret.as_bytes(), self.token_time());
+        let role = self.state.role_for_secret(secret, now)?;
         if role == Role::Manager {
             return Err(EnrolRefusal::Invalid(format!(
                 "{}: join with a worker token (`overlayd token worker` on the manager)",
@@ -116,20 +127,12 @@ impl Manager {
         let certificate = authority
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
-        let (id, advertise, data) = (node.id, node.advertise, node.data);
-        let recorded = match returning {
-            Some(_) => self.state.update_node(id, advertise, data, node.underlay_mtu),
-            None => self.state.add_node(node),
+        let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
+        let token = match returning {
+            Some(_) => self.state.enrol_again(node, secret, now)?,
+            None => self.state.enrol_node(node, secret, now)?,
         };
-        recorded.map_err(|error| match error.kind() {
-            state::ErrorKind::Invalid | state::ErrorKind::Conflict => {
-                EnrolRefusal::Invalid(error.to_string())
-            }
-            state::ErrorKind::NotFound
-            | state::ErrorKind::Denied
-            | state::ErrorKind::Unavailable
-            | state::ErrorKind::Internal => EnrolRefusal::Unavailable(error.to_string()),
-        })?;
+        self.events.record(Event::NodeJoined { node: id, name, role, from, token });
         Ok(Enrolled {
             node: id,
             role,
@@ -177,6 +180,7 @@ impl Manager {
             let view = Arc::new(self.state.view_for(node));
             views.send_replace(view);
         }
+        self.events.record(Event::SessionEnded { node });
         self.sessions.end(node, &begun);
         self.state.saw_node(node, crate::io::clock::boot_time());
     }
@@ -194,6 +198,10 @@ impl Enrol for Arc<Manager> {
 impl ManagerApi for Arc<Manager> {
     fn manager_addresses(&self) -> Vec<SocketAddr> {
         self.addresses()
+    }
+
+    fn node_name(&self, node: NodeId) -> Option<HostName> {
+        Some(self.state.node(node)?.name)
     }
 
     async fn session(
@@ -214,6 +222,7 @@ impl ManagerApi for Arc<Manager> {
             })
             .await?;
         let begun = self.sessions.begin(node);
+        self.events.record(Event::SessionBegun { node, from: caller.address });
         let (sender, views) = watch::channel(Arc::new(view));
         tokio::spawn(Arc::clone(self).tell(node, begun, versions, sender));
         Ok(views)
@@ -258,6 +267,18 @@ impl ManagerApi for Arc<Manager> {
         Ok(Token { token: Manager::token(self, role).reveal() })
     }
 
+    async fn issue_token(&self, _: PeerIdentity, request: IssueToken) -> Result<IssuedToken, ManagerError> {
+        self.make_token(request).await
+    }
+
+    async fn list_tokens(&self, _: PeerIdentity, _: ListTokens) -> Result<TokenList, ManagerError> {
+        Ok(self.token_list())
+    }
+
+    async fn remove_token(&self, _: PeerIdentity, request: RemoveToken) -> Result<Done, ManagerError> {
+        self.void_token(request).await
+    }
+
     async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
         let sessions = self.sessions.nodes();
         let nodes = self
@@ -269,7 +290,9 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn renew(&self, caller: PeerIdentity, request: Renew) -> Result<Renewed, ManagerError> {
-        self.renewed(request.csr, caller.node, caller.role).await
+        // What it may do is the state's word: the certificate may be of before that was changed.
+        let node = self.state.node(caller.node).ok_or(StateError::UnknownNode { node: caller.node })?;
+        self.renewed(request.csr, node.id, node.role).await
     }
 
     async fn rotate_ca(&self, _: PeerIdentity, request: RotateCa) -> Result<Done, ManagerError> {
@@ -341,6 +364,21 @@ impl Manager {
         let done = tokio::task::spawn_blocking(move || work(&state)).await;
         let done = done.map_err(|_| ManagerError::new(ErrorKind::Internal, "a task of the manager died"))?;
         Ok(done?)
+    }
+}
+
+impl From<StateError> for EnrolRefusal {
+    fn from(error: StateError) -> Self {
+        if let StateError::Token(refusal) = error {
+            return refusal.into();
+        }
+        match error.kind() {
+            state::ErrorKind::Invalid | state::ErrorKind::Conflict => Self::Invalid(error.to_string()),
+            state::ErrorKind::NotFound
+            | state::ErrorKind::Denied
+            | state::ErrorKind::Unavailable
+            | state::ErrorKind::Internal => Self::Unavailable(error.to_string()),
+        }
     }
 }
 
@@ -424,7 +462,7 @@ mod tests {
         assert_eq!(verified, Ok(membership));
     }
 
-    fn manager() -> (Arc<Manager>, tempfile::TempDir) {
+    pub(super) fn manager() -> (Arc<Manager>, tempfile::TempDir) {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::create(dir.path()).expect("a state file");
         let cluster = ClusterId::from_entropy([7; 16]);
@@ -443,7 +481,7 @@ mod tests {
         };
         let state = ClusterState::create(store, new, payload_signer(&credentials)).expect("a state");
         state.add_node(node(identity.node(), Role::Manager, 1)).expect("added");
-        (Manager::new(state, credentials).expect("a manager"), dir)
+        (Manager::new(state, credentials, Events::default()).expect("a manager"), dir)
     }
 
     fn worker(manager: &Manager) -> PeerIdentity {

@@ -3,6 +3,8 @@
 //! Built top to bottom in [`Member::start`]. The data plane comes first and needs no manager:
 //! after a restart the last view and the old interfaces carry traffic before anybody is asked.
 
+mod lanes;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::attachments::{Attachments, blocking};
+use super::audit;
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
@@ -35,16 +38,17 @@ use crate::control::store::local::NodeSettings;
 use crate::control::tls::{Credentials, verify_identity};
 use crate::control::trust::Trust;
 use crate::control::{enrol, renewal};
-use crate::forward::Tables;
+use crate::events::{Event, Events};
 use crate::id::{HostName, LaneCount};
 use crate::io::clock::wall_clock;
 use crate::io::cpu;
 use crate::io::steer::Group;
 use crate::negotiate::Hello;
 use crate::sa::Suite;
-use crate::wire::traffic_class::Dscp;
 use crate::wire::vxlan;
-use crate::worker::{self, DataSocket, Flood, FloodLimit, Lane, LaneConfig, LaneEvent};
+use crate::worker::DataSocket;
+
+use self::lanes::{hear, start_lanes};
 
 /// A running member of a cluster. Dropping it ends everything of it, though not at once.
 pub(crate) struct Member {
@@ -118,7 +122,7 @@ impl Member {
     /// Starts everything; what fails later is sent to `failed` and cannot be mended by going on.
     pub(crate) async fn start(
         config: &AgentConfig,
-        store: &Store,
+        (store, events): (&Store, &Events),
         (identity, settings): (NodeIdentity, NodeSettings),
         sockets: Sockets,
         hello: Hello,
@@ -174,17 +178,17 @@ impl Member {
             (suites(config), config.limits),
             Arc::clone(&dataplane),
             Arc::clone(&credentials),
-            key_log,
+            (key_log, events.clone()),
         ));
 
         let client = ManagerClient::new(Arc::clone(&credentials), managers(&view, &settings));
         let (views, following) = watch::channel(Arc::new(view));
         let (status, session) = watch::channel(SessionStatus::Connecting);
         let mut tasks = Tasks::default();
-        let manager = start_manager(store, &credentials).await?;
-        let doors = open_doors(&mut tasks, manager.as_ref(), &failed);
+        let manager = start_manager(store, &credentials, events).await?;
+        let doors = open_doors(&mut tasks, manager.as_ref(), events, &failed);
         let (channels, connected) = mpsc::channel(64);
-        let doors = Doors { key_channels: channels, manager: doors };
+        let doors = Doors { key_channels: channels, manager: doors, events: events.clone() };
         tasks.spawn("the TLS port", listen(tls, Arc::clone(&credentials), doors));
         let (rekeys, wished) = mpsc::channel(64);
         let asked = (connected, wished);
@@ -208,7 +212,11 @@ impl Member {
         tasks.spawn("the underlay's MTU", underlay_followed);
         tasks.spawn("the interfaces' MTU", Arc::clone(&attachments).keep_mtus());
         tasks.spawn("the endpoints", mend(Arc::clone(&attachments), client.clone(), session.clone()));
-        keep_certificate(&mut tasks, &credentials, store, manager.as_ref(), (&client, Arc::clone(&standing)));
+        tasks.spawn("the audit of sessions", audit::tell_session(session.clone(), events.clone()));
+        let forgeries = audit::tell_forgeries(Arc::clone(&dataplane), events.clone());
+        tasks.spawn("the audit of packets", forgeries);
+        let told = (&client, Arc::clone(&standing));
+        keep_certificate(&mut tasks, &credentials, (store, events), manager.as_ref(), told);
         let tasks = Mutex::new(Some(tasks.watch(failed)));
         Ok(Self {
             node,
@@ -268,28 +276,6 @@ pub(crate) fn payload_signer(credentials: &Arc<Credentials>) -> Box<SignPayload>
     Box::new(move |payload| Ok(credentials.identity().signature(payload)?))
 }
 
-/// One for each of the sockets for ESP.
-fn start_lanes(
-    config: &AgentConfig,
-    esp: Group,
-    vxlan: Option<Group>,
-    tables: &Arc<ArcSwap<Tables>>,
-) -> Result<Vec<Arc<Lane>>> {
-    let limit =
-        FloodLimit { frames_per_second: config.flood.packets_per_second(), burst: config.flood.burst() };
-    let flood = Flood::from(limit);
-    let count = LaneCount::clamped(esp.lanes.len());
-    let vxlan = vxlan.into_iter().flat_map(|group| group.lanes).map(Some).chain(std::iter::repeat(None));
-    let sockets = count.ids().zip(esp.lanes).zip(vxlan);
-    let configs = sockets.map(|((id, esp), vxlan)| {
-        let (tables, flood) = (Arc::clone(tables), flood.clone());
-        let dscp = if config.copy_dscp { Dscp::Copied } else { Dscp::Hidden };
-        LaneConfig { id, esp, vxlan, tables, flood, busy_poll: config.busy_poll, dscp }
-    });
-    tracing::info!(lanes = count.get(), "packets are carried");
-    configs.map(|lane| Ok(Arc::new(worker::spawn(lane)?))).collect()
-}
-
 async fn load_view(store: &Store) -> Result<View> {
     let store = store.clone();
     Ok(tokio::task::spawn_blocking(move || store.view()).await??.unwrap_or_default())
@@ -299,14 +285,18 @@ fn suites(config: &AgentConfig) -> Vec<Suite> {
     if config.suites.is_empty() { Suite::preferred(cpu::has_aes()).to_vec() } else { config.suites.clone() }
 }
 
-async fn start_manager(store: &Store, credentials: &Arc<Credentials>) -> Result<Option<Arc<Manager>>> {
-    let (store, credentials) = (store.clone(), Arc::clone(credentials));
+async fn start_manager(
+    store: &Store,
+    credentials: &Arc<Credentials>,
+    events: &Events,
+) -> Result<Option<Arc<Manager>>> {
+    let (store, credentials, events) = (store.clone(), Arc::clone(credentials), events.clone());
     tokio::task::spawn_blocking(move || {
         if !ClusterState::exists(&store)? {
             return Ok(None);
         }
         let state = ClusterState::open(store, payload_signer(&credentials))?;
-        Ok(Some(Manager::new(state, credentials)?))
+        Ok(Some(Manager::new(state, credentials, events)?))
     })
     .await?
 }
@@ -324,12 +314,18 @@ fn managers(view: &View, settings: &NodeSettings) -> Vec<SocketAddr> {
 fn keep_certificate(
     tasks: &mut Tasks,
     credentials: &Arc<Credentials>,
-    store: &Store,
+    (store, events): (&Store, &Events),
     manager: Option<&Arc<Manager>>,
     (client, standing): (&ManagerClient, Arc<Standing>),
 ) {
     let (store, renewed) = (store.clone(), client.clone());
-    let persist = move |identity: &NodeIdentity| store.put_identity(identity).map_err(Into::into);
+    let events = events.clone();
+    let persist = move |identity: &NodeIdentity| {
+        store.put_identity(identity)?;
+        let expires_unix_seconds = u64::try_from(identity.expires().unix_timestamp()).unwrap_or(0);
+        events.record(Event::CertificateRenewed { expires_unix_seconds });
+        Ok(())
+    };
     let renewed = move || {
         renewed.reconnect();
         standing.renewed();
@@ -346,6 +342,7 @@ fn keep_certificate(
 fn open_doors(
     tasks: &mut Tasks,
     manager: Option<&Arc<Manager>>,
+    events: &Events,
     failed: &mpsc::Sender<anyhow::Error>,
 ) -> Option<ManagerDoors> {
     let manager = manager?;
@@ -354,10 +351,11 @@ fn open_doors(
     tasks.spawn("the list of members", Arc::clone(manager).keep_trust());
     tasks.spawn("forgetting removed nodes", Arc::clone(manager).forget_removed());
     tasks.spawn("the replacement of the root", Arc::clone(manager).keep_rotation());
-    tasks.spawn("enrolment", enrol::serve(Arc::new(Arc::clone(manager)), machines));
-    let (api, failed) = (Arc::new(Arc::clone(manager)), failed.clone());
+    tasks.spawn("the join tokens", Arc::clone(manager).settle_tokens());
+    tasks.spawn("enrolment", enrol::serve(Arc::new(Arc::clone(manager)), machines, events.clone()));
+    let (api, events, failed) = (Arc::new(Arc::clone(manager)), events.clone(), failed.clone());
     tasks.spawn("the manager API", async move {
-        if let Err(error) = rpc::serve(api, calls).await {
+        if let Err(error) = rpc::serve(api, calls, events).await {
             // The agent is ending already when nobody listens.
             let _ = failed.send(anyhow::Error::from(error).context("the manager API failed")).await;
         }
@@ -380,20 +378,6 @@ async fn serve_peers(
         _ = futures_util::future::select_all(told) => {}
     }
     let _ = failed.send(anyhow::anyhow!("a packet lane has ended")).await;
-}
-
-/// Passes on what a lane has to tell until it has ended.
-async fn hear(lane: &Lane, events: &mpsc::Sender<LaneEvent>, attachments: &Attachments) {
-    while let Some(event) = lane.next_event().await {
-        match event {
-            LaneEvent::PortGone { slot } => attachments.port_gone(slot).await,
-            LaneEvent::SegmentationGivenUp { socket } => offloads::tell_given_up(socket),
-            LaneEvent::RekeyWanted { .. } | LaneEvent::NoKey { .. } | LaneEvent::UnknownSpi { .. } => {
-                // Full: what traffic causes is repeated while the cause lasts.
-                let _ = events.try_send(event);
-            }
-        }
-    }
 }
 
 /// Makes the lanes forward by each new view, and keeps it for the next start.

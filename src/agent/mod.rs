@@ -4,6 +4,7 @@
 //! until it is told to stop. `member` is what runs while the node is in a cluster.
 
 mod attachments;
+mod audit;
 mod authority;
 mod backend;
 mod ca;
@@ -30,6 +31,7 @@ mod standing;
 mod tasks;
 #[cfg(test)]
 mod testbed;
+mod tokens;
 mod underlay;
 
 use std::sync::Arc;
@@ -41,7 +43,8 @@ use tokio::sync::mpsc;
 use self::backend::Daemon;
 use crate::api::{self, ApiListener};
 use crate::config::AgentConfig;
-use crate::control::store::Store;
+use crate::control::store::{Store, StoreError};
+use crate::events::{Event, Events};
 use crate::io::netns::NetNs;
 use crate::sa;
 
@@ -83,15 +86,23 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let dir = config.state_dir.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open_or_create(&dir)).await??;
+    let opened = tokio::task::spawn_blocking(move || {
+        let store = Store::open_or_create(&dir)?;
+        // The lock on the directory is the store's.
+        Ok::<_, StoreError>((store, Events::open(&dir)))
+    });
+    let (store, events) = opened.await??;
     let listener = ApiListener::bind(&config.socket, SOCKET_GROUP)?;
     let (failed, mut failures) = mpsc::channel(1);
     tracing::info!(
         version = api::VERSION, state = %store.file().display(),
         socket = %config.socket.display(), "agent starts"
     );
+    let keeping = tokio::spawn(events.clone().keep());
+    tokio::spawn(events.clone().count_suppressed());
+    events.record(Event::AgentStarted { version: api::VERSION.to_owned() });
     let started = tokio::select! {
-        daemon = Daemon::start(config, store, failed) => daemon?,
+        daemon = Daemon::start(config, store, events.clone(), failed) => daemon?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -111,12 +122,15 @@ async fn serve(config: AgentConfig) -> Result<()> {
     };
     tracing::info!("agent stops");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    events.record(Event::AgentStopped {});
+    events.close();
     drop(stop);
     // A task or caller that is slow does not keep the agent from ending: the next start finishes or
     // takes back what was begun.
     let _ = tokio::time::timeout(STOP_TIMEOUT, async {
         daemon.stop().await;
         let _ = api.await;
+        let _ = keeping.await;
     })
     .await;
     result

@@ -24,6 +24,7 @@ use crate::boot_time::BootTime;
 use crate::control::key_channel::{ChannelError, KeyChannel};
 use crate::control::session::Backoff;
 use crate::control::tls::peer::ConnectError;
+use crate::events::{Event, Reason};
 use crate::id::{NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
 use crate::membership::SignedRemovals;
@@ -204,6 +205,9 @@ impl Peer {
                 }
                 if is_news {
                     tracing::warn!(peer = %self.spec.node.name, %error, "no key channel");
+                    let (peer, name) = (self.id(), self.spec.node.name.clone());
+                    let reason = Reason::of(&error);
+                    self.keys.events.record(Event::PeerUnreachable { peer, name, reason });
                 }
                 // The channel before this one may do until it is too old.
                 if self.channel.is_none() {

@@ -12,7 +12,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use super::error::ApiError;
-use super::types::Call;
+use super::types::{Call, EventsRequest};
+use crate::events::Told;
 
 /// Calls the agent at one socket.
 #[derive(Debug, Clone)]
@@ -44,6 +45,34 @@ impl Client {
             .map_err(|e| self.garbled(e))?;
         let answer = self.exchange(request).await?;
         serde_json::from_slice(&answer).map_err(|e| self.garbled(e))
+    }
+
+    /// Asks for events, which come as they happen.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn events(&self, request: &EventsRequest) -> Result<EventStream, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|e| self.garbled(e))?;
+        let request = Request::post(EventsRequest::PATH)
+            .header(header::HOST, "overlayd")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| self.garbled(e))?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(e))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.garbled(e))?;
+        let connection = tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(|e| self.garbled(e))?;
+        if response.status() != StatusCode::OK {
+            let answer = self.read(response).await;
+            return Err(answer.err().unwrap_or_else(|| self.garbled("a success that is none")));
+        }
+        Ok(EventStream {
+            client: self.clone(),
+            body: response.into_body(),
+            read: Vec::new(),
+            _sender: sender,
+            _connection: connection,
+        })
     }
 
     /// The metrics as Prometheus reads them.
@@ -113,6 +142,39 @@ impl Client {
     }
 }
 
+/// Events as they come.
+#[derive(Debug)]
+pub struct EventStream {
+    client: Client,
+    body: Incoming,
+    /// What came of lines that are not complete, or not taken.
+    read: Vec<u8>,
+    _sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    _connection: tokio::task::JoinHandle<hyper::Result<()>>,
+}
+
+impl EventStream {
+    /// The next event; `None` when the agent has no more to tell, as when it stops.
+    ///
+    /// # Errors
+    /// When the connection breaks, or what comes is no event.
+    pub async fn next(&mut self) -> Result<Option<Told>, ClientError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return serde_json::from_slice(&line).map(Some).map_err(|e| self.client.garbled(e));
+            }
+            if self.read.len() > LONGEST_LINE {
+                return Err(self.client.garbled("a line that does not end"));
+            }
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            if let Ok(data) = frame.map_err(|e| self.client.garbled(e))?.into_data() {
+                self.read.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -173,5 +235,7 @@ pub enum ClientError {
 
 /// An attach may wait for a manager that is just being restarted.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Far above the longest event.
+const LONGEST_LINE: usize = 1 << 20;
 /// Far above a listing of 100,000 endpoints.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;

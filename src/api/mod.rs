@@ -8,6 +8,7 @@
 
 mod client;
 mod error;
+mod events;
 mod metrics;
 mod server;
 mod socket;
@@ -15,7 +16,7 @@ mod socket;
 mod tests;
 pub mod types;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, EventStream};
 pub use error::{ApiError, ErrorKind};
 pub use server::{Backend, serve};
 pub use socket::{ApiListener, SocketError};

@@ -14,8 +14,10 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use http::{StatusCode, header};
+use serde::de::DeserializeOwned;
 
 use super::error::{ApiError, ErrorKind};
+use super::events;
 use super::metrics;
 use super::socket::{ApiListener, Caller};
 use super::types::{
@@ -28,6 +30,11 @@ use super::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use super::types::{
+    EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
+    RemoveTokenRequest, RemoveTokenResponse,
+};
+use crate::events::{Event, Events, Reason};
 
 macro_rules! backend {
     ($($(#[doc = $doc:literal])* $name:ident: $request:ident -> $response:ident;)*) => {
@@ -41,13 +48,21 @@ macro_rules! backend {
                 &self,
                 request: $request,
             ) -> impl Future<Output = Result<$response, ApiError>> + Send;
-        )*}
+        )*
+
+            /// The audit log, which the callers are noted in too.
+            fn events(&self) -> &Events;
+        }
 
         fn calls<B: Backend>() -> Router<Arc<B>> {
             Router::new()$(.route(
                 $request::PATH,
-                post(async |State(backend): State<Arc<B>>, Body(request): Body<$request>| {
-                    backend.$name(request).await.map(Json)
+                post(async |caller: ConnectInfo<Caller>, backend: State<Arc<B>>, request: Body<$request>| {
+                    let (State(backend), Body(request)) = (backend, request);
+                    let noted = events::note(backend.events(), caller.0, &request);
+                    let answer = backend.$name(request).await;
+                    noted.end(answer.as_ref().err().map(Reason::of));
+                    answer.map(Json)
                 }),
             ))*
         }
@@ -63,6 +78,12 @@ backend! {
     leave: LeaveRequest -> LeaveResponse;
     /// Shows, and if asked renews, a join token.
     token: TokenRequest -> TokenResponse;
+    /// Makes a join token that expires or works once.
+    issue_token: IssueTokenRequest -> IssueTokenResponse;
+    /// Lists the join tokens, without their secrets.
+    list_tokens: ListTokensRequest -> ListTokensResponse;
+    /// Makes a join token void.
+    remove_token: RemoveTokenRequest -> RemoveTokenResponse;
     /// Creates a network.
     create_network: CreateNetworkRequest -> CreateNetworkResponse;
     /// Lists the networks, by name.
@@ -115,6 +136,7 @@ pub async fn serve<B: Backend>(
 pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
     calls::<B>()
         .route("/metrics", get(scrape::<B>))
+        .route(EventsRequest::PATH, post(stream::<B>))
         .fallback(async |request: Request| {
             ApiError::not_found(format!(
                 "the agent has no call {}; are overlayd and its agent of the same version?",
@@ -123,7 +145,7 @@ pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
         })
         .method_not_allowed_fallback(async || ApiError::invalid("calls are POST, /metrics is GET"))
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(middleware::from_fn(admit))
+        .layer(middleware::from_fn_with_state(Arc::clone(&backend), admit::<B>))
         .with_state(backend)
 }
 
@@ -133,10 +155,23 @@ async fn scrape<B: Backend>(State(backend): State<Arc<B>>) -> Result<Response, A
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn admit(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
+async fn stream<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Body(request): Body<EventsRequest>,
+) -> Result<Response, ApiError> {
+    events::stream(backend.events(), request).await
+}
+
+async fn admit<B: Backend>(
+    State(backend): State<Arc<B>>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
     if caller.allowed {
         return next.run(request).await;
     }
+    backend.events().record(Event::CallerDenied { uid: caller.uid, pid: caller.pid });
     tracing::warn!(uid = caller.uid, "refused a caller that is neither root nor of the socket's group");
     ApiError::denied(format!(
         "user {} may not use this agent; use sudo, or add the user to the group overlayd",
@@ -148,7 +183,7 @@ async fn admit(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next:
 /// The JSON body of a request, whatever its content type says.
 struct Body<T>(T);
 
-impl<T: Call, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {

@@ -73,6 +73,7 @@ impl ApiListener {
         let credentials = stream.peer_cred()?;
         let caller = Caller {
             uid: credentials.uid(),
+            pid: credentials.pid(),
             allowed: self.allowed.admits(&Identity {
                 uid: credentials.uid(),
                 gid: credentials.gid(),
@@ -132,6 +133,7 @@ pub enum SocketError {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller {
     pub(super) uid: u32,
+    pub(super) pid: Option<i32>,
     pub(super) allowed: bool,
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::ConnectInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,8 +22,13 @@ use super::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use super::types::{
+    EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
+    RemoveTokenRequest, RemoveTokenResponse,
+};
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
+use crate::events::{Event, Events, Reason, Timestamp, Told};
 
 #[tokio::test]
 async fn a_call_reaches_the_backend_and_its_answer_the_caller() {
@@ -85,6 +91,65 @@ async fn unknown_calls_and_methods_are_refused_in_json() {
 }
 
 #[tokio::test]
+async fn events_are_streamed_and_tell_who_asked_for_what() {
+    let agent = Agent::start();
+    let client = agent.client();
+    let mut live = client.events(&EventsRequest { since: None, follow: true }).await.expect("a stream");
+    client.call(&TokenRequest { role: Role::Manager, rotate: true }).await.expect("an answer");
+    client.call(&ListNetworksRequest {}).await.expect("an answer");
+    let network = "Conflict".parse().expect("a name");
+    client.call(&RemoveNetworkRequest { network }).await.expect_err("a refusal");
+
+    let (uid, pid) = (rustix::process::geteuid().as_raw(), i32::try_from(std::process::id()).ok());
+    let asked = |request: &str, subject: &str, failure: Option<&str>| {
+        let (request, subject) = (request.to_owned(), Some(Reason::of(subject)));
+        Event::LocalRequest { uid, pid, request, subject, failure: failure.map(Reason::of) }
+    };
+    let expected = [
+        asked("token", "manager", None),
+        // To look is no matter for the log.
+        asked("network/remove", "Conflict", Some("because \"Conflict\"\nand so on")),
+    ];
+    for event in expected.clone() {
+        let Ok(Some(Told::Event(recorded))) = live.next().await else { panic!("no event") };
+        assert_eq!(recorded.event, event);
+    }
+
+    let since = Some(Timestamp::now().before(Duration::from_secs(60)));
+    let mut past = client.events(&EventsRequest { since, follow: false }).await.expect("a stream");
+    let mut events = Vec::new();
+    while let Some(Told::Event(recorded)) = past.next().await.expect("an event") {
+        events.push(recorded.event);
+    }
+    assert_eq!(events, expected);
+    agent.backend.events.close();
+    assert!(matches!(live.next().await, Ok(None)), "the stream ends with the agent");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn reader_of_events_that_does_not_read_keeps_nobody_waiting_and_learns_what_it_lost() {
+    let agent = Agent::start();
+    let mut slow =
+        agent.client().events(&EventsRequest { since: None, follow: true }).await.expect("a stream");
+    // More than the sockets between them hold.
+    for _ in 0..100_000 {
+        agent.backend.events.record(Event::AgentStarted { version: "x".repeat(100) });
+    }
+    let (mut seen, mut lost) = (0, 0);
+    while seen + lost < 100_000 {
+        match slow.next().await.expect("an event") {
+            Some(Told::Event(_)) => seen += 1,
+            Some(Told::Lost { lost: more }) => lost += more,
+            None => panic!("the stream ends"),
+        }
+    }
+    assert!(lost > 0 && seen >= 1024, "{seen} seen, {lost} lost");
+    agent.backend.events.close();
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn metrics_are_scraped_over_the_socket() {
     let agent = Agent::start();
     let text = agent.client().metrics().await.expect("metrics");
@@ -125,11 +190,15 @@ async fn a_stranger_on_the_socket_is_not_taken_for_an_agent() {
 
 #[tokio::test]
 async fn a_caller_who_is_neither_root_nor_of_the_group_is_denied_every_call() {
-    let stranger = Caller { uid: 1234, allowed: false };
+    let stranger = Caller { uid: 1234, pid: None, allowed: false };
     for (method, path) in [("POST", "/v1/status"), ("GET", "/metrics"), ("GET", "/nowhere")] {
         let request = http::Request::builder().method(method).uri(path).extension(ConnectInfo(stranger));
         let request = request.body(axum::body::Body::from("{}")).expect("a request");
-        let answer = router(Arc::new(Canned)).oneshot(request).await.expect("an answer");
+        let backend = Arc::new(Canned::default());
+        let mut events = backend.events.reader(None);
+        let answer = router(backend).oneshot(request).await.expect("an answer");
+        let Some(Told::Event(recorded)) = events.take() else { panic!("no event") };
+        assert_eq!(recorded.event, Event::CallerDenied { uid: 1234, pid: None });
         assert_eq!(answer.status(), http::StatusCode::FORBIDDEN, "{path}");
         let body = axum::body::to_bytes(answer.into_body(), 4096).await.expect("a body");
         let error: ApiError = serde_json::from_slice(&body).expect("an error");
@@ -141,6 +210,7 @@ async fn a_caller_who_is_neither_root_nor_of_the_group_is_denied_every_call() {
 /// An agent that knows a few answers.
 struct Agent {
     dir: tempfile::TempDir,
+    backend: Arc<Canned>,
     stop: oneshot::Sender<()>,
     server: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -150,10 +220,11 @@ impl Agent {
         let dir = tempfile::tempdir().expect("a directory");
         let listener = ApiListener::bind(&dir.path().join("agent.sock"), "no-such-group").expect("a socket");
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(serve(listener, Arc::new(Canned), async {
+        let backend = Arc::new(Canned::default());
+        let server = tokio::spawn(serve(listener, Arc::clone(&backend), async {
             let _gone = stopped.await;
         }));
-        Self { dir, stop, server }
+        Self { dir, backend, stop, server }
     }
 
     fn socket(&self) -> PathBuf {
@@ -180,9 +251,16 @@ impl Agent {
     }
 }
 
-struct Canned;
+#[derive(Default)]
+struct Canned {
+    events: Events,
+}
 
 impl Backend for Canned {
+    fn events(&self) -> &Events {
+        &self.events
+    }
+
     async fn token(&self, request: TokenRequest) -> Result<TokenResponse, ApiError> {
         let token = if request.rotate { "rotated" } else { "same" };
         let manager = "192.0.2.1:2377".parse().expect("an address");
@@ -224,6 +302,18 @@ impl Backend for Canned {
     }
 
     async fn leave(&self, _: LeaveRequest) -> Result<LeaveResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn issue_token(&self, _: IssueTokenRequest) -> Result<IssueTokenResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn list_tokens(&self, _: ListTokensRequest) -> Result<ListTokensResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn remove_token(&self, _: RemoveTokenRequest) -> Result<RemoveTokenResponse, ApiError> {
         Err(unused())
     }
 

@@ -5,8 +5,11 @@
 //! has its unit in the name.
 
 mod ca;
+mod events;
 mod node;
 mod rekey;
+mod stats;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,20 +17,25 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Endpoint, Network, Node, Role, Subnet};
 use crate::drop_reason::DropReason;
 use crate::id::{
-    ClusterId, EndpointId, Epoch, HostName, IfName, LaneId, MacAddr, NetworkId, NetworkName, NodeId, Spi,
-    Version,
+    ClusterId, EndpointId, Epoch, HostName, IfName, MacAddr, NetworkId, NetworkName, NodeId, Spi, Version,
 };
 use crate::rate::RateLimits;
 use crate::sa::Suite;
 
+pub use self::events::EventsRequest;
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
     RemoveNodeRequest, RemoveNodeResponse,
+};
+pub use self::stats::{DropCount, EndpointTraffic, PeerTraffic, StatsRequest, StatsResponse, Traffic};
+pub use self::tokens::{
+    IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
+    RemoveTokenResponse,
 };
 pub use ca::{
     BroughtAuthority, CaRequest, CaResponse, CaRoot, CaRotation, CaStatusRequest, CaStatusResponse,
@@ -41,39 +49,55 @@ pub trait Call: Serialize + DeserializeOwned + Send + 'static {
     type Response: Serialize + DeserializeOwned + Send + 'static;
     /// The path of the URL.
     const PATH: &'static str;
+    /// Whether it only looks, and is no matter for the audit log.
+    const LOOKS: bool;
+
+    /// What it is about, for the audit log: never a secret.
+    fn subject(&self) -> Option<String>;
 }
 
 macro_rules! calls {
-    ($($request:ident -> $response:ident at $path:literal;)*) => {
+    ($($request:ident -> $response:ident at $path:literal $(, looks $looks:literal)?
+        $(, about |$call:ident| $subject:expr)?;)*) => {
         $(impl Call for $request {
             type Response = $response;
             const PATH: &'static str = concat!("/v1/", $path);
+            const LOOKS: bool = false $(|| $looks)?;
+
+            fn subject(&self) -> Option<String> {
+                let subject = None;
+                $(let $call = self; let subject = subject.or_else(|| Some($subject.to_string()));)?
+                subject
+            }
         })*
     };
 }
 
 calls! {
     InitRequest -> InitResponse at "init";
-    JoinRequest -> JoinResponse at "join";
+    JoinRequest -> JoinResponse at "join", about |call| call.manager;
     LeaveRequest -> LeaveResponse at "leave";
-    TokenRequest -> TokenResponse at "token";
-    CreateNetworkRequest -> CreateNetworkResponse at "network/create";
-    ListNetworksRequest -> ListNetworksResponse at "network/list";
-    InspectNetworkRequest -> InspectNetworkResponse at "network/inspect";
-    RemoveNetworkRequest -> RemoveNetworkResponse at "network/remove";
-    AttachRequest -> AttachResponse at "attach";
-    DetachRequest -> DetachResponse at "detach";
-    StatusRequest -> StatusResponse at "status";
-    ListNodesRequest -> ListNodesResponse at "node/list";
-    InspectNodeRequest -> InspectNodeResponse at "node/inspect";
-    RemoveNodeRequest -> RemoveNodeResponse at "node/remove";
-    ChangeNodeRequest -> ChangeNodeResponse at "node/change";
-    PeersRequest -> PeersResponse at "peers";
+    TokenRequest -> TokenResponse at "token", about |call| call.role;
+    IssueTokenRequest -> IssueTokenResponse at "token/issue", about |call| call.role;
+    ListTokensRequest -> ListTokensResponse at "token/list", looks true;
+    RemoveTokenRequest -> RemoveTokenResponse at "token/remove", about |call| call.token;
+    CreateNetworkRequest -> CreateNetworkResponse at "network/create", about |call| call.name;
+    ListNetworksRequest -> ListNetworksResponse at "network/list", looks true;
+    InspectNetworkRequest -> InspectNetworkResponse at "network/inspect", looks true;
+    RemoveNetworkRequest -> RemoveNetworkResponse at "network/remove", about |call| call.network;
+    AttachRequest -> AttachResponse at "attach", about |call| call.network;
+    DetachRequest -> DetachResponse at "detach", about |call| call.network;
+    StatusRequest -> StatusResponse at "status", looks true;
+    ListNodesRequest -> ListNodesResponse at "node/list", looks true;
+    InspectNodeRequest -> InspectNodeResponse at "node/inspect", looks true;
+    RemoveNodeRequest -> RemoveNodeResponse at "node/remove", about |call| call.node;
+    ChangeNodeRequest -> ChangeNodeResponse at "node/change", about |call| call.node;
+    PeersRequest -> PeersResponse at "peers", looks true;
     RekeyRequest -> RekeyResponse at "rekey";
-    StatsRequest -> StatsResponse at "stats";
-    CaRequest -> CaResponse at "ca";
+    StatsRequest -> StatsResponse at "stats", looks true;
+    CaRequest -> CaResponse at "ca", looks true;
     RotateCaRequest -> CaStatusResponse at "ca/rotate";
-    CaStatusRequest -> CaStatusResponse at "ca/status";
+    CaStatusRequest -> CaStatusResponse at "ca/status", looks true;
 }
 
 /// Makes a new cluster with this node as its manager.
@@ -527,7 +551,7 @@ pub struct PeerStatus {
     /// What was received from it and delivered.
     pub received: Traffic,
     /// Why the last dropped packet to or from it was dropped.
-    #[serde(with = "optional_drop_reason")]
+    #[serde(with = "stats::optional_drop_reason")]
     pub last_drop: Option<DropReason>,
 }
 
@@ -560,118 +584,9 @@ impl PeerState {
     }
 }
 
-/// Asks for the counters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StatsRequest {}
-
-/// The counters since the agent started.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct StatsResponse {
-    /// Drops; counters that are zero may be left out.
-    pub drops: Vec<DropCount>,
-    /// What went to and came from each peer, per network.
-    pub peers: Vec<PeerTraffic>,
-    /// What went to and came from each local endpoint.
-    pub endpoints: Vec<EndpointTraffic>,
-}
-
-/// One drop counter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DropCount {
-    /// The lane.
-    pub lane: LaneId,
-    /// Why.
-    #[serde(with = "drop_reason_name")]
-    pub reason: DropReason,
-    /// How many.
-    pub packets: u64,
-}
-
-/// Packets and bytes in one direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Traffic {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes of the container's frames.
-    pub bytes: u64,
-}
-
-/// The counters of one peer in one network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerTraffic {
-    /// The peer.
-    pub node: NodeId,
-    /// Its name.
-    pub node_name: HostName,
-    /// The network's name.
-    pub network_name: NetworkName,
-    /// To the peer.
-    pub sent: Traffic,
-    /// From the peer.
-    pub received: Traffic,
-}
-
-/// The counters of one local endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointTraffic {
-    /// The endpoint.
-    pub endpoint: EndpointId,
-    /// Its name.
-    pub name: Option<HostName>,
-    /// The network's name.
-    pub network_name: NetworkName,
-    /// From the container.
-    pub sent: Traffic,
-    /// To the container.
-    pub received: Traffic,
-    /// What it may send and receive.
-    #[serde(default)]
-    pub rates: RateLimits,
-}
-
-mod drop_reason_name {
-    use super::{Deserialize, Deserializer, DropReason, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(reason: &DropReason, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(reason.name())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<DropReason, D::Error> {
-        let name = String::deserialize(from)?;
-        let known = DropReason::ALL.iter().find(|reason| reason.name() == name);
-        known.copied().ok_or_else(|| serde::de::Error::custom(format!("unknown drop reason {name:?}")))
-    }
-}
-
-mod optional_drop_reason {
-    use super::{Deserialize, Deserializer, DropReason, Serialize, Serializer, drop_reason_name};
-
-    #[derive(Serialize, Deserialize)]
-    struct Named(#[serde(with = "drop_reason_name")] DropReason);
-
-    pub(super) fn serialize<S: Serializer>(reason: &Option<DropReason>, to: S) -> Result<S::Ok, S::Error> {
-        reason.map(Named).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DropReason>, D::Error> {
-        Ok(Option::<Named>::deserialize(from)?.map(|Named(reason)| reason))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn drop_reasons_cross_the_socket_by_name() {
-        for &reason in DropReason::ALL {
-            let count = DropCount { lane: LaneId::new(3).expect("a lane"), reason, packets: 7 };
-            let json = serde_json::to_string(&count).expect("JSON");
-            assert!(json.contains(reason.name()), "{json}");
-            assert_eq!(serde_json::from_str::<DropCount>(&json).expect("a count"), count);
-        }
-    }
 
     #[test]
     fn requests_refuse_fields_that_they_do_not_know() {

@@ -1,8 +1,10 @@
 //! The commands and their flags, and the requests that they make.
 
 mod ca;
+mod events;
 mod node;
 mod rekey;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -23,8 +25,10 @@ use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::rate::{Rate, RateLimits};
 
+pub use self::events::EventsArguments;
 use self::node::LeaveArguments;
 pub(super) use self::node::NodeCommand;
+pub(super) use self::tokens::{TokenArguments, TokenWish};
 use rekey::RekeyArguments;
 
 /// Encrypted overlay network for containers.
@@ -55,6 +59,8 @@ pub enum Command {
         #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=600))]
         seconds: u64,
     },
+    /// Show what happens, and who asked for it from where: the audit log, live
+    Events(EventsArguments),
     /// A call to the agent.
     #[command(flatten)]
     Client(ClientCommand),
@@ -65,18 +71,8 @@ pub enum Command {
 pub enum ClientCommand {
     /// Make a new cluster with this node as its manager
     Init(InitArguments),
-    /// Print the token that nodes join with
-    Token {
-        /// What a node that joins with it may do
-        #[arg(value_parser = role())]
-        role: Role,
-        /// Print the token alone
-        #[arg(short, long)]
-        quiet: bool,
-        /// Make a new token first, so that the old one is void
-        #[arg(long)]
-        rotate: bool,
-    },
+    /// Print a token that nodes join with, or look after those that were made
+    Token(TokenArguments),
     /// Join a cluster
     Join(JoinArguments),
     /// Take this node out of its cluster

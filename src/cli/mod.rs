@@ -11,22 +11,24 @@ mod report;
 mod rotation;
 mod tables;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-pub use arguments::{AgentArguments, Cli, ClientCommand, Command};
+pub use arguments::{AgentArguments, Cli, ClientCommand, Command, EventsArguments};
 pub use logging::start_log;
 pub use netns::NetnsError;
 
 use crate::api::types::{
     CaRequest, CaStatusRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest,
     ListNetworksRequest, ListNodesRequest, NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest,
-    StatsRequest, StatusRequest, TokenRequest,
+    StatsRequest, StatusRequest,
 };
+use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
-use arguments::{CaCommand, NodeCommand};
+use arguments::{CaCommand, NodeCommand, TokenArguments, TokenWish};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,12 +106,45 @@ impl CliError {
 /// # Errors
 /// When the arguments contradict each other, or the agent refuses or cannot be reached.
 pub fn run(command: ClientCommand, socket: Option<PathBuf>, json: bool) -> Result<String, CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let agent = Agent { client: Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into())), json };
+    runtime()?.block_on(agent.execute(command))
+}
+
+/// Writes events to `out` as they come, until there are no more or nobody reads them.
+///
+/// # Errors
+/// When the agent refuses or cannot be reached, or `out` cannot be written.
+pub fn follow_events(
+    arguments: &EventsArguments,
+    socket: Option<PathBuf>,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
+    let client = Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()));
+    runtime()?.block_on(async {
+        let mut events = client.events(&arguments.request()).await?;
+        while let Some(told) = events.next().await? {
+            let line = if json {
+                serde_json::to_string(&told).expect("it came out of JSON")
+            } else {
+                told.to_string()
+            };
+            match writeln!(out, "{line}").and_then(|()| out.flush()) {
+                Ok(()) => {}
+                // The reader has seen enough, as in `overlayd events | head`.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
+                Err(source) => return Err(CliError::System { doing: "write to standard output", source }),
+            }
+        }
+        Ok(())
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| CliError::System { doing: "start the runtime", source })?;
-    let agent = Agent { client: Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into())), json };
-    runtime.block_on(agent.execute(command))
+        .map_err(|source| CliError::System { doing: "start the runtime", source })
 }
 
 struct Agent {
@@ -121,10 +156,7 @@ impl Agent {
     async fn execute(&self, command: ClientCommand) -> Result<String, CliError> {
         match command {
             ClientCommand::Init(arguments) => self.call(&arguments.request()?, report::init).await,
-            ClientCommand::Token { role, quiet, rotate } => {
-                let render = if quiet { report::token_alone } else { report::token };
-                self.call(&TokenRequest { role, rotate }, render).await
-            }
+            ClientCommand::Token(arguments) => self.token(&arguments).await,
             ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
             ClientCommand::Leave(arguments) => self.call(&arguments.request(), report::leave).await,
             ClientCommand::Create(arguments) => self.call(&arguments.request()?, report::create).await,
@@ -185,6 +217,21 @@ impl Agent {
             NodeCommand::Demote(node) => {
                 self.call(&node.change(NodeChange::Demote), report::change_node).await
             }
+        }
+    }
+
+    async fn token(&self, arguments: &TokenArguments) -> Result<String, CliError> {
+        match arguments.wish() {
+            TokenWish::Standing(request) => {
+                let render = if arguments.quiet { report::token_alone } else { report::token };
+                self.call(&request, render).await
+            }
+            TokenWish::Issue(request) => {
+                let render = if arguments.quiet { tables::issued_alone } else { tables::issued };
+                self.call(&request, render).await
+            }
+            TokenWish::List => self.call(&ListTokensRequest {}, tables::tokens).await,
+            TokenWish::Remove(token) => self.call(&RemoveTokenRequest { token }, tables::removed).await,
         }
     }
 

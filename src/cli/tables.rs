@@ -2,6 +2,7 @@
 
 mod node;
 mod rekey;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -18,6 +19,7 @@ use crate::drop_reason::DropReason;
 use crate::id::Spi;
 
 pub(super) use self::node::{node_endpoints, node_state};
+pub(super) use self::tokens::{issued, issued_alone, removed, tokens};
 pub(super) use rekey::rekeyed;
 
 pub(super) fn networks(listed: &ListNetworksResponse) -> String {

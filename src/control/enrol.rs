@@ -31,6 +31,7 @@ use super::tls::peer::{CONNECT_TIMEOUT, ConnectError, dial};
 use super::tls::{Clock, connect_with_token, verify_identity};
 use super::trust::Refusal;
 use crate::cluster::Role;
+use crate::events::{Event, Events, Reason};
 use crate::id::{HostName, NodeId};
 use crate::membership::{JoinToken, Roots, TokenSecret};
 
@@ -128,6 +129,20 @@ pub enum EnrolRefusal {
         "the token is of this cluster but not (or no longer) valid; ask a manager for it: overlayd token worker"
     )]
     WrongSecret,
+    /// The token's time is over.
+    #[error("the token has expired; make another on a manager: overlayd token worker --ttl 2h")]
+    TokenExpired,
+    /// The token worked once.
+    #[error(
+        "the token works once, and node {node} has joined with it; if that is not this machine's own attempt,          remove that node; make another token on a manager: overlayd token worker --once"
+    )]
+    TokenUsed {
+        /// Who joined with it.
+        node: NodeId,
+    },
+    /// An operator removed the token.
+    #[error("the token was removed; make another on a manager: overlayd token worker --once")]
+    TokenRemoved,
     /// Too many wrong secrets came from the address.
     #[error("too many failed attempts to join from this address; try again in a minute")]
     TooManyAttempts,
@@ -243,7 +258,7 @@ pub enum EnrolError {
 }
 
 /// Serves enrolment for ever, or until no more streams come.
-pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolStream>) {
+pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolStream>, events: Events) {
     let mut exchanges = JoinSet::new();
     let mut failures = Failures::default();
     let mut minute = tokio::time::interval(Duration::from_secs(60));
@@ -255,11 +270,11 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
                 Some(stream) => {
                     let source = source_of(stream.from.ip());
                     let welcome = failures.begin(source);
-                    let service = Arc::clone(&service);
+                    let (service, events) = (Arc::clone(&service), events.clone());
                     // Who failed too often is not left to hold one of the few exchanges.
                     let patience = if welcome { EXCHANGE_TIMEOUT } else { Duration::from_secs(1) };
                     exchanges.spawn(async move {
-                        let exchange = answer(&*service, stream, welcome);
+                        let exchange = answer(&*service, stream, welcome, &events);
                         (source, tokio::time::timeout(patience, exchange).await.unwrap_or(false))
                     });
                 }
@@ -275,8 +290,8 @@ pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolS
     }
 }
 
-/// Answers one request; true when the secret was right.
-async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bool {
+/// Answers one request; true when the token was one that admits.
+async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool, events: &Events) -> bool {
     let EnrolStream { mut frames, from } = stream;
     let binding = bind(frames.get_ref().get_ref().1);
     let request = match frames.receive().await {
@@ -297,16 +312,26 @@ async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool) -> bo
     };
     match &outcome {
         Ok(enrolled) => tracing::info!(%from, node = %enrolled.node, role = %enrolled.role, "node joined"),
-        Err(refusal) => tracing::warn!(%from, reason = %refusal, "join refused"),
+        Err(refusal) => {
+            tracing::warn!(%from, reason = %refusal, "join refused");
+            events.record(Event::JoinRefused { from, reason: Reason::of(refusal) });
+        }
     }
     let sent = frames.send(&to_json(&outcome)).await;
     if let Err(error) = sent.and(frames.close().await) {
         tracing::debug!(%from, %error, "the answer to a join was not delivered");
     }
-    !matches!(
-        outcome,
-        Err(EnrolRefusal::WrongSecret | EnrolRefusal::NotTheHolder | EnrolRefusal::TooManyAttempts)
-    )
+    match outcome {
+        Ok(_) | Err(EnrolRefusal::Invalid(_) | EnrolRefusal::Unavailable(_)) => true,
+        Err(
+            EnrolRefusal::WrongSecret
+            | EnrolRefusal::TokenExpired
+            | EnrolRefusal::TokenUsed { .. }
+            | EnrolRefusal::TokenRemoved
+            | EnrolRefusal::NotTheHolder
+            | EnrolRefusal::TooManyAttempts,
+        ) => false,
+    }
 }
 
 /// Attempts of the current minute that did not show a right secret.

@@ -22,6 +22,7 @@ use super::key_channel::KeyChannel;
 use super::tls::peer::{PeerStream, tune};
 use super::tls::{Credentials, Protocol, refusal_in};
 use super::trust::Refusal;
+use crate::events::{Event, Events, Reason};
 
 /// Where accepted connections go.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Doors {
     pub key_channels: mpsc::Sender<KeyChannel>,
     /// What only managers serve.
     pub manager: Option<ManagerDoors>,
+    /// Where refusals are recorded.
+    pub events: Events,
 }
 
 /// Where a manager's connections go.
@@ -66,7 +69,7 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
                         (from, ended.await.unwrap_or(Err(Rejected::Slow)))
                     });
                 }
-                Ok((_, from)) => log.note(from, &Rejected::Crowded),
+                Ok((_, from)) => log.note(from, &Rejected::Crowded, &doors.events),
                 Err(error) => {
                     // Out of descriptors (EMFILE): the connection stays queued, and would spin here.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -77,7 +80,7 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
                 Ok((from, result)) => {
                     sources.end(source_of(from.ip()));
                     if let Err(rejected) = result {
-                        log.note(from, &rejected);
+                        log.note(from, &rejected, &doors.events);
                     }
                 }
                 Err(error) => tracing::error!(%error, "a handshake task died"),
@@ -250,7 +253,8 @@ struct RefusalLog {
 }
 
 impl RefusalLog {
-    fn note(&mut self, from: SocketAddr, rejected: &Rejected) {
+    fn note(&mut self, from: SocketAddr, rejected: &Rejected, events: &Events) {
+        events.record(Event::ConnectionRefused { from, reason: Reason::of(rejected) });
         if self.written < REFUSALS_PER_SECOND {
             self.written += 1;
             tracing::warn!(%from, reason = %rejected, "connection refused");

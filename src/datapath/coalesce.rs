@@ -3,19 +3,21 @@
 //!
 //! One flow is open at a time, so frames never overtake each other. Pieces are borrowed from the
 //! buffer of the batch and written with one call; nothing is copied. Every piece's checksum has been
-//! found right before it is merged, because the merged frame says so: a wrong one goes to the
-//! container alone and as it is. A run ends with the batch, with a frame that does not follow, with
+//! found right before it is merged, or left undone by a sender who is believed, because the merged
+//! frame says so: a wrong one goes to the container alone and as it is. A run ends with the batch, with a frame that does not follow, with
 //! a shorter segment, with PSH or FIN, after 64 segments, and at 64 KiB. Used by `datapath::ingress`.
 
 use std::num::NonZeroU16;
 
-use super::egress::deliver;
+use super::egress::{deliver, of_unfinished};
 use super::segment::{IPV4_ID, IPV4_TOTAL_LEN, IPV6_PAYLOAD_LEN};
 use super::segment::{octets16, partial_of, put, udp_len, word, write_ipv4_checksum};
 use super::{Context, Outlet};
+use crate::drop_reason::DropReason;
 use crate::id::PortSlot;
 use crate::wire::transport::{ACK, ECE, FIN, PSH, Protocol, TCP_FLAGS, TCP_HEADER_LEN, Transport};
 use crate::wire::vnet_hdr::{Kind, Segmentation, VnetHeader};
+use crate::wire::vxlan::RemoteChecksum;
 use crate::wire::{checksum, ethernet, ipv4, ipv6};
 
 /// What a port takes as super-frames.
@@ -36,6 +38,40 @@ impl Merging {
     }
 }
 
+/// A frame that may go to a container.
+#[derive(Debug)]
+pub struct Arrived<'p> {
+    pub(super) bytes: &'p mut [u8],
+    transport: Option<Transport>,
+    /// The checksum covers the pseudo header alone, and an authentic packet says so.
+    is_left: bool,
+}
+
+impl<'p> Arrived<'p> {
+    /// Compares what the sender left to do, if anything, with the frame.
+    ///
+    /// # Errors
+    /// `MalformedVxlan` when that is not the checksum of the frame's TCP or UDP.
+    #[inline]
+    pub fn new(bytes: &'p mut [u8], left: Option<RemoteChecksum>) -> Result<Self, DropReason> {
+        let transport = Transport::locate(bytes).ok().flatten();
+        let is_left = left.is_some();
+        if is_left && left.map(RemoteChecksum::state) != transport.as_ref().and_then(partial_of) {
+            return Err(DropReason::MalformedVxlan);
+        }
+        Ok(Self { bytes, transport, is_left })
+    }
+
+    /// What the container's kernel is told of it.
+    pub(super) fn header(&self) -> VnetHeader {
+        of_unfinished(self.transport.filter(|_| self.is_left))
+    }
+
+    fn is_checksum_right(&self, transport: &Transport) -> bool {
+        self.is_left || is_checksum_right(self.bytes, transport)
+    }
+}
+
 /// The frames of one batch on their way to containers; `'p` is the batch.
 #[derive(Debug)]
 #[must_use = "what has gathered is to be flushed"]
@@ -52,18 +88,18 @@ impl<'p> Coalescer<'p> {
     }
 
     /// Takes a frame that may go to `port`.
-    pub fn push(&mut self, cx: &Context<'_>, port: PortSlot, frame: &'p mut [u8], outlet: &mut impl Outlet) {
-        let Some(transport) = mergeable(frame) else {
-            return self.pass(cx, port, frame, &VnetHeader::COMPLETE, outlet);
+    pub fn push(&mut self, cx: &Context<'_>, port: PortSlot, frame: Arrived<'p>, outlet: &mut impl Outlet) {
+        let Some(transport) = frame.transport.filter(|transport| is_mergeable(frame.bytes, transport)) else {
+            return self.pass(cx, port, &frame, outlet);
         };
         if let Some(run) =
-            self.run.as_mut().filter(|run| run.port == port && run.is_followed_by(frame, &transport))
+            self.run.as_mut().filter(|run| run.port == port && run.is_followed_by(frame.bytes, &transport))
         {
-            if !is_checksum_right(frame, &transport) {
-                return self.pass(cx, port, frame, &VnetHeader::COMPLETE, outlet);
+            if !frame.is_checksum_right(&transport) {
+                return self.pass(cx, port, &frame, outlet);
             }
             let index = run.segments;
-            self.pieces[index] = run.append(frame, &transport);
+            self.pieces[index] = run.append(frame.bytes, &transport);
             if run.is_closed {
                 self.flush(cx, outlet);
             }
@@ -71,14 +107,14 @@ impl<'p> Coalescer<'p> {
         }
         let merging = outlet.merging(port);
         let is_merged = match transport.protocol {
-            Protocol::Tcp => merging.tcp && may_lead(frame, &transport),
+            Protocol::Tcp => merging.tcp && may_lead(frame.bytes, &transport),
             Protocol::Udp => merging.udp,
         };
-        if is_merged && is_checksum_right(frame, &transport) {
+        if is_merged && frame.is_checksum_right(&transport) {
             self.flush(cx, outlet);
             self.run = Some(Run::new(port, frame, transport));
         } else {
-            self.pass(cx, port, frame, &VnetHeader::COMPLETE, outlet);
+            self.pass(cx, port, &frame, outlet);
         }
     }
 
@@ -92,16 +128,9 @@ impl<'p> Coalescer<'p> {
     }
 
     /// Hands over one frame behind what has gathered.
-    fn pass(
-        &mut self,
-        cx: &Context<'_>,
-        port: PortSlot,
-        frame: &[u8],
-        header: &VnetHeader,
-        outlet: &mut impl Outlet,
-    ) {
+    fn pass(&mut self, cx: &Context<'_>, port: PortSlot, frame: &Arrived<'_>, outlet: &mut impl Outlet) {
         self.flush(cx, outlet);
-        deliver(cx, port, header, &[frame], outlet);
+        deliver(cx, port, &frame.header(), &[frame.bytes], outlet);
     }
 }
 
@@ -117,6 +146,8 @@ struct Run<'p> {
     port: PortSlot,
     /// The first segment, as it came until the run is closed.
     head: &'p mut [u8],
+    /// What the container's kernel is told of the head, should nothing follow.
+    alone: VnetHeader,
     transport: Transport,
     /// Octets of payload in each segment but the last.
     segment: usize,
@@ -132,8 +163,9 @@ struct Run<'p> {
 }
 
 impl<'p> Run<'p> {
-    fn new(port: PortSlot, head: &'p mut [u8], transport: Transport) -> Self {
-        let segment = transport.end - transport.payload;
+    fn new(port: PortSlot, frame: Arrived<'p>, transport: Transport) -> Self {
+        let alone = if frame.is_left { frame.header() } else { VnetHeader::VERIFIED };
+        let (head, segment) = (frame.bytes, transport.end - transport.payload);
         Self {
             port,
             transport,
@@ -145,6 +177,7 @@ impl<'p> Run<'p> {
             last_flags: 0,
             is_closed: false,
             head,
+            alone,
         }
     }
 
@@ -213,16 +246,16 @@ impl<'p> Run<'p> {
 
     /// The head with headers that are true of the whole, and what the kernel is told of it.
     fn close(self) -> (&'p [u8], VnetHeader) {
-        let Self { head, transport, segment, len, .. } = self;
+        let Self { head, transport, segment, len, alone, .. } = self;
         let &Transport { protocol, is_ipv6, start, payload, .. } = &transport;
         let size = u16::try_from(segment).ok().and_then(NonZeroU16::new);
         let header_len = u16::try_from(payload).ok();
         let (Some(size), Some(header_len), Some(checksum)) = (size, header_len, partial_of(&transport))
         else {
-            return (head, VnetHeader::VERIFIED);
+            return (head, alone);
         };
         if self.segments == 1 {
-            return (head, VnetHeader::VERIFIED);
+            return (head, alone);
         }
         if is_ipv6 {
             put(head, IPV6_PAYLOAD_LEN, octets16(len - ethernet::HEADER_LEN - ipv6::HEADER_LEN));
@@ -247,11 +280,10 @@ impl<'p> Run<'p> {
     }
 }
 
-/// The transport of a frame that may be part of a run: data in TCP or UDP behind a plain IP header
-/// that is right, no fragment, nothing behind the packet.
-fn mergeable(frame: &[u8]) -> Option<Transport> {
-    let transport = Transport::locate(frame).ok()??;
-    let &Transport { protocol, is_ipv6, start, payload, end } = &transport;
+/// Whether a frame may be part of a run: data in TCP or UDP behind a plain IP header that is right,
+/// no fragment, nothing behind the packet.
+fn is_mergeable(frame: &[u8], transport: &Transport) -> bool {
+    let &Transport { protocol, is_ipv6, start, payload, end } = transport;
     let is_plain = if is_ipv6 {
         start == ethernet::HEADER_LEN + ipv6::HEADER_LEN
     } else {
@@ -263,7 +295,7 @@ fn mergeable(frame: &[u8]) -> Option<Transport> {
         Protocol::Tcp => true,
         Protocol::Udp => udp_len(frame, start) == end - start && word(frame, start + 6) != 0,
     };
-    (is_plain && has_checksum && payload < end && end == frame.len()).then_some(transport)
+    is_plain && has_checksum && payload < end && end == frame.len()
 }
 
 /// Whether a TCP segment may be the first of a run. One with CWR may not: with Accurate ECN the flag

@@ -2,7 +2,7 @@
 //!
 //! One frame is read into [`Egress::reserve`]'s place and handed in by [`Egress::submit`]; it is
 //! sealed where it lies, or cut into segments first. What stays on this node is handed on as the
-//! kernel gave it; what leaves has whole checksums. [`Egress::flush`] sends what has gathered. Owned
+//! kernel gave it, and so are checksums inside ESP; what leaves otherwise has whole ones. [`Egress::flush`] sends what has gathered. Owned
 //! and called by one lane.
 
 use super::arena::{Encapsulated, SendArena};
@@ -21,6 +21,7 @@ use crate::wire::frame::Frame;
 use crate::wire::traffic_class::{Dscp, TrafficClass};
 use crate::wire::transport::Transport;
 use crate::wire::vnet_hdr::{Checksum, Segmentation, VnetHeader};
+use crate::wire::vxlan::LeftChecksums;
 use crate::wire::{checksum, ethernet, icmp, mss};
 
 /// A lane's way out: its outbound SAs, its buffers and its rate limits.
@@ -34,6 +35,7 @@ pub struct Egress {
     /// Who is told how often that a packet is too big.
     answers: Flood,
     dscp: Dscp,
+    checksums: LeftChecksums,
 }
 
 impl Egress {
@@ -47,6 +49,7 @@ impl Egress {
             flood: flood.into(),
             answers: ANSWER_LIMIT.into(),
             dscp: Dscp::default(),
+            checksums: LeftChecksums::default(),
         }
     }
 
@@ -54,6 +57,13 @@ impl Egress {
     #[must_use]
     pub fn with_dscp(mut self, dscp: Dscp) -> Self {
         self.dscp = dscp;
+        self
+    }
+
+    /// Whether checksums that containers leave are left to the receivers' kernels.
+    #[must_use]
+    pub fn with_checksums(mut self, checksums: LeftChecksums) -> Self {
+        self.checksums = checksums;
         self
     }
 
@@ -110,8 +120,9 @@ impl Egress {
             None => Err(DropReason::NoSuchPort),
             Some((row, network)) => match network.carrier() {
                 Carrier::Esp(directory) => {
-                    let (arena, links) = (&mut self.esp, &mut self.links);
-                    let tunnel = EspTunnel { cx: *cx, arena, links, net: row.net(), vni: network.vni() };
+                    let (arena, links, checksums) = (&mut self.esp, &mut self.links, self.checksums);
+                    let (net, vni) = (row.net(), network.vni());
+                    let tunnel = EspTunnel { cx: *cx, arena, links, net, vni, checksums };
                     Sender::new(port, row, network, directory, dscp).and_then(|sender| {
                         sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
                     })
@@ -246,8 +257,11 @@ impl<'a, R: Remote> Sender<'a, R> {
                 }
                 Place::Remote(remote) => {
                     let flow = self.flow(&frame, bytes);
-                    finish(tunnel.frame_mut(frame_len), unfinished)?;
-                    let sent = tunnel.send(remote, frame_len, flow, outlet);
+                    let left = tunnel.leave(of_unfinished(unfinished).checksum);
+                    if left.is_none() {
+                        finish(tunnel.frame_mut(frame_len), unfinished)?;
+                    }
+                    let sent = tunnel.send(remote, frame_len, flow, left, outlet);
                     sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
                 }
             },
@@ -290,7 +304,7 @@ impl<'a, R: Remote> Sender<'a, R> {
                 }
                 Place::Local(port) => {
                     for index in 0..cut.segments() {
-                        let len = cut.write(bytes, index, tunnel.next_frame(outlet));
+                        let len = cut.write(bytes, index, tunnel.next_frame(outlet), false);
                         deliver(cx, port, &VnetHeader::COMPLETE, &[tunnel.frame(len)], outlet);
                     }
                     Ok(())
@@ -369,7 +383,7 @@ fn finish(frame: &mut [u8], unfinished: Option<Transport>) -> Sent {
 }
 
 /// What another kernel is told of a frame whose checksum was left.
-fn of_unfinished(unfinished: Option<Transport>) -> VnetHeader {
+pub(super) fn of_unfinished(unfinished: Option<Transport>) -> VnetHeader {
     let Some(transport) = unfinished else { return VnetHeader::COMPLETE };
     let checksum = partial_of(&transport).unwrap_or(Checksum::Complete);
     let header_len = u16::try_from(transport.payload).unwrap_or_default();

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use foldhash::fast::FixedState;
 
-use super::coalesce::Coalescer;
+use super::coalesce::{Arrived, Coalescer};
 use super::egress::deliver;
 use super::{Context, Notice, NoticeLimit, Outlet};
 use crate::boot_time::BootTime;
@@ -20,7 +20,7 @@ use crate::id::{LinkSlot, Spi};
 use crate::sa::{Authenticated, InboundSa};
 use crate::wire::frame::Frame;
 use crate::wire::traffic_class::TrafficClass;
-use crate::wire::vnet_hdr::VnetHeader;
+use crate::wire::vxlan::RemoteChecksum;
 use crate::wire::{esp, mss, udp, vxlan};
 
 /// A lane's way in: its inbound SAs.
@@ -140,6 +140,8 @@ struct Arrival<R> {
     class: TrafficClass,
     /// Of the network.
     mtu: u16,
+    /// What its sender left to do.
+    checksum: Option<RemoteChecksum>,
 }
 
 type Delivered = Result<(), DropReason>;
@@ -156,8 +158,9 @@ fn receive_authenticated<'p>(
     if port != vxlan::PORT {
         return Err(DropReason::MalformedVxlan);
     }
-    let (vni, bytes) = vxlan::parse(payload).map_err(|_| DropReason::MalformedVxlan)?;
-    let frame_len = bytes.len();
+    let vxlan::Packet { vni, checksum, frame } =
+        vxlan::parse(payload).map_err(|_| DropReason::MalformedVxlan)?;
+    let frame_len = frame.len();
     cx.counters.received_from_link(link, frame_len);
     let row = cx.tables.link(link).ok_or(DropReason::NoSuchPort)?;
     let network = cx.tables.network(row.net).ok_or(DropReason::NoSuchPort)?;
@@ -167,7 +170,7 @@ fn receive_authenticated<'p>(
     match network.carrier() {
         Carrier::Esp(directory) => {
             let frame = &mut packet.into_payload()[udp::HEADER_LEN + vxlan::HEADER_LEN..][..frame_len];
-            let arrival = Arrival { from: link, class, mtu: network.mtu() };
+            let arrival = Arrival { from: link, class, mtu: network.mtu(), checksum };
             receive_frame(cx, directory, arrival, frame, batch, outlet)
         }
         Carrier::Vxlan(_) => Err(DropReason::WrongVni),
@@ -182,15 +185,17 @@ fn receive_plain<'p>(
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
 ) -> Delivered {
-    let (vni, bytes) = vxlan::parse(datagram).map_err(|_| DropReason::MalformedVxlan)?;
-    let frame_len = bytes.len();
+    // Here the bits of a checksum that is left are reserved: nothing proves that they are meant.
+    let vxlan::Packet { vni, checksum: _, frame } =
+        vxlan::parse(datagram).map_err(|_| DropReason::MalformedVxlan)?;
+    let frame_len = frame.len();
     if cx.tables.is_encrypted(vni) {
         return Err(DropReason::PlaintextForEncryptedNetwork);
     }
     let (network, carrier) = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
     let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
     cx.counters.received_from_vtep(vtep, frame_len);
-    let arrival = Arrival { from: vtep, class, mtu: network.mtu() };
+    let arrival = Arrival { from: vtep, class, mtu: network.mtu(), checksum: None };
     let frame = &mut datagram[vxlan::HEADER_LEN..];
     let delivered = receive_frame(cx, carrier.directory(), arrival, frame, batch, outlet);
     delivered.inspect_err(|reason| cx.counters.note_drop_at_vtep(vtep, *reason))
@@ -200,7 +205,7 @@ fn receive_plain<'p>(
 fn receive_frame<'p, R: Remote>(
     cx: &Context<'_>,
     directory: &Directory<R>,
-    Arrival { from, class, mtu }: Arrival<R>,
+    Arrival { from, class, mtu, checksum }: Arrival<R>,
     bytes: &'p mut [u8],
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
@@ -209,17 +214,18 @@ fn receive_frame<'p, R: Remote>(
     policy::inward(directory, from, &frame)?;
     // Before it may be merged: a run has one traffic class.
     class.enter(bytes)?;
+    let arrived = Arrived::new(bytes, checksum)?;
     if frame.destination.is_multicast() {
         batch.flush(cx, outlet);
         for port in directory.local_ports() {
-            deliver(cx, *port, &VnetHeader::COMPLETE, &[bytes], outlet);
+            deliver(cx, *port, &arrived.header(), &[arrived.bytes], outlet);
         }
         return Ok(());
     }
     match directory.by_mac(frame.destination).map(|row| row.place()) {
         Some(Place::Local(port)) => {
-            mss::clamp(bytes, mtu, true);
-            batch.push(cx, port, bytes, outlet);
+            mss::clamp(arrived.bytes, mtu, checksum.is_none());
+            batch.push(cx, port, arrived, outlet);
             Ok(())
         }
         Some(Place::Remote(_)) | None => Err(DropReason::NotLocal),

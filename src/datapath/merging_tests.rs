@@ -323,7 +323,7 @@ fn seal(a: &Node, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let plain_len = 16 + frame.len();
         let mut packet = [&[0; 32][..], frame, &[0; 21]].concat();
         udp::write_header(&mut packet[16..], 50_000, vxlan::PORT, 8 + frame.len());
-        vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap());
+        vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap(), None);
         let len = sa.seal(a.now, &mut packet, plain_len).expect("fresh").len();
         packet.truncate(len);
         packet

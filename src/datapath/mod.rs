@@ -31,6 +31,8 @@ mod congestion_tests;
 #[cfg(test)]
 mod flows;
 #[cfg(test)]
+mod left_checksum_tests;
+#[cfg(test)]
 mod merging_tests;
 #[cfg(test)]
 mod pipeline_tests;
@@ -46,7 +48,7 @@ mod too_big_tests;
 use std::net::SocketAddr;
 
 pub use arena::{Encapsulated, MAX_FRAME_LEN, MAX_MTU, Run, SendArena, SendToken};
-pub use coalesce::{Coalescer, Merging};
+pub use coalesce::{Arrived, Coalescer, Merging};
 pub use counters::{LaneCounters, PeerCounters, PortCounters};
 pub use egress::Egress;
 pub use flood::{Flood, FloodLimit};

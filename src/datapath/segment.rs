@@ -68,12 +68,13 @@ impl SuperFrame {
         self.transport.payload + self.segment.min(self.transport.end - self.transport.payload)
     }
 
-    /// Writes segment number `index` of `frame` to `place`; octets of its frame.
+    /// Writes segment number `index` of `frame` to `place`, its checksum whole or covering the pseudo
+    /// header alone (`is_left`); octets of its frame.
     ///
     /// # Panics
     /// When there is no such segment, or `place` is shorter than [`Self::longest`].
     #[inline]
-    pub fn write(&self, frame: &[u8], index: usize, place: &mut [u8]) -> usize {
+    pub fn write(&self, frame: &[u8], index: usize, place: &mut [u8], is_left: bool) -> usize {
         let &Transport { protocol, is_ipv6, start, payload, end } = &self.transport;
         let from = payload + index * self.segment;
         let to = end.min(from + self.segment);
@@ -109,7 +110,10 @@ impl SuperFrame {
         let [high, low] = octets16(end - start);
         let sum = Sum::ZERO.plus(&frame[field..field + 2]).plus(&[!high, !low]).plus(&octets16(len - start));
         put(place, field, sum.folded().to_be_bytes());
-        checksum::complete(place, start, protocol.checksum_offset()).expect("the field lies in the header");
+        if !is_left {
+            checksum::complete(place, start, protocol.checksum_offset())
+                .expect("the field lies in the header");
+        }
         len
     }
 }

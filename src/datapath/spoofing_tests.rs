@@ -302,7 +302,7 @@ fn sealed(spi: u32, now: BootTime, frame: &[u8]) -> Vec<u8> {
     let mut sa = OutboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), now);
     let mut packet = vec![0; esp::HEADROOM + frame.len() + esp::MAX_TRAILER_LEN];
     udp::write_header(&mut packet[16..], 50000, 4789, 8 + frame.len());
-    vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap());
+    vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap(), None);
     packet[esp::HEADROOM..][..frame.len()].copy_from_slice(frame);
     let len = sa.seal(now, &mut packet, 16 + frame.len()).unwrap().len();
     packet.truncate(len);

@@ -54,7 +54,7 @@ fn ip_options_and_extension_headers_are_in_every_segment() {
         assert_eq!(cut.segments(), 3);
         for index in 0..3 {
             let mut place = [0; 1400];
-            let len = cut.write(&frame, index, &mut place);
+            let len = cut.write(&frame, index, &mut place, false);
             assert!(are_checksums_right(&place[..len]), "segment {index}, IPv6: {is_ipv6}");
             assert_eq!(Transport::locate(&place[..len]).unwrap().unwrap().payload, transport.payload);
         }

@@ -16,9 +16,9 @@ use crate::drop_reason::DropReason;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
-use crate::wire::arp;
 use crate::wire::traffic_class::TrafficClass;
-use crate::wire::vnet_hdr::VnetHeader;
+use crate::wire::vnet_hdr::{Checksum, VnetHeader};
+use crate::wire::{arp, checksum};
 
 pub(super) const PORT: PortSlot = PortSlot::new(0);
 pub(super) const NEIGHBOR_PORT: PortSlot = PortSlot::new(1);
@@ -216,9 +216,16 @@ impl Node {
         batch.flush(&cx, &mut self.out);
     }
 
-    /// What was delivered to local containers since the last look.
+    /// What was delivered to local containers since the last look, with the checksums made that were
+    /// left to their kernels.
     pub(super) fn delivered(&mut self) -> Vec<(PortSlot, Vec<u8>)> {
-        self.delivered_as().into_iter().map(|(port, _, frame)| (port, frame)).collect()
+        let finished = |(port, header, mut frame): (PortSlot, VnetHeader, Vec<u8>)| {
+            if let (None, Checksum::Partial { start, offset }) = (header.segmentation, header.checksum) {
+                checksum::complete(&mut frame, start.into(), offset.into()).expect("it lies in the frame");
+            }
+            (port, frame)
+        };
+        self.delivered_as().into_iter().map(finished).collect()
     }
 
     /// The same, with what the container's kernel was told.

@@ -12,6 +12,8 @@ use crate::forward::Remote;
 use crate::id::{LinkSlot, NetSlot, Vni, VtepSlot};
 use crate::sa::{OutboundSa, Sealed};
 use crate::wire::traffic_class::TrafficClass;
+use crate::wire::vnet_hdr::Checksum;
+use crate::wire::vxlan::{LeftChecksums, RemoteChecksum};
 use crate::wire::{esp, udp, vxlan};
 
 /// One way to another node.
@@ -25,8 +27,18 @@ pub(super) trait Tunnel<R: Remote> {
     /// The same, to be changed.
     fn frame_mut(&mut self, frame_len: usize) -> &mut [u8];
 
-    /// Sends the frame of `frame_len` bytes at the tail.
-    fn send(&mut self, to: R, frame_len: usize, flow: Flow, outlet: &mut impl Outlet) -> Sent;
+    /// What may be left of a checksum in this state to the receiver's kernel.
+    fn leave(&self, state: Checksum) -> Option<RemoteChecksum>;
+
+    /// Sends the frame of `frame_len` bytes at the tail; its checksum is whole but for what is `left`.
+    fn send(
+        &mut self,
+        to: R,
+        frame_len: usize,
+        flow: Flow,
+        left: Option<RemoteChecksum>,
+        outlet: &mut impl Outlet,
+    ) -> Sent;
 
     /// Makes room for one more frame and gives its place, having sent what is in the way.
     fn next_frame(&mut self, outlet: &mut impl Outlet) -> &mut [u8];
@@ -47,9 +59,10 @@ pub(super) trait Tunnel<R: Remote> {
         outlet: &mut impl Outlet,
     ) -> Sent {
         self.make_room(cut.segments() * (cut.longest() + Self::OFFSET + esp::MAX_TRAILER_LEN), outlet);
+        let left = self.leave(cut.header().checksum);
         for index in 0..cut.segments() {
-            let len = cut.write(frame, index, self.next_frame(outlet));
-            self.send(to, len, flow, outlet)?;
+            let len = cut.write(frame, index, self.next_frame(outlet), left.is_some());
+            self.send(to, len, flow, left, outlet)?;
         }
         Ok(())
     }
@@ -57,7 +70,7 @@ pub(super) trait Tunnel<R: Remote> {
     /// Copies `frame` into the arena and sends it.
     fn send_copy(&mut self, to: R, frame: &[u8], flow: Flow, outlet: &mut impl Outlet) -> Sent {
         self.next_frame(outlet)[..frame.len()].copy_from_slice(frame);
-        self.send(to, frame.len(), flow, outlet)
+        self.send(to, frame.len(), flow, None, outlet)
     }
 }
 
@@ -88,6 +101,7 @@ pub(super) struct EspTunnel<'a> {
     pub(super) links: &'a mut Vec<LinkState>,
     pub(super) net: NetSlot,
     pub(super) vni: Vni,
+    pub(super) checksums: LeftChecksums,
 }
 
 impl Tunnel<LinkSlot> for EspTunnel<'_> {
@@ -101,7 +115,21 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
         self.arena.peek_mut(Self::OFFSET..Self::OFFSET + frame_len)
     }
 
-    fn send(&mut self, to: LinkSlot, frame_len: usize, flow: Flow, outlet: &mut impl Outlet) -> Sent {
+    fn leave(&self, state: Checksum) -> Option<RemoteChecksum> {
+        match self.checksums {
+            LeftChecksums::Passed => RemoteChecksum::of(state),
+            LeftChecksums::Made => None,
+        }
+    }
+
+    fn send(
+        &mut self,
+        to: LinkSlot,
+        frame_len: usize,
+        flow: Flow,
+        left: Option<RemoteChecksum>,
+        outlet: &mut impl Outlet,
+    ) -> Sent {
         let now = self.cx.now;
         let state = link_state(self.links, to);
         let link = self.cx.tables.link(to).filter(|link| link.net == self.net);
@@ -114,7 +142,7 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
         let packet = self.arena.next_packet();
         let port = udp::entropy_port(flow.hash);
         udp::write_header(&mut packet[UDP_OFFSET..], port, vxlan::PORT, vxlan::HEADER_LEN + frame_len);
-        vxlan::write_header(&mut packet[VXLAN_OFFSET..], self.vni);
+        vxlan::write_header(&mut packet[VXLAN_OFFSET..], self.vni, left);
         match sa.seal(now, packet, udp::HEADER_LEN + vxlan::HEADER_LEN + frame_len) {
             Ok(sealed) => self.arena.commit(link.remote, flow.class, sealed),
             Err(reason) => {
@@ -165,10 +193,22 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
         self.arena.peek_mut(Self::OFFSET..Self::OFFSET + frame_len)
     }
 
-    fn send(&mut self, to: VtepSlot, frame_len: usize, flow: Flow, _: &mut impl Outlet) -> Sent {
+    /// Nothing: plain VXLAN is for everybody, and proves nothing of its payload.
+    fn leave(&self, _: Checksum) -> Option<RemoteChecksum> {
+        None
+    }
+
+    fn send(
+        &mut self,
+        to: VtepSlot,
+        frame_len: usize,
+        flow: Flow,
+        left: Option<RemoteChecksum>,
+        _: &mut impl Outlet,
+    ) -> Sent {
         let vtep = self.cx.tables.vtep(to).filter(|vtep| vtep.net == self.net);
         let vtep = vtep.ok_or(DropReason::UnknownDestination)?;
-        vxlan::write_header(self.arena.next_packet(), self.vni);
+        vxlan::write_header(self.arena.next_packet(), self.vni, left);
         self.arena.commit(vtep.remote, flow.class, Encapsulated { len: Self::OFFSET + frame_len });
         self.cx.counters.sent_to_vtep(to, frame_len);
         Ok(())

@@ -16,6 +16,7 @@ use crate::id::LaneId;
 use crate::io::steer::LaneSockets;
 use crate::io::udp::{OffloadWatch, Offloads};
 use crate::wire::traffic_class::Dscp;
+use crate::wire::vxlan::LeftChecksums;
 
 /// What a lane is made of.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct LaneConfig {
     pub busy_poll: Duration,
     /// Whether the underlay sees the DSCP of what containers send.
     pub dscp: Dscp,
+    /// Whether checksums that containers leave are left to the receivers' kernels.
+    pub checksums: LeftChecksums,
 }
 
 /// Starts a lane's thread.

@@ -15,6 +15,7 @@ use crate::io::clock::boot_time;
 use crate::io::udp::{UdpOptions, UdpSocket};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use crate::wire::traffic_class::Dscp;
+use crate::wire::vxlan::LeftChecksums;
 
 const LINK: LinkSlot = LinkSlot::new(0);
 
@@ -127,6 +128,7 @@ impl TestLane {
             flood: FloodLimit::default().into(),
             busy_poll: Duration::from_micros(100),
             dscp: Dscp::Hidden,
+            checksums: LeftChecksums::Passed,
         };
         let lane = spawn(config).expect("a thread");
         let thrower = StdSocket::bind(any).expect("a socket");

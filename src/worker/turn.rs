@@ -56,7 +56,7 @@ impl Turns {
         }
         Ok(Self {
             tables: Cache::new(config.tables),
-            egress: Egress::new(config.flood).with_dscp(config.dscp),
+            egress: Egress::new(config.flood).with_dscp(config.dscp).with_checksums(config.checksums),
             ingress: Ingress::new(),
             next_expiry: BootTime::NEVER,
             wire: Wire {

@@ -76,7 +76,7 @@ impl Case {
         let cut = SuperFrame::parse(&self.frame, &self.header, self.header.segmentation.unwrap()).unwrap();
         let segment = |index| {
             let mut place = vec![0; cut.longest()];
-            let len = cut.write(&self.frame, index, &mut place);
+            let len = cut.write(&self.frame, index, &mut place, false);
             place.truncate(len);
             place
         };

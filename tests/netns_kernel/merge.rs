@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use overlayd::boot_time::BootTime;
 use overlayd::datapath::{
-    Coalescer, Context, Delivery, Encapsulated, LaneCounters, Merging, Notice, Outlet, Run,
+    Arrived, Coalescer, Context, Delivery, Encapsulated, LaneCounters, Merging, Notice, Outlet, Run,
 };
 use overlayd::forward::Tables;
 use overlayd::id::{IfName, MacAddr, PortSlot};
@@ -277,7 +277,7 @@ fn merge(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let (mut frames, mut seen) = (frames.to_vec(), Seen(Vec::new()));
     let mut batch = Coalescer::new();
     for frame in &mut frames {
-        batch.push(&cx, PortSlot::new(0), frame, &mut seen);
+        batch.push(&cx, PortSlot::new(0), Arrived::new(frame, None).unwrap(), &mut seen);
     }
     batch.flush(&cx, &mut seen);
     seen.0

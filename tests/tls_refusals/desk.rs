@@ -12,6 +12,7 @@ use overlayd::control::rpc::messages::{
     NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
     Token, TokenRequest,
 };
+use overlayd::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use overlayd::control::tls::peer::PeerIdentity;
 use overlayd::id::Version;
@@ -120,6 +121,18 @@ impl ManagerApi for Desk {
     }
 
     async fn token(&self, _: PeerIdentity, _: TokenRequest) -> Result<Token, ManagerError> {
+        nothing()
+    }
+
+    async fn issue_token(&self, _: PeerIdentity, _: IssueToken) -> Result<IssuedToken, ManagerError> {
+        nothing()
+    }
+
+    async fn list_tokens(&self, _: PeerIdentity, _: ListTokens) -> Result<TokenList, ManagerError> {
+        nothing()
+    }
+
+    async fn remove_token(&self, _: PeerIdentity, _: RemoveToken) -> Result<Done, ManagerError> {
         nothing()
     }
 

@@ -6,6 +6,7 @@ use overlayd::cluster::Role;
 use overlayd::control::enrol;
 use overlayd::control::enrol::{EnrolError, EnrolRefusal, Enrolled, Joining};
 use overlayd::control::identity::{NodeIdentity, NodeKey};
+use overlayd::events::{Event, Told};
 use overlayd::membership::JoinToken;
 
 use crate::cluster::{Cluster, SECRET, closed_port, noon};
@@ -15,11 +16,16 @@ use crate::server::Server;
 async fn wrong_secret_is_refused_and_the_eleventh_attempt_is_not_even_looked_at() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let mut events = server.events.reader(None);
     for attempt in 0..11 {
         let error = join(server.address, &cluster.token([0; 16])).await.expect_err("a guess");
         let EnrolError::Refused(refusal) = error else { panic!("{error}") };
         let expected = if attempt < 10 { EnrolRefusal::WrongSecret } else { EnrolRefusal::TooManyAttempts };
         assert_eq!(refusal, expected, "attempt {attempt}");
+        let Some(Told::Event(recorded)) = events.next().await else { panic!("no event") };
+        let Event::JoinRefused { from, reason } = &recorded.event else { panic!("{}", recorded.event) };
+        assert!(from.ip().is_loopback());
+        assert_eq!(reason.to_string(), refusal.to_string());
     }
 }
 

@@ -13,6 +13,7 @@ use overlayd::control::rpc::messages::{
 use overlayd::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use overlayd::control::session::SessionStatus;
 use overlayd::control::{renewal, session};
+use overlayd::events::{Event, Told};
 use overlayd::id::Version;
 use overlayd::membership::Roots;
 use tokio::sync::watch;
@@ -100,6 +101,7 @@ async fn worker_may_not_create_remove_or_issue_tokens_and_is_told_where_to() {
         mtu: None,
         labels: BTreeMap::new(),
     };
+    let mut events = server.events.reader(None);
     for refused in [
         client.create_network(network.clone()).await.expect_err("a worker"),
         client.remove_network(RemoveNetwork { name }).await.expect_err("a worker"),
@@ -114,6 +116,11 @@ async fn worker_may_not_create_remove_or_issue_tokens_and_is_told_where_to() {
         assert_eq!(refused.kind, ErrorKind::Denied);
         assert!(refused.message.contains("this node is a worker, only managers may"), "{refused}");
         assert!(refused.message.ends_with("192.0.2.1:2377"), "{refused}");
+        let Some(Told::Event(recorded)) = events.next().await else { panic!("no event") };
+        let Event::NodeRequest { node: by, failure, .. } = &recorded.event else { panic!("{recorded}") };
+        let failure = failure.as_ref().expect("a failure").to_string();
+        assert_eq!(*by, node(3));
+        assert!(failure.contains("only managers may"), "{failure}");
     }
 
     let manager = ManagerClient::new(cluster.manager(4), vec![server.address]);

@@ -12,6 +12,7 @@ use overlayd::control::tls::Credentials;
 use overlayd::control::tls::peer::ConnectError;
 use overlayd::control::trust::Refusal;
 use overlayd::control::{enrol, rpc};
+use overlayd::events::Events;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -21,6 +22,7 @@ use crate::cluster::{Cluster, Noon};
 use crate::desk::Desk;
 
 pub(crate) struct Server {
+    pub(crate) events: Events,
     pub(crate) address: SocketAddr,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) channels: mpsc::Receiver<KeyChannel>,
@@ -56,17 +58,19 @@ impl Server {
         let (key_channels, channels) = mpsc::channel(8);
         let mut manager = None;
         let mut desk = None;
+        let events = Events::default();
         if let Some(authority) = authority {
             let new = Arc::new(Desk::new(authority, credentials.trust().roots().clone(), address));
             let (rpc, streams) = mpsc::channel(8);
-            tokio::spawn(rpc::serve(Arc::clone(&new), streams));
+            tokio::spawn(rpc::serve(Arc::clone(&new), streams, events.clone()));
             let (enrol, streams) = mpsc::channel(8);
-            tokio::spawn(enrol::serve(Arc::clone(&new), streams));
+            tokio::spawn(enrol::serve(Arc::clone(&new), streams, events.clone()));
             manager = Some(ManagerDoors { rpc, enrol });
             desk = Some(new);
         }
-        tokio::spawn(listen(listener, Arc::clone(&credentials), Doors { key_channels, manager }));
-        Self { address, credentials, channels, desk, log, _logging: logging }
+        let doors = Doors { key_channels, manager, events: events.clone() };
+        tokio::spawn(listen(listener, Arc::clone(&credentials), doors));
+        Self { events, address, credentials, channels, desk, log, _logging: logging }
     }
 
     pub(crate) async fn connect(&self, client: &Credentials) -> Result<KeyChannel, ConnectError> {

@@ -4,6 +4,7 @@
 use super::Peer;
 use super::wishes::{PATIENCE, Wish};
 use crate::api::types::PeerState;
+use crate::events::{Event, Reason};
 use crate::id::NetworkId;
 use crate::io::clock::boot_time;
 use crate::negotiate::{Action, Env, Established, Link, Message};
@@ -88,7 +89,10 @@ impl Peer {
                 Action::Established(established) => {
                     self.wishes.grant(network, &established);
                     let Established { suite, generation, .. } = established;
-                    let (peer, network) = (&self.spec.node.name, &linked.spec.name);
+                    let (id, peer, network) = (self.spec.node.id, &self.spec.node.name, &linked.spec.name);
+                    let (name, of) = (peer.clone(), network.clone());
+                    let event = Event::KeysEstablished { peer: id, name, network: of, suite, generation };
+                    self.keys.events.record(event);
                     let suite = suite.name();
                     if self.successes.permits(boot_time()) {
                         tracing::info!(%peer, %network, suite, generation, "keys are in use");
@@ -99,6 +103,14 @@ impl Peer {
                 Action::Refused { by_peer, reason } => {
                     let (what, name) = (if by_peer { BY_PEER } else { BY_US }, linked.spec.name.clone());
                     self.complain(what, &format_args!("{name}: {reason}"));
+                    let (peer, peer_name) = (self.id(), self.spec.node.name.clone());
+                    self.keys.events.record(Event::KeyExchangeFailed {
+                        peer,
+                        name: peer_name,
+                        network: name,
+                        by_peer,
+                        reason: Reason::of(reason),
+                    });
                     let failure = reason.to_string();
                     self.wishes.refuse(network, &failure);
                     self.keys.set_status(held.0, |status| status.failure = Some(failure));

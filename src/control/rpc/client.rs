@@ -20,6 +20,7 @@ use super::messages::{
     NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
     Token, TokenRequest, ViewUpdate,
 };
+use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::tls::{Credentials, Protocol};
 use crate::control::trust::{Expected, Refusal};
@@ -129,6 +130,12 @@ unary! {
     detach(Detach) -> Done;
     /// Gives a join token. Managers only.
     token(TokenRequest) -> Token;
+    /// Makes a join token to order. Managers only.
+    issue_token(IssueToken) -> IssuedToken;
+    /// Lists the join tokens. Managers only.
+    list_tokens(ListTokens) -> TokenList;
+    /// Makes a join token void. Managers only.
+    remove_token(RemoveToken) -> Done;
     /// Lists the nodes.
     list_nodes(ListNodes) -> Nodes;
     /// Signs a new certificate for this node.

@@ -4,6 +4,7 @@
 //! neighbouring versions understand each other.
 
 mod node;
+mod tokens;
 
 use std::collections::BTreeSet;
 
@@ -23,6 +24,8 @@ use crate::membership::{Root, Roots, SignedRemovals};
 mod ca;
 
 pub use ca::{CaStatus, CaStatusRequest, RotateCa, RotationStatus, WaitedFor};
+
+pub use self::tokens::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 
 /// Begins a session: who the agent is and what it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

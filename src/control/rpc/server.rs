@@ -24,13 +24,21 @@ use super::messages::{
     NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
     Token, TokenRequest, ViewUpdate,
 };
+use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::cluster::{Role, View};
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
+use crate::events::{Event, Events, Noted, Reason};
+use crate::id::{HostName, NodeId};
 
 /// What a manager does for nodes. Callers are verified nodes with the role that the method requires.
 pub trait ManagerApi: Send + Sync + 'static {
     /// Where managers are reached, for workers that ask for what only managers may do.
     fn manager_addresses(&self) -> Vec<SocketAddr>;
+
+    /// What a node is called, for the audit log.
+    fn node_name(&self, _node: NodeId) -> Option<HostName> {
+        None
+    }
 
     /// The caller's view from now on. Id and role in `request.node` are those of the certificate. The receiver is dropped when the session ends, which
     /// [`watch::Sender::closed`] shows; an agent that connects again begins a new session, possibly
@@ -61,6 +69,15 @@ pub trait ManagerApi: Send + Sync + 'static {
 
     /// Gives a join token.
     fn token(&self, caller: PeerIdentity, request: TokenRequest) -> impl Answer<Token>;
+
+    /// Makes a join token to order.
+    fn issue_token(&self, caller: PeerIdentity, request: IssueToken) -> impl Answer<IssuedToken>;
+
+    /// Lists the join tokens, without their secrets.
+    fn list_tokens(&self, caller: PeerIdentity, request: ListTokens) -> impl Answer<TokenList>;
+
+    /// Makes a join token void.
+    fn remove_token(&self, caller: PeerIdentity, request: RemoveToken) -> impl Answer<Done>;
 
     /// Lists the nodes.
     fn list_nodes(&self, caller: PeerIdentity, request: ListNodes) -> impl Answer<Nodes>;
@@ -99,8 +116,9 @@ impl<T, F: Future<Output = Result<T, ManagerError>> + Send> Answer<T> for F {}
 pub async fn serve<M: ManagerApi>(
     api: Arc<M>,
     streams: mpsc::Receiver<PeerStream>,
+    events: Events,
 ) -> Result<(), tonic::transport::Error> {
-    let service = manager_server::ManagerServer::new(Service { api })
+    let service = manager_server::ManagerServer::new(Service { api, events })
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(usize::MAX);
     Server::builder()
@@ -123,6 +141,9 @@ enum Method {
     Attach,
     Detach,
     Token,
+    IssueToken,
+    ListTokens,
+    RemoveToken,
     ListNodes,
     Renew,
     Leave,
@@ -139,6 +160,7 @@ impl Method {
         match self {
             Self::CreateNetwork | Self::RemoveNetwork | Self::Token | Self::RotateCa => Role::Manager,
             Self::RemoveNode | Self::InspectNode | Self::ChangeNode => Role::Manager,
+            Self::IssueToken | Self::ListTokens | Self::RemoveToken => Role::Manager,
             Self::Session
             | Self::ListNetworks
             | Self::InspectNetwork
@@ -156,7 +178,9 @@ impl Method {
         match self {
             Self::CreateNetwork => "create networks",
             Self::RemoveNetwork => "remove networks",
-            Self::Token => "issue join tokens",
+            Self::Token | Self::IssueToken => "issue join tokens",
+            Self::ListTokens => "list join tokens",
+            Self::RemoveToken => "remove join tokens",
             Self::Session => "begin a session",
             Self::ListNetworks => "list networks",
             Self::InspectNetwork => "inspect networks",
@@ -177,42 +201,60 @@ impl Method {
 /// A request of the API: ties its type to its method.
 trait Asks {
     const METHOD: Method;
+    /// Whether it only looks, and is no matter for the audit log.
+    const LOOKS: bool;
+
+    /// What it is about, for the audit log: never a secret.
+    fn subject(&self) -> Option<String>;
 }
 
 macro_rules! asks {
-    ($($request:ident => $method:ident),* $(,)?) => {$(
+    ($($request:ident => $method:ident $(, looks $looks:literal)?
+        $(, about |$call:ident| $subject:expr)?;)*) => {$(
         impl Asks for $request {
             const METHOD: Method = Method::$method;
+            const LOOKS: bool = false $(|| $looks)?;
+
+            fn subject(&self) -> Option<String> {
+                let subject = None;
+                $(let $call = self; let subject = subject.or_else(|| Some($subject.to_string()));)?
+                subject
+            }
         }
     )*};
 }
 
 asks! {
-    SessionRequest => Session,
-    NewNetwork => CreateNetwork,
-    RemoveNetwork => RemoveNetwork,
-    ListNetworks => ListNetworks,
-    InspectNetwork => InspectNetwork,
-    Attach => Attach,
-    Detach => Detach,
-    TokenRequest => Token,
-    ListNodes => ListNodes,
-    Renew => Renew,
-    Leave => Leave,
-    RemoveNode => RemoveNode,
-    InspectNode => InspectNode,
-    ChangeNode => ChangeNode,
-    RotateCa => RotateCa,
-    CaStatusRequest => CaStatus,
+    // It has events of its own.
+    SessionRequest => Session, looks true;
+    NewNetwork => CreateNetwork, about |call| call.name;
+    RemoveNetwork => RemoveNetwork, about |call| call.name;
+    ListNetworks => ListNetworks, looks true;
+    InspectNetwork => InspectNetwork, looks true;
+    Attach => Attach, about |call| format_args!("{} to {}", call.id, call.network);
+    Detach => Detach, about |call| call.endpoint;
+    TokenRequest => Token, about |call| call.role;
+    IssueToken => IssueToken, about |call| call.role;
+    ListTokens => ListTokens, looks true;
+    RemoveToken => RemoveToken, about |call| call.id;
+    ListNodes => ListNodes, looks true;
+    Renew => Renew;
+    Leave => Leave;
+    RemoveNode => RemoveNode, about |call| call.node;
+    InspectNode => InspectNode, looks true;
+    ChangeNode => ChangeNode, about |call| call.node;
+    RotateCa => RotateCa;
+    CaStatusRequest => CaStatus, looks true;
 }
 
 struct Service<M> {
     api: Arc<M>,
+    events: Events,
 }
 
 impl<M: ManagerApi> Service<M> {
-    /// The caller and its message, if the caller may ask this.
-    fn admit<T: Asks>(&self, mut request: Request<T>) -> Result<(PeerIdentity, T), ManagerError> {
+    /// The caller and its message, if the caller may ask this; when the note ends, the request is recorded.
+    fn admit<T: Asks>(&self, mut request: Request<T>) -> Result<(PeerIdentity, T, Noted), ManagerError> {
         let caller = request.extensions_mut().remove::<PeerIdentity>();
         let caller = caller.ok_or_else(|| {
             ManagerError::new(ErrorKind::Denied, "the connection has no verified node at its other end")
@@ -221,9 +263,21 @@ impl<M: ManagerApi> Service<M> {
             Role::Worker => true,
             Role::Manager => caller.role == Role::Manager,
         };
+        let request = request.into_inner();
+        let asked = || Event::NodeRequest {
+            node: caller.node,
+            name: self.api.node_name(caller.node),
+            from: caller.address,
+            request: format!("{:?}", T::METHOD),
+            subject: request.subject().map(Reason::from),
+            failure: None,
+        };
         if enough {
-            return Ok((caller, request.into_inner()));
+            let noted = Noted::begin(&self.events, (!T::LOOKS).then(asked));
+            return Ok((caller, request, noted));
         }
+        let noted = Noted::begin(&self.events, Some(asked()));
+        noted.end(Some(Reason::of(format_args!("only managers may {}", T::METHOD.wish()))));
         let managers: Vec<_> = self.api.manager_addresses().iter().map(SocketAddr::to_string).collect();
         tracing::warn!(node = %caller.node, from = %caller.address, wish = T::METHOD.wish(), "a worker was refused");
         Err(ManagerError::new(
@@ -243,8 +297,10 @@ macro_rules! unary {
         impl<M: ManagerApi> manager_server::Manager for Service<M> {
             $(
                 async fn $method(&self, request: Request<$request>) -> Result<Response<$reply>, Status> {
-                    let (caller, request) = self.admit(request)?;
-                    Ok(Response::new(self.api.$method(caller, request).await?))
+                    let (caller, request, noted) = self.admit(request)?;
+                    let answer = self.api.$method(caller, request).await;
+                    noted.end(answer.as_ref().err().map(Reason::of));
+                    Ok(Response::new(answer?))
                 }
             )*
 
@@ -254,7 +310,7 @@ macro_rules! unary {
                 &self,
                 request: Request<SessionRequest>,
             ) -> Result<Response<UpdateStream>, Status> {
-                let (caller, mut request) = self.admit(request)?;
+                let (caller, mut request, _) = self.admit(request)?;
                 request.node.role = caller.role;
                 if request.node.id != caller.node {
                     let message = "a session is for the node that the certificate names";
@@ -275,6 +331,9 @@ unary! {
     attach(Attach) -> Attached;
     detach(Detach) -> Done;
     token(TokenRequest) -> Token;
+    issue_token(IssueToken) -> IssuedToken;
+    list_tokens(ListTokens) -> TokenList;
+    remove_token(RemoveToken) -> Done;
     list_nodes(ListNodes) -> Nodes;
     renew(Renew) -> Renewed;
     leave(Leave) -> Done;

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::issued_tokens::TokenRefusal;
 use crate::control::store::StoreError;
-use crate::id::{EndpointId, HostName, MacAddr, NetworkName, NodeId};
+use crate::id::{EndpointId, HostName, MacAddr, NetworkName, NodeId, TokenId};
 
 /// What kind of refusal it is, for callers that answer by status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,6 +70,16 @@ pub enum StateError {
     NodeInSubnet { node: HostName, address: IpAddr, subnet: IpNet, network: NetworkName },
     #[error("node {node} is a worker, and {what} is for managers: ask {}", managers.join(" or "))]
     NotManager { node: HostName, what: &'static str, managers: Vec<String> },
+
+    // Tokens.
+    #[error(transparent)]
+    Token(#[from] TokenRefusal),
+    #[error("there is no token {id}: overlayd token ls lists them")]
+    NoToken { id: TokenId },
+    #[error("a token lives for 1 s to 10 years, or for ever without --ttl")]
+    TokenLife,
+    #[error("{most} tokens are valid, which is the most: remove some with overlayd token rm")]
+    TooManyTokens { most: usize },
 
     // Networks.
     #[error("there is no network {name}: overlayd ls lists them")]
@@ -159,6 +170,7 @@ impl StateError {
         match self {
             Self::Pool { .. }
             | Self::CertificateExpiry
+            | Self::TokenLife
             | Self::TooManySubnets { .. }
             | Self::HostBits { .. }
             | Self::SubnetTooSmall { .. }
@@ -174,7 +186,9 @@ impl StateError {
             | Self::AddressReserved { .. }
             | Self::TwoAddresses { .. }
             | Self::Mac { .. } => ErrorKind::Invalid,
-            Self::NoCluster | Self::NoNode { .. } | Self::NoNetwork { .. } => ErrorKind::NotFound,
+            Self::NoCluster | Self::NoNode { .. } | Self::NoToken { .. } | Self::NoNetwork { .. } => {
+                ErrorKind::NotFound
+            }
             Self::ClusterExists { .. }
             | Self::RotationUnderWay
             | Self::SameRoot
@@ -182,6 +196,7 @@ impl StateError {
             | Self::AmbiguousNode { .. }
             | Self::LastManager { .. }
             | Self::NodeInUse { .. }
+            | Self::TooManyTokens { .. }
             | Self::NodeInSubnet { .. }
             | Self::NetworkExists { .. }
             | Self::NetworkInUse { .. }
@@ -191,9 +206,10 @@ impl StateError {
             | Self::MacTaken { .. }
             | Self::EndpointNameTaken { .. }
             | Self::EndpointDiffers { .. } => ErrorKind::Conflict,
-            Self::UnknownNode { .. } | Self::NotManager { .. } | Self::EndpointElsewhere { .. } => {
-                ErrorKind::Denied
-            }
+            Self::UnknownNode { .. }
+            | Self::Token(_)
+            | Self::NotManager { .. }
+            | Self::EndpointElsewhere { .. } => ErrorKind::Denied,
             Self::PoolExhausted { .. }
             | Self::VnisExhausted
             | Self::SubnetExhausted { .. }

@@ -10,6 +10,7 @@ mod addresses;
 mod authority;
 mod endpoints;
 mod error;
+mod issued_tokens;
 mod model;
 mod networks;
 mod nodes;
@@ -36,6 +37,7 @@ use crate::membership::{Roots, Signature, SignedMembership};
 
 pub use self::endpoints::{AttachRequest, Attached};
 pub use self::error::{ErrorKind, StateError};
+pub use self::issued_tokens::{NewToken, TokenRefusal};
 pub use self::networks::{NetworkSummary, NewNetwork};
 pub use self::nodes::{NodeStatus, Takes};
 pub use self::pool::AddressPool;

@@ -11,12 +11,15 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::addresses::SubnetAddresses;
+use super::issued_tokens::IssuedToken;
 use super::pool::AddressPool;
 use super::rotation::{COMING_CA, ROOTS, RootStanding, RootsRow, STANDINGS, SecretDigits};
 use super::tokens::Tokens;
 use crate::cluster::{Endpoint, Membership, Network, Node};
 use crate::control::store::{Reading, StoreError, Table, Writing};
-use crate::id::{ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version};
+use crate::id::{
+    ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, TokenId, Version,
+};
 use crate::membership::{Roots, SignedMembership, SignedRemovals};
 
 /// What was fixed when the cluster was made.
@@ -60,6 +63,8 @@ pub(super) struct RemovalsRow {
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     SetTokens(Tokens),
+    PutToken(IssuedToken),
+    ForgetToken(TokenId),
     SetNextVni(u32),
     /// The certificate authority that signs, as hexadecimal digits.
     PutCa(SecretDigits),
@@ -87,6 +92,8 @@ impl Change {
     pub(super) fn write(&self, w: &Writing<'_>) -> Result<(), StoreError> {
         match self {
             Self::SetTokens(tokens) => w.put(&TOKENS, ONLY, tokens),
+            Self::PutToken(token) => w.put(&ISSUED_TOKENS, token.id.as_str(), token),
+            Self::ForgetToken(id) => w.remove(&ISSUED_TOKENS, id.as_str()),
             // Written with the version, by the operation.
             Self::SetNextVni(_) => Ok(()),
             Self::PutCa(ca) => w.put(&AUTHORITY, ONLY, &ca.0),
@@ -121,6 +128,7 @@ impl Change {
 pub(super) struct Model {
     pub(super) founding: Founding,
     pub(super) tokens: Tokens,
+    pub(super) issued_tokens: BTreeMap<TokenId, IssuedToken>,
     pub(super) counters: Counters,
     pub(super) roots: RootsRow,
     pub(super) standings: BTreeMap<NodeId, RootStanding>,
@@ -164,6 +172,7 @@ impl Model {
             standings: BTreeMap::new(),
             roots_changed: counters.version,
             tokens,
+            issued_tokens: BTreeMap::new(),
             counters,
             nodes: BTreeMap::new(),
             removed: BTreeMap::new(),
@@ -193,6 +202,7 @@ impl Model {
         };
         let mut changes = Vec::new();
         changes.extend(r.get(&ROOTS, ONLY)?.map(Change::PutRoots));
+        changes.extend(r.all(&ISSUED_TOKENS)?.into_iter().map(|(_, token)| Change::PutToken(token)));
         changes.extend(r.all(&NODES)?.into_iter().map(|(_, node)| Change::PutNode(node)));
         changes.extend(r.all(&NETWORKS)?.into_iter().map(|(_, network)| Change::PutNetwork(network)));
         for (id, expiry) in r.all(&REMOVED)? {
@@ -229,6 +239,8 @@ impl Model {
         let version = self.counters.version;
         match change {
             Change::SetTokens(tokens) => self.tokens = tokens,
+            Change::PutToken(token) => drop(self.issued_tokens.insert(token.id, token)),
+            Change::ForgetToken(id) => drop(self.issued_tokens.remove(&id)),
             Change::SetNextVni(next) => self.counters.next_vni = next,
             Change::PutCa(_) | Change::PutComingCa(_) | Change::DropComingCa => {}
             Change::PutRoots(row) => {
@@ -393,6 +405,7 @@ pub(super) const AUTHORITY: Table<Zeroizing<String>> = Table::new("authority");
 /// Where it was in the state files of overlayd 0.1.
 pub(super) const FOUNDING_WITH_AUTHORITY: Table<FoundingWithAuthority> = Table::new("founding");
 const TOKENS: Table<Tokens> = Table::new("tokens");
+const ISSUED_TOKENS: Table<IssuedToken> = Table::new("issued_tokens");
 pub(super) const COUNTERS: Table<Counters> = Table::new("counters");
 const NODES: Table<Node> = Table::new("nodes");
 const REMOVED: Table<u64> = Table::new("removed");

@@ -3,6 +3,7 @@
 mod histories;
 mod refusals;
 mod rotation;
+mod tokens;
 
 use super::model::RemovalsRow;
 use super::*;
@@ -285,12 +286,13 @@ fn versions_are_told_after_the_change_is_written() {
 #[test]
 fn token_secrets_name_their_role_until_they_are_rotated() {
     let cluster = TestCluster::new();
-    assert_eq!(cluster.state.role_for_secret(&[1; 16]), Some(Role::Worker));
-    assert_eq!(cluster.state.role_for_secret(&[2; 16]), Some(Role::Manager));
-    assert_eq!(cluster.state.role_for_secret(&[3; 16]), None);
+    let role = |secret: [u8; 16]| cluster.state.role_for_secret(&secret, 0).ok();
+    assert_eq!(role([1; 16]), Some(Role::Worker));
+    assert_eq!(role([2; 16]), Some(Role::Manager));
+    assert_eq!(role([3; 16]), None);
     cluster.state.rotate_token(Role::Worker, [3; 16]).unwrap();
-    assert_eq!(cluster.state.role_for_secret(&[1; 16]), None);
-    assert_eq!(cluster.state.role_for_secret(&[3; 16]), Some(Role::Worker));
+    assert_eq!(role([1; 16]), None);
+    assert_eq!(role([3; 16]), Some(Role::Worker));
     assert_eq!(cluster.state.token(Role::Manager), [2; 16]);
     assert_eq!(format!("{:?}", new_cluster().tokens), "Tokens([redacted])");
 }

@@ -1,4 +1,4 @@
-//! The secrets of the join tokens, one for each role.
+//! The secrets of the standing join tokens, one for each role. `issued_tokens` has those made to order.
 
 use std::fmt;
 
@@ -17,6 +17,21 @@ pub struct Tokens {
     pub worker: [u8; 16],
     /// Who shows this joins as a manager.
     pub manager: [u8; 16],
+}
+
+impl Tokens {
+    /// The role that a secret admits to, found in constant time.
+    pub(super) fn role_of(&self, secret: &[u8; 16]) -> Option<Role> {
+        let worker = self.worker.ct_eq(secret);
+        let manager = self.manager.ct_eq(secret);
+        if manager.into() {
+            Some(Role::Manager)
+        } else if worker.into() {
+            Some(Role::Worker)
+        } else {
+            None
+        }
+    }
 }
 
 impl fmt::Debug for Tokens {
@@ -48,19 +63,5 @@ impl ClusterState {
             }
             Ok(((), vec![Change::SetTokens(tokens)]))
         })
-    }
-
-    /// The role that a secret admits to, found in constant time.
-    pub fn role_for_secret(&self, secret: &[u8; 16]) -> Option<Role> {
-        let model = self.model();
-        let worker = model.tokens.worker.ct_eq(secret);
-        let manager = model.tokens.manager.ct_eq(secret);
-        if manager.into() {
-            Some(Role::Manager)
-        } else if worker.into() {
-            Some(Role::Worker)
-        } else {
-            None
-        }
     }
 }
