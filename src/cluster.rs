@@ -65,6 +65,38 @@ pub struct Node {
     pub underlay_mtu: u32,
 }
 
+/// What managers say of a node. It is kept apart from [`Node`], so that nothing that the node says of itself
+/// touches it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeProfile {
+    /// Whether endpoints may be attached there.
+    #[serde(default)]
+    pub availability: Availability,
+    /// Its labels, by which networks choose their nodes.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Whether a node takes endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// It does.
+    #[default]
+    Active,
+    /// It takes no new ones; those that it has stay.
+    Drain,
+}
+
+impl std::fmt::Display for Availability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Active => "active",
+            Self::Drain => "drain",
+        })
+    }
+}
+
 /// One subnet of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
@@ -93,6 +125,9 @@ pub struct Network {
     pub mtu: Option<u16>,
     /// The operator's labels.
     pub labels: BTreeMap<String, String>,
+    /// The labels that a node must have to be a member; none for every node. Fixed at creation.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_labels: BTreeMap<String, String>,
 }
 
 /// A container's attachment to a network.

@@ -43,9 +43,9 @@ fn help_names_every_command_and_flag() {
         (&["node", "rm"], &["<NODE>", "--force"]),
         (&["node", "promote"], &["<NODE>"]),
         (&["node", "demote"], &["<NODE>"]),
+        (&["events"], &["--since", "--no-follow", "--json"]),
         (&["ca"], &["rotate", "status"]),
         (&["ca", "rotate"], &["--cert", "--key", "--detach"]),
-        (&["events"], &["--since", "--no-follow", "--json"]),
         (&["bench"], &["--seconds", "--json"]),
     ] {
         let help = overlayd(&[command, &["--help"]].concat());
@@ -105,8 +105,8 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["rekey", "red", "--peer", "b"], "cannot be used with"),
         (&["node", "rm"], "<NODE>"),
         (&["node", "rm", "a/b"], "a/b"),
-        (&["ca", "rotate", "--cert", "root.pem"], "--key"),
         (&["events", "--since", "yesterday"], "an age like 10m"),
+        (&["ca", "rotate", "--cert", "root.pem"], "--key"),
         (&["bench", "--seconds", "0"], "1..=600"),
     ] {
         let output = overlayd(arguments);
@@ -141,10 +141,10 @@ fn without_an_agent_every_call_fails_and_says_how_to_start_one() {
         &["peers"],
         &["rekey"],
         &["stats"],
+        &["events"],
         &["ca"],
         &["ca", "status"],
         &["ca", "rotate"],
-        &["events"],
     ] {
         let output = at(&socket, call);
         assert_eq!(code(&output), 1, "{call:?}: {}", stderr(&output));

@@ -4,16 +4,13 @@
 
 mod support;
 
-use std::net::{SocketAddr, UdpSocket};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use overlayd::api::types::{
     ChangeNodeResponse, InitResponse, InspectNodeResponse, JoinResponse, LeaveResponse, ListNodesResponse,
     NodeState, RemoveNodeResponse,
 };
-use overlayd::boot_time::BootTime;
 use overlayd::control::identity::NodeIdentity;
 use overlayd::control::key_channel::KeyChannel;
 use overlayd::control::rpc::messages::ListNodes;
@@ -26,6 +23,7 @@ use overlayd::id::NodeId;
 use overlayd::io::clock::{boot_time, wall_clock};
 use overlayd::lab::{Host, Underlay, eventually};
 
+use support::cut_off::{Traffic, cut_tcp, mend_tcp};
 use support::swarm::{Agent, Attached, Family, Swarm};
 use support::test_program;
 
@@ -43,13 +41,10 @@ fn removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_te
     let (last, others) = containers.split_last().unwrap();
     let condemned = swarm.agent(5).status().cluster.unwrap().node.id;
     // Of the others two hear nothing of the manager, and the condemned hears nothing of anybody.
-    let (manager, deaf) = (swarm.lab.host(1), swarm.lab.host(5));
-    for host in [3, 4] {
-        let address = swarm.lab.host(host).v4().to_string();
-        cut_tcp(manager, &["to", &address]);
-        cut_tcp(manager, &["from", &address]);
-    }
-    cut_tcp(deaf, &[]);
+    let hosts: Vec<&Host> = (1..=5).map(|number| swarm.lab.host(number)).collect();
+    let (&deaf, hearing) = hosts.split_last().unwrap();
+    cut_tcp(hosts[0], &hosts[2..4]);
+    hearing.iter().for_each(|host| cut_tcp(host, &[deaf]));
 
     let traffic = Traffic::new(last, others);
     let ended = AtomicBool::new(false);
@@ -88,7 +83,7 @@ fn removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_te
     // What a node was told by its peers alone it knows after a restart as well.
     swarm.agent(3).kill();
     swarm.start(3);
-    mend_tcp(deaf, &[]);
+    hearing.iter().for_each(|host| mend_tcp(host, &[deaf]));
     swarm.agent(5).kill();
     assert_refused_everywhere(&swarm, swarm.agent(5));
     swarm.assert_joined(&others[2], &others[3]);
@@ -234,6 +229,7 @@ fn only_managers_remove_inspect_and_change_nodes_and_there_stays_one_manager() {
         &["node", "inspect", manager.as_str()],
         &["node", "demote", manager.as_str()],
         &["node", "promote", worker.as_str()],
+        &["node", "update", worker.as_str(), "--label-add", "zone=a"],
     ] {
         let refusal = swarm.agent(2).refused(command);
         assert!(refusal.contains("only managers may") && refusal.contains(&address), "{refusal}");
@@ -247,74 +243,6 @@ fn only_managers_remove_inspect_and_change_nodes_and_there_stays_one_manager() {
         let changed: ChangeNodeResponse = swarm.agent(1).ask(&["node", command, node.as_str()]);
         assert_eq!(changed.node.id, node);
     }
-}
-
-/// Datagrams from one container to all others, again and again.
-struct Traffic {
-    sender: UdpSocket,
-    receivers: Vec<(UdpSocket, SocketAddr)>,
-    /// When something arrived last at each, in nanoseconds; zero for never.
-    arrivals: Vec<AtomicU64>,
-    sent: AtomicU64,
-}
-
-impl Traffic {
-    fn new(from: &Attached, to: &[Attached]) -> Self {
-        let bind = |container: &Attached| {
-            let address = SocketAddr::new(container.address(Family::V4), 7000);
-            let socket = container.container.run_in(|| UdpSocket::bind(address).unwrap()).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-            (socket, address)
-        };
-        let receivers: Vec<_> = to.iter().map(bind).collect();
-        let arrivals = receivers.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { sender: bind(from).0, receivers, arrivals, sent: AtomicU64::new(0) }
-    }
-
-    fn run<'s>(&'s self, scope: &'s std::thread::Scope<'s, '_>, ended: &'s AtomicBool) {
-        scope.spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                for (_, address) in &self.receivers {
-                    if self.sender.send_to(b"from the condemned", address).is_ok() {
-                        self.sent.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        });
-        for ((socket, _), arrival) in self.receivers.iter().zip(&self.arrivals) {
-            scope.spawn(move || {
-                let mut datagram = [0; 64];
-                while !ended.load(Ordering::Relaxed) {
-                    if socket.recv(&mut datagram).is_ok() {
-                        arrival.store(boot_time().as_nanos(), Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    }
-
-    fn arrived(&self) -> Vec<Option<BootTime>> {
-        let at = self.arrivals.iter().map(|at| at.load(Ordering::Relaxed));
-        at.map(|nanos| (nanos > 0).then(|| BootTime::from_nanos(nanos))).collect()
-    }
-}
-
-/// Cuts TCP on a host, or the part of it that the selector names.
-fn cut_tcp(host: &Host, selector: &[&str]) {
-    // Or what comes for a connection that there is would ask no rule (net/ipv4/ip_input.c).
-    host.run_in(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0").unwrap()).unwrap();
-    rule(host, "add", selector);
-}
-
-fn mend_tcp(host: &Host, selector: &[&str]) {
-    rule(host, "del", selector);
-}
-
-fn rule(host: &Host, what: &str, selector: &[&str]) {
-    let mut command = Command::new("ip");
-    command.args(["rule", what]).args(selector).args(["ipproto", "tcp", "blackhole"]);
-    assert!(host.spawn(command).unwrap().wait().unwrap().success(), "ip rule {what} {selector:?}");
 }
 
 /// Shows the certificate of a dead agent to every other one, on both protocols that ask for one.

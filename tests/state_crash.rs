@@ -474,7 +474,14 @@ fn new_network(name: NetworkName, n: u32) -> NewNetwork {
     } else {
         Vec::new()
     };
-    NewNetwork { name, encrypted: true, subnets, mtu: None, labels: BTreeMap::new() }
+    NewNetwork {
+        name,
+        encrypted: true,
+        subnets,
+        mtu: None,
+        labels: BTreeMap::new(),
+        node_labels: BTreeMap::new(),
+    }
 }
 
 fn attachment(id: EndpointId, network: NetworkName, state: AttachmentState) -> Attachment {

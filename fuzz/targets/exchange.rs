@@ -49,7 +49,7 @@ pub fn run(data: &[u8]) {
                 side.learn(Standing { epoch, peer_is_member: !signed.certificate.is_empty() });
             }
             // Of no link's concern.
-            Ok(Message::Removals(_)) => {}
+            Ok(Message::Removals(_) | Message::Epoch(..)) => {}
             // The driver closes the channel.
             Err(_) => side.call(None, |link, env| link.handle_channel_down(env)),
         }

@@ -14,7 +14,8 @@ bring_up() {
             ;;
         overlayd)
             containers_alone
-            "$HERE/pair.sh" "$(host 1)" "$(host 2)" "$(container 1)" "$(container 2)" "$dir" >>"$dir/log" 2>&1 &
+            # The scheduler shares processors among sessions (autogroup): both agents are one service here.
+            setsid "$HERE/pair.sh" "$(host 1)" "$(host 2)" "$(container 1)" "$(container 2)" "$dir" >>"$dir/log" 2>&1 &
             await "overlayd is not ready" 60 test -e "$dir/ready"
             ;;
         null)
@@ -33,12 +34,12 @@ bring_up() {
     esac
 }
 
-# run_in_host N COMMAND...: in the background.
+# run_in_host N COMMAND...: in the background, in a session of its own, as a service.
 run_in_host() {
     local h
     h=$(host "$1")
     shift
-    ip netns exec "$h" "$@" >>"$dir/log" 2>&1 </dev/null &
+    setsid ip netns exec "$h" "$@" >>"$dir/log" 2>&1 </dev/null &
 }
 
 # await WHAT SECONDS COMMAND...: waits until the command succeeds.

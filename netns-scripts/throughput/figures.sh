@@ -47,9 +47,9 @@ request_response() {
     kill "$server"
 }
 
-# serve COMMAND...: a server at the other end, which ends with this shell at the latest.
+# serve COMMAND...: a server at the other end, in a session of its own, which ends with this shell at the latest.
 serve() {
-    setpriv --pdeathsig TERM ip netns exec "$to" "$@" >/dev/null 2>&1 </dev/null &
+    setsid setpriv --pdeathsig TERM ip netns exec "$to" "$@" >/dev/null 2>&1 </dev/null &
     server=$!
 }
 

@@ -4,6 +4,7 @@
 //! operator is told: whatever moment the agent dies at, the next start finishes or takes back what
 //! it finds. What the manager still believes is set right when the session begins again.
 
+mod lost;
 mod mtu;
 mod record;
 
@@ -12,13 +13,14 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Mutex;
 
+use self::lost::Lost;
 use super::container;
 use super::dataplane::DataPlane;
 use super::offloads::OffloadBook;
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget};
-use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::Attach;
+use crate::control::rpc::{ErrorKind, ManagerClient};
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::control::store::{Store, StoreError};
 use crate::id::{EndpointId, NetworkName, NodeId, PortSlot};
@@ -37,6 +39,7 @@ pub(crate) struct Attachments {
     changing: Mutex<Gate>,
     /// What is wrong with an endpoint that is being mended, as it was last logged.
     troubles: std::sync::Mutex<BTreeMap<EndpointId, String>>,
+    lost: Lost,
 }
 
 /// Whether anything may be attached.
@@ -62,6 +65,7 @@ impl Attachments {
             offloads,
             changing: Mutex::new(Gate::Open),
             troubles: std::sync::Mutex::default(),
+            lost: Lost::default(),
         }
     }
 
@@ -262,7 +266,10 @@ impl Attachments {
         match manager {
             Some(manager) if !self.is_known(&attachment).await => {
                 let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
-                self.assert_known(manager, &attachment.network, endpoint).await
+                match self.assert_known(manager, &attachment.network, endpoint).await {
+                    Err(error) if error.kind == ErrorKind::Barred => self.lose(attachment, &error).await,
+                    told => Ok(told?),
+                }
             }
             Some(_) | None => Ok(()),
         }
@@ -328,6 +335,7 @@ impl Attachments {
         attachment.mtu = Some(mtu);
         let (ifname, rates) = (attachment.ifname.clone(), attachment.rates);
         self.put(attachment).await?;
+        self.lost.forget(&network.name);
         Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu, rates })
     }
 

@@ -259,9 +259,9 @@ impl Backend for Daemon {
 
     async fn create_network(&self, request: CreateNetworkRequest) -> Result<CreateNetworkResponse, ApiError> {
         let member = self.member().await?;
-        let CreateNetworkRequest { name, encrypted, subnets, mtu, labels } = request;
+        let CreateNetworkRequest { name, encrypted, subnets, mtu, labels, node_labels } = request;
         let subnets = subnets.into_iter().map(Into::into).collect();
-        let new = messages::NewNetwork { name, encrypted, subnets, mtu, labels };
+        let new = messages::NewNetwork { name, encrypted, subnets, mtu, labels, node_labels };
         Ok(CreateNetworkResponse { network: member.client.create_network(new).await?.network })
     }
 
@@ -388,7 +388,7 @@ impl From<ManagerError> for ApiError {
             ErrorKind::Invalid => Self::invalid(error.message),
             ErrorKind::NotFound => Self::not_found(error.message),
             ErrorKind::Conflict => Self::conflict(error.message),
-            ErrorKind::Denied | ErrorKind::Removed => Self::denied(error.message),
+            ErrorKind::Denied | ErrorKind::Removed | ErrorKind::Barred => Self::denied(error.message),
             ErrorKind::Unavailable => Self::unavailable(error.message),
             ErrorKind::Internal => Self::internal(error.message),
         }

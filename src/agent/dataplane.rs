@@ -7,16 +7,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, watch};
 
 use super::placement::{LinkKey, NotCarried, PeerSpec, Placement};
 use super::slots::Hold;
+use crate::boot_time::BootTime;
 use crate::cluster::{NetworkView, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
-use crate::id::{EndpointId, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot};
+use crate::id::{
+    EndpointId, Epoch, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot,
+};
 use crate::io::tap::Tap;
 use crate::membership::{MembershipError, SignedMembership, SignedRemovals};
 use crate::rate::RateLimits;
@@ -30,6 +34,8 @@ pub(crate) struct DataPlane {
     peers: watch::Sender<BTreeMap<NodeId, PeerSpec>>,
     followed: watch::Sender<Version>,
     removed: watch::Sender<Removed>,
+    /// When a peer was asked for a membership of a network.
+    asked: std::sync::Mutex<BTreeMap<NetworkId, BootTime>>,
 }
 
 /// The nodes that were removed, as this node knows it.
@@ -51,6 +57,7 @@ impl DataPlane {
             peers: watch::Sender::default(),
             followed: watch::Sender::default(),
             removed: watch::Sender::default(),
+            asked: std::sync::Mutex::default(),
         }
     }
 
@@ -170,6 +177,31 @@ impl DataPlane {
         self.placement.lock().await.signed_membership(network).cloned()
     }
 
+    /// The same, if it leaves this node out.
+    pub(crate) async fn membership_without(
+        &self,
+        network: NetworkId,
+        node: NodeId,
+    ) -> Option<SignedMembership> {
+        self.placement.lock().await.membership_without(network, node).cloned()
+    }
+
+    /// The epoch of the newest membership of a network.
+    pub(crate) async fn membership_epoch(&self, network: NetworkId) -> Option<Epoch> {
+        self.placement.lock().await.membership_epoch(network)
+    }
+
+    /// Whether some peer may be asked for a newer membership of a network: one at a time.
+    pub(crate) fn may_ask(&self, network: NetworkId, now: BootTime) -> bool {
+        let mut asked = self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        asked.retain(|_, at| now < *at + ANSWER_TIME);
+        let is_free = !asked.contains_key(&network);
+        if is_free {
+            asked.insert(network, now);
+        }
+        is_free
+    }
+
     /// The networks of the view that are not carried, and why.
     pub(crate) async fn refused(&self) -> BTreeMap<NetworkId, NotCarried> {
         self.placement.lock().await.refused().clone()
@@ -268,6 +300,9 @@ impl DataPlane {
 /// Whether what a peer passed on was believed.
 pub(crate) type Adopted = Result<(), MembershipError>;
 
+/// How long a peer that was asked for a membership has it to itself.
+pub(crate) const ANSWER_TIME: Duration = Duration::from_millis(250);
+
 #[cfg(test)]
 mod tests {
     use super::super::testbed::{PaperCluster, network_id, peer};
@@ -300,6 +335,15 @@ mod tests {
         let next = dataplane.peers().borrow()[&peer(3)].links[&network_id(1)].hold;
         assert_eq!(next.slot, hold.slot);
         assert_eq!(dataplane.command_link((key, hold), refused).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn one_peer_at_a_time_is_asked_for_a_membership() {
+        let dataplane = dataplane(&PaperCluster::new());
+        let at = |milliseconds: u64| BootTime::from_nanos(milliseconds * 1_000_000);
+        assert!(dataplane.may_ask(network_id(1), at(0)) && dataplane.may_ask(network_id(2), at(100)));
+        assert!(!dataplane.may_ask(network_id(1), at(249)));
+        assert!(dataplane.may_ask(network_id(1), at(250)) && !dataplane.may_ask(network_id(2), at(300)));
     }
 
     fn dataplane(cluster: &PaperCluster) -> DataPlane {

@@ -154,7 +154,7 @@ pub(super) async fn join(
         underlay_mtu: tried.underlay_mtu(),
     };
     drop(tried);
-    let (identity, enrolled) = enrol::enrol(manager, &token, machine, wall_clock).await.map_err(refused)?;
+    let (identity, enrolled) = enrol_in_turn(manager, &token, machine, None).await.map_err(refused)?;
     settings.data = enrolled.data;
     if !enrolled.managers.is_empty() {
         settings.managers.clone_from(&enrolled.managers);
@@ -194,6 +194,32 @@ pub(super) fn import(
     let BroughtAuthority { certificate_pem, key_pem } = brought;
     CertificateAuthority::import(cluster, certificate_pem, key_pem, life, wall_clock())
         .map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// Enrols, as a node that it is already if there is one, waiting for as long as the manager says while many others join.
+pub(super) async fn enrol_in_turn(
+    manager: SocketAddr,
+    token: &JoinToken,
+    machine: Joining,
+    former: Option<&NodeIdentity>,
+) -> Result<(NodeIdentity, Enrolled), EnrolError> {
+    let patience = tokio::time::Instant::now() + IN_TURN;
+    loop {
+        let enrolled = match former {
+            Some(former) => enrol::enrol_again(manager, token, machine.clone(), former, wall_clock).await,
+            None => enrol::enrol(manager, token, machine.clone(), wall_clock).await,
+        };
+        let retry_seconds = match enrolled {
+            Err(EnrolError::Refused(EnrolRefusal::Busy { retry_seconds })) => retry_seconds,
+            ended => return ended,
+        };
+        let retry = Duration::from_secs(retry_seconds);
+        if tokio::time::Instant::now() + retry > patience {
+            return Err(EnrolError::Refused(EnrolRefusal::Busy { retry_seconds }));
+        }
+        tracing::info!(%manager, retry_seconds, "many machines join at once; waiting");
+        tokio::time::sleep(retry).await;
+    }
 }
 
 pub(super) async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
@@ -239,9 +265,10 @@ fn everywhere(advertise: SocketAddr) -> SocketAddr {
 pub(super) fn refused(error: EnrolError) -> ApiError {
     let message = error.to_string();
     match error {
-        EnrolError::Refused(EnrolRefusal::Unavailable(_)) | EnrolError::NoAnswer => {
-            ApiError::unavailable(message)
-        }
+        EnrolError::Refused(
+            EnrolRefusal::Unavailable(_) | EnrolRefusal::Busy { .. } | EnrolRefusal::TooManyAttempts { .. },
+        )
+        | EnrolError::NoAnswer => ApiError::unavailable(message),
         EnrolError::Refused(_) => ApiError::denied(message),
         EnrolError::Connect(connect) if connect.refusal().is_some() => ApiError::denied(message),
         EnrolError::Connect(_) => ApiError::unavailable(message),
@@ -266,5 +293,7 @@ impl From<StateError> for ApiError {
     }
 }
 
+/// How long a machine waits for its turn to join; the command line waits longer.
+const IN_TURN: Duration = Duration::from_secs(60);
 /// The TLS port of a node unless another is advertised.
 const TLS_PORT: u16 = 2377;

@@ -3,6 +3,7 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
+mod joins;
 mod nodes;
 mod returning;
 mod sessions;
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 use self::sessions::{Begun, Sessions};
 use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role, View};
-use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
+use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
     Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
@@ -47,6 +48,7 @@ pub(crate) struct Manager {
     credentials: Arc<Credentials>,
     token_clock: TokenClock,
     events: Events,
+    joins: Arc<JoinCounts>,
     pub(super) sessions: Sessions,
 }
 
@@ -60,7 +62,14 @@ impl Manager {
         // What cannot be read is told now, and not by the first node that wants a certificate.
         state.name_root(StoredAuthority::open(&state)?.root())?;
         let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
-        let manager = Self { state, credentials, token_clock, events, sessions: Sessions::default() };
+        let manager = Self {
+            state,
+            credentials,
+            token_clock,
+            events,
+            joins: Arc::default(),
+            sessions: Sessions::default(),
+        };
         // Before the first connection is accepted.
         manager.renew_trust();
         Ok(Arc::new(manager))
@@ -281,11 +290,12 @@ impl ManagerApi for Arc<Manager> {
 
     async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
         let sessions = self.sessions.nodes();
-        let nodes = self
-            .state
-            .nodes()
-            .into_iter()
-            .map(|status| NodeStatus { connected: sessions.contains(&status.node.id), node: status.node });
+        let nodes = self.state.nodes().into_iter().map(|status| NodeStatus {
+            connected: sessions.contains(&status.node.id),
+            node: status.node,
+            profile: status.profile,
+            endpoints: status.endpoints,
+        });
         Ok(Nodes { nodes: nodes.collect() })
     }
 
@@ -318,7 +328,7 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn change_node(&self, _: PeerIdentity, node: ChangeNode) -> Result<ChangedNode, ManagerError> {
-        self.change(&node)
+        self.change(node).await
     }
 }
 
@@ -376,6 +386,7 @@ impl From<StateError> for EnrolRefusal {
             state::ErrorKind::Invalid | state::ErrorKind::Conflict => Self::Invalid(error.to_string()),
             state::ErrorKind::NotFound
             | state::ErrorKind::Denied
+            | state::ErrorKind::Barred
             | state::ErrorKind::Unavailable
             | state::ErrorKind::Internal => Self::Unavailable(error.to_string()),
         }
@@ -389,6 +400,7 @@ impl From<StateError> for ManagerError {
             state::ErrorKind::NotFound => ErrorKind::NotFound,
             state::ErrorKind::Conflict => ErrorKind::Conflict,
             state::ErrorKind::Denied => ErrorKind::Denied,
+            state::ErrorKind::Barred => ErrorKind::Barred,
             state::ErrorKind::Unavailable => ErrorKind::Unavailable,
             state::ErrorKind::Internal => ErrorKind::Internal,
         };

@@ -352,7 +352,8 @@ fn open_doors(
     tasks.spawn("forgetting removed nodes", Arc::clone(manager).forget_removed());
     tasks.spawn("the replacement of the root", Arc::clone(manager).keep_rotation());
     tasks.spawn("the join tokens", Arc::clone(manager).settle_tokens());
-    tasks.spawn("enrolment", enrol::serve(Arc::new(Arc::clone(manager)), machines, events.clone()));
+    let enrolment = enrol::serve(Arc::new(Arc::clone(manager)), machines, events.clone(), manager.joins());
+    tasks.spawn("enrolment", enrolment);
     let (api, events, failed) = (Arc::new(Arc::clone(manager)), events.clone(), failed.clone());
     tasks.spawn("the manager API", async move {
         if let Err(error) = rpc::serve(api, calls, events).await {

@@ -4,9 +4,11 @@ use super::member::Member;
 use crate::api::ApiError;
 use crate::api::types::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, ListNodesResponse,
-    NodeChange, NodeEndpoint, NodeState, NodeSummary, RemoveNodeRequest, RemoveNodeResponse,
+    NodeChange, NodeEndpoint, NodeState, NodeSummary, NodeUpdate, RemoveNodeRequest, RemoveNodeResponse,
 };
+use crate::cluster::Endpoint;
 use crate::control::rpc::messages;
+use crate::id::NetworkName;
 
 pub(super) async fn list(member: &Member) -> Result<ListNodesResponse, ApiError> {
     let nodes = member.client.list_nodes(messages::ListNodes {}).await?.nodes.into_iter();
@@ -20,12 +22,10 @@ pub(super) async fn inspect(
     let request = messages::InspectNode { node: request.node };
     let messages::NodeDetail { status, last_seen_seconds, endpoints } =
         member.client.inspect_node(request).await?;
-    let endpoints = endpoints.into_iter();
-    let endpoints = endpoints.map(|(network_name, endpoint)| NodeEndpoint { network_name, endpoint });
     Ok(InspectNodeResponse {
         summary: summary(member, status),
         last_seen_seconds,
-        endpoints: endpoints.collect(),
+        endpoints: named(endpoints),
     })
 }
 
@@ -46,9 +46,22 @@ pub(super) async fn change(
     let change = match request.change {
         NodeChange::Promote => messages::NodeChange::Promote,
         NodeChange::Demote => messages::NodeChange::Demote,
+        NodeChange::Update(NodeUpdate { availability, label_add, label_remove }) => {
+            let change = messages::ProfileChange { availability, label_add, label_remove };
+            messages::NodeChange::Update(change)
+        }
     };
     let changed = member.client.change_node(messages::ChangeNode { node: request.node, change }).await?;
-    Ok(ChangeNodeResponse { node: changed.node })
+    Ok(ChangeNodeResponse {
+        node: changed.node,
+        profile: changed.profile,
+        lost: named(changed.lost),
+        endpoint_count: u64::try_from(changed.endpoints).unwrap_or(u64::MAX),
+    })
+}
+
+fn named(endpoints: Vec<(NetworkName, Endpoint)>) -> Vec<NodeEndpoint> {
+    endpoints.into_iter().map(|(network_name, endpoint)| NodeEndpoint { network_name, endpoint }).collect()
 }
 
 fn summary(member: &Member, status: messages::NodeStatus) -> NodeSummary {
@@ -56,5 +69,7 @@ fn summary(member: &Member, status: messages::NodeStatus) -> NodeSummary {
         is_self: status.node.id == member.node.id,
         state: if status.connected { NodeState::Ready } else { NodeState::Down },
         node: status.node,
+        profile: status.profile,
+        endpoint_count: u64::try_from(status.endpoints).unwrap_or(u64::MAX),
     }
 }

@@ -4,6 +4,7 @@
 //! said and when, this task carries it out: it sends, gives SAs to the lanes and reports when they
 //! are in force. When the channel is gone, keys in use stay in use.
 
+mod epochs;
 mod links;
 mod wishes;
 
@@ -31,6 +32,7 @@ use crate::membership::SignedRemovals;
 use crate::negotiate::{Hello, Link, LinkConfig, Message, Standing};
 use crate::worker::LaneGone;
 
+use epochs::Epochs;
 pub(crate) use wishes::Wish;
 use wishes::Wishes;
 
@@ -69,6 +71,7 @@ pub(crate) struct Peer {
     /// Why the last attempt failed, until there is a channel.
     unreachable: Option<String>,
     wishes: Wishes,
+    epochs: Epochs,
     complaints: LogLimit,
     successes: LogLimit,
 }
@@ -110,6 +113,7 @@ impl Peer {
             backoff: Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE),
             unreachable: None,
             wishes: Wishes::default(),
+            epochs: Epochs::default(),
             complaints: LogLimit::default(),
             successes: LogLimit::default(),
         };
@@ -160,6 +164,7 @@ impl Peer {
                     }
                     peer.each(Link::handle_timeout).await?;
                     peer.expire_wishes();
+                    peer.exchange_epochs().await;
                 }
             }
         }
@@ -269,6 +274,7 @@ impl Peer {
         }
         self.broken = None;
         self.hello = None;
+        self.epochs.forget();
         self.each(Link::handle_channel_down).await
     }
 
@@ -285,6 +291,7 @@ impl Peer {
         match Message::decode(frame) {
             Ok(Message::Hello(hello)) => {
                 self.hello = Some(hello);
+                self.links.keys().for_each(|network| self.epochs.tell(*network));
                 self.each(move |link, env| link.handle_channel_up(env, hello)).await
             }
             Ok(Message::SpiUnknown(spi)) => {
@@ -303,6 +310,10 @@ impl Peer {
                 if let Err(error) = self.keys.dataplane.adopt_removals(&signed).await? {
                     self.complain("refused a list of removed nodes that the peer passed on", &error);
                 }
+                Ok(())
+            }
+            Ok(Message::Epoch(network, epoch)) => {
+                self.hear_epoch(network, epoch).await;
                 Ok(())
             }
             Ok(Message::Link(frame)) => {
@@ -356,6 +367,9 @@ impl Peer {
                 peer_is_member: link.membership.nodes.contains(&self.id()),
             };
             if let Some(linked) = self.links.get_mut(&network) {
+                if link.narrowed > linked.spec.narrowed {
+                    self.epochs.tell(network);
+                }
                 linked.spec = link;
                 self.call(network, move |link, env| link.handle_membership(env, standing)).await?;
                 continue;
@@ -410,7 +424,12 @@ impl Peer {
         let renewal = (self.is_initiator() && self.connecting.is_empty())
             .then_some(self.up_since + CHANNEL_LIFE)
             .filter(|_| self.channel.is_some());
-        let next = links.chain(renewal).chain(self.wishes.deadline()).min().unwrap_or(BootTime::NEVER);
+        let next = links
+            .chain(renewal)
+            .chain(self.wishes.deadline())
+            .chain(self.epochs.deadline())
+            .min()
+            .unwrap_or(BootTime::NEVER);
         next.since(boot_time()).min(LONGEST_SLEEP)
     }
 }

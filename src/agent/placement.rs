@@ -12,7 +12,9 @@ use super::underlay::effective_mtu;
 use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
-use crate::id::{EndpointId, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot};
+use crate::id::{
+    EndpointId, Epoch, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot,
+};
 use crate::membership::{
     KnownMemberships, KnownRemovals, MembershipError, News, Roots, SignedMembership, SignedRemovals,
 };
@@ -29,7 +31,9 @@ pub(crate) struct LinkSpec {
     /// The network's name, for the log.
     pub(crate) name: NetworkName,
     /// Who may hold its keys.
-    pub(crate) membership: Membership,
+    pub(crate) membership: Arc<Membership>,
+    /// The epoch with which a member was left out last.
+    pub(crate) narrowed: Epoch,
 }
 
 /// A peer and the encrypted networks that it shares with this node.
@@ -235,6 +239,18 @@ impl Placement {
         self.memberships.signed(network)
     }
 
+    /// The same, if it leaves this node out.
+    pub(crate) fn membership_without(&self, network: NetworkId, node: NodeId) -> Option<&SignedMembership> {
+        let membership = self.memberships.get(network)?;
+        let is_out = !membership.nodes.contains(&node) && !self.removed.contains(&node);
+        self.memberships.signed(network).filter(|_| is_out)
+    }
+
+    /// Its epoch.
+    pub(crate) fn membership_epoch(&self, network: NetworkId) -> Option<Epoch> {
+        self.memberships.get(network).map(|membership| membership.epoch)
+    }
+
     fn settle(&mut self) {
         let links: Vec<LinkKey> = self.wanted_links().map(|(key, ..)| key).collect();
         for key in links {
@@ -329,7 +345,12 @@ impl Placement {
         for ((network, peer), node, view) in self.wanted_links() {
             let Some(hold) = self.links.held(&(network, peer)) else { continue };
             let Some(membership) = self.memberships.get(network) else { continue };
-            let spec = LinkSpec { hold, name: view.network.name.clone(), membership: membership.clone() };
+            let spec = LinkSpec {
+                hold,
+                name: view.network.name.clone(),
+                membership: Arc::clone(membership),
+                narrowed: self.memberships.narrowed(network).unwrap_or_default(),
+            };
             peers
                 .entry(peer)
                 .or_insert_with(|| PeerSpec { node: node.clone(), links: BTreeMap::new() })
@@ -415,12 +436,12 @@ impl Placement {
 
     fn other_members<'v>(&'v self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
         let id = view.network.id;
-        let members = self.memberships.get(id).filter(|_| self.is_member(id)).map(|m| m.nodes.clone());
+        let members = self.memberships.get(id).filter(|_| self.is_member(id)).cloned();
         let (this, removed) = (self.node, &self.removed);
         view.nodes.iter().filter(move |node| {
             node.id != this
                 && !removed.contains(&node.id)
-                && members.as_ref().is_some_and(|members| members.contains(&node.id))
+                && members.as_ref().is_some_and(|membership| membership.nodes.contains(&node.id))
         })
     }
 }

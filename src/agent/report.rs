@@ -39,6 +39,7 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
             warnings.push(format!("endpoint {id} of network {network} has no interface{why}"));
         }
     }
+    warnings.extend(member.attachments.lost());
     for (network, why) in member.dataplane.refused().await {
         let name = view.networks.get(&network).map(|view| &view.network.name);
         let name = name.map_or_else(|| network.to_string(), ToString::to_string);
@@ -143,6 +144,7 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
             rates: attachment.rates,
         });
     }
+    stats.joins = member.manager.as_ref().map(|manager| manager.join_totals());
     Ok(stats)
 }
 

@@ -5,17 +5,16 @@ use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use super::attachments::blocking;
-use super::formation::{refused, resolve};
+use super::formation::{enrol_in_turn, refused, resolve};
 use super::member::Member;
 use crate::api::ApiError;
 use crate::api::types::JoinRequest;
 use crate::cluster::{Role, View};
-use crate::control::enrol::{self, Joining};
+use crate::control::enrol::Joining;
 use crate::control::session::SessionStatus;
 use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
 use crate::control::tls::Credentials;
-use crate::io::clock::wall_clock;
 use crate::membership::token::JoinToken;
 
 /// Whether this node can only come back by joining: a manager signs for itself.
@@ -66,7 +65,7 @@ pub(super) async fn come_back(member: &Member, store: &Store, request: JoinReque
         underlay_mtu: node.underlay_mtu,
     };
     let former = member.credentials.identity();
-    let joined = enrol::enrol_again(manager, &token, machine, &former, wall_clock).await;
+    let joined = enrol_in_turn(manager, &token, machine, Some(&former)).await;
     let (identity, enrolled) = joined.map_err(refused)?;
 
     let addresses = if enrolled.managers.is_empty() { vec![manager] } else { enrolled.managers };

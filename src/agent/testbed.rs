@@ -64,6 +64,7 @@ impl PaperCluster {
             }],
             mtu: None,
             labels: std::collections::BTreeMap::new(),
+            node_labels: std::collections::BTreeMap::new(),
         };
         let node = |id, number: u8| Node {
             id,

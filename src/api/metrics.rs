@@ -66,7 +66,17 @@ impl Collector for Scrape {
                 (labels, endpoint.sent, endpoint.received)
             })
             .collect();
-        traffic(&mut encoder, ENDPOINT_METRICS, &endpoints)
+        traffic(&mut encoder, ENDPOINT_METRICS, &endpoints)?;
+
+        let joins = stats.joins.iter().flat_map(|joins| {
+            let outcomes = [
+                ("admitted", joins.admitted),
+                ("refused", joins.refused),
+                ("turned_away", joins.turned_away),
+            ];
+            outcomes.map(|(outcome, count)| (vec![("outcome", outcome)], count))
+        });
+        counter(&mut encoder, "joins", "Machines that asked this manager to join, by outcome", joins)
     }
 }
 
@@ -123,7 +133,7 @@ const ENDPOINT_METRICS: TrafficMetrics = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{DropCount, EndpointTraffic, PeerTraffic};
+    use crate::api::types::{DropCount, EndpointTraffic, JoinTotals, PeerTraffic};
     use crate::drop_reason::DropReason;
     use crate::id::{EndpointId, LaneId, NodeId};
 
@@ -152,6 +162,7 @@ mod tests {
                 received,
                 rates: crate::rate::RateLimits::default(),
             }],
+            joins: Some(JoinTotals { admitted: 1, refused: 2, turned_away: 3 }),
         };
         let text = render(stats).expect("text");
         let zeros = "0".repeat(25);
@@ -163,6 +174,7 @@ mod tests {
                 r#"overlayd_peer_received_packets_total{{network="red",peer="{zeros}",peer_name="b"}} 4"#
             ),
             format!(r#"overlayd_endpoint_sent_packets_total{{network="red",endpoint="{zeros}"}} 3"#),
+            r#"overlayd_joins_total{outcome="turned_away"} 3"#.to_owned(),
             "# EOF".to_owned(),
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line}\nin {text}");

@@ -6,6 +6,7 @@
 
 mod ca;
 mod events;
+mod joins;
 mod node;
 mod rekey;
 mod stats;
@@ -19,7 +20,7 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Endpoint, Network, Node, Role, Subnet};
+use crate::cluster::{Endpoint, Network, Node, NodeProfile, Role, Subnet};
 use crate::drop_reason::DropReason;
 use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, IfName, MacAddr, NetworkId, NetworkName, NodeId, Spi, Version,
@@ -28,9 +29,10 @@ use crate::rate::RateLimits;
 use crate::sa::Suite;
 
 pub use self::events::EventsRequest;
+pub use self::joins::JoinTotals;
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
-    RemoveNodeRequest, RemoveNodeResponse,
+    NodeUpdate, RemoveNodeRequest, RemoveNodeResponse,
 };
 pub use self::stats::{DropCount, EndpointTraffic, PeerTraffic, StatsRequest, StatsResponse, Traffic};
 pub use self::tokens::{
@@ -213,6 +215,9 @@ pub struct CreateNetworkRequest {
     pub mtu: Option<u16>,
     /// The operator's labels.
     pub labels: BTreeMap<String, String>,
+    /// The labels that a node must have to be a member; none for every node.
+    #[serde(default)]
+    pub node_labels: BTreeMap<String, String>,
 }
 
 /// A subnet as requested.
@@ -492,6 +497,11 @@ pub struct NodeSummary {
     pub is_self: bool,
     /// Whether a manager has a session with it.
     pub state: NodeState,
+    /// What managers say of it.
+    #[serde(flatten)]
+    pub profile: NodeProfile,
+    /// How many endpoints it has.
+    pub endpoint_count: u64,
 }
 
 /// Whether a node is there.

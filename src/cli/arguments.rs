@@ -2,11 +2,11 @@
 
 mod ca;
 mod events;
+mod labels;
 mod node;
 mod rekey;
 mod tokens;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -255,8 +255,11 @@ pub struct CreateArguments {
     #[arg(long, value_name = "N")]
     mtu: Option<u16>,
     /// Label to keep with the network; may be repeated
-    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    #[arg(long = "label", value_name = "K=V", value_parser = labels::one)]
     labels: Vec<(String, String)>,
+    /// Let only nodes with this label be members (overlayd node update); may be repeated
+    #[arg(long = "node-label", value_name = "K=V", value_parser = labels::one)]
+    node_labels: Vec<(String, String)>,
     /// Name of the network
     #[arg(value_name = "NET")]
     network: NetworkName,
@@ -281,18 +284,13 @@ impl CreateArguments {
                 return Err(CliError::Usage(format!("--ip-range: {first} and {range} are in one subnet")));
             }
         }
-        let mut labels = BTreeMap::new();
-        for (key, value) in self.labels {
-            if let Some(first) = labels.insert(key.clone(), value) {
-                return Err(CliError::Usage(format!("--label {key} is given twice, first as {first:?}")));
-            }
-        }
         Ok(CreateNetworkRequest {
             name: self.network,
             encrypted: self.encrypted,
             subnets,
             mtu: self.mtu,
-            labels,
+            labels: labels::all("--label", self.labels)?,
+            node_labels: labels::all("--node-label", self.node_labels)?,
         })
     }
 }
@@ -359,13 +357,6 @@ fn containing<'s>(
 fn role() -> impl TypedValueParser<Value = Role> {
     PossibleValuesParser::new(["worker", "manager"])
         .map(|role| if role == "manager" { Role::Manager } else { Role::Worker })
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        Some(_) | None => Err("write it as KEY=VALUE".into()),
-    }
 }
 
 /// `IP`, `IP:PORT`, `[IPv6]` or `[IPv6]:PORT`.

@@ -211,6 +211,7 @@ impl Agent {
             NodeCommand::Ls => self.call(&ListNodesRequest {}, tables::nodes).await,
             NodeCommand::Inspect(node) => self.call(&node.inspect(), report::inspect_node).await,
             NodeCommand::Rm { node, force } => self.call(&node.remove(force), report::remove_node).await,
+            NodeCommand::Update(update) => self.call(&update.request()?, report::change_node).await,
             NodeCommand::Promote(node) => {
                 self.call(&node.change(NodeChange::Promote), report::change_node).await
             }

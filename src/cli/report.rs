@@ -95,6 +95,9 @@ pub(super) fn inspect(inspected: &InspectNetworkResponse) -> String {
     for (key, value) in &network.labels {
         lines.add("Label", format!("{key}={value}"));
     }
+    for (key, value) in &network.node_labels {
+        lines.add("Only nodes", format!("labelled {key}={value}"));
+    }
     lines.add("Epoch", epoch);
     format!("{}\n{}", lines.text, tables::endpoints(endpoints, nodes))
 }

@@ -1,5 +1,6 @@
 //! What commands about many things print: tables with stable columns, pure text from a response.
 
+mod joins;
 mod node;
 mod rekey;
 mod tokens;
@@ -18,7 +19,7 @@ use crate::cluster::{Endpoint, Node};
 use crate::drop_reason::DropReason;
 use crate::id::Spi;
 
-pub(super) use self::node::{node_endpoints, node_state};
+pub(super) use self::node::{node_endpoints, node_labels, node_state};
 pub(super) use self::tokens::{issued, issued_alone, removed, tokens};
 pub(super) use rekey::rekeyed;
 
@@ -39,7 +40,8 @@ pub(super) fn networks(listed: &ListNetworksResponse) -> String {
 }
 
 pub(super) fn nodes(listed: &ListNodesResponse) -> String {
-    let mut table = table(&["ID", "NAME", "ROLE", "STATE", "TLS AT", "DATA AT"]);
+    let head = ["ID", "NAME", "ROLE", "STATE", "AVAILABILITY", "ENDPOINTS", "LABELS", "TLS AT", "DATA AT"];
+    let mut table = table(&head);
     for summary in &listed.nodes {
         let node = &summary.node;
         table.add_row([
@@ -47,6 +49,9 @@ pub(super) fn nodes(listed: &ListNodesResponse) -> String {
             node.name.to_string(),
             node.role.to_string(),
             node_state(summary.state).to_owned(),
+            summary.profile.availability.to_string(),
+            summary.endpoint_count.to_string(),
+            node_labels(&summary.profile.labels),
             node.advertise.to_string(),
             node.data.to_string(),
         ]);
@@ -135,6 +140,7 @@ pub(super) fn stats(stats: &StatsResponse) -> String {
         }
         sections.push(text(&table));
     }
+    sections.extend(stats.joins.map(joins::table));
     sections.join("\n")
 }
 
@@ -211,7 +217,7 @@ impl fmt::Display for Size {
 pub(super) mod samples {
     use std::collections::BTreeMap;
 
-    use crate::cluster::{Endpoint, Network, Node, Role, Subnet};
+    use crate::cluster::{Availability, Endpoint, Network, Node, NodeProfile, Role, Subnet};
     use crate::id::{EndpointId, NetworkId, NodeId, Vni};
 
     pub(crate) fn network(name: &str, encrypted: bool) -> Network {
@@ -228,7 +234,13 @@ pub(super) mod samples {
             subnets: vec![subnet("10.1.0.0/24", Some("10.1.0.1")), subnet("fd00:1::/64", None)],
             mtu: None,
             labels: BTreeMap::new(),
+            node_labels: BTreeMap::new(),
         }
+    }
+
+    pub(crate) fn profile() -> NodeProfile {
+        let labels = [("disk", "ssd"), ("zone", "")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        NodeProfile { availability: Availability::Drain, labels: labels.into() }
     }
 
     pub(crate) fn node(name: &str, role: Role) -> Node {
@@ -258,6 +270,7 @@ pub(super) mod samples {
 mod tests {
     use super::*;
     use crate::api::types::{DropCount, NetworkSummary, NodeState, NodeSummary, PeerState};
+    use crate::cluster::NodeProfile;
     use crate::cluster::Role;
     use crate::id::{LaneId, NetworkId, NodeId};
     use crate::rate::RateLimits;
@@ -286,18 +299,24 @@ a-longer-name  0000000000000000000000000  4097  no         10.1.0.0/24, fd00:1::
 
     #[test]
     fn nodes_are_listed_and_the_answering_one_is_marked() {
-        let node =
-            |name, role, is_self, state| NodeSummary { node: samples::node(name, role), is_self, state };
-        let nodes = vec![
+        let node = |name, role, is_self, state| NodeSummary {
+            node: samples::node(name, role),
+            is_self,
+            state,
+            profile: samples::profile(),
+            endpoint_count: 2,
+        };
+        let mut nodes = vec![
             node("m", Role::Manager, true, NodeState::Ready),
             node("w", Role::Worker, false, NodeState::Down),
         ];
+        nodes[0].profile = NodeProfile::default();
         assert_eq!(
             super::nodes(&ListNodesResponse { nodes }),
             "\
-ID                           NAME  ROLE     STATE  TLS AT          DATA AT
-0000000000000000000000000 *  m     manager  ready  192.0.2.1:2377  192.0.2.1:4500
-0000000000000000000000000    w     worker   down   192.0.2.1:2377  192.0.2.1:4500
+ID                           NAME  ROLE     STATE  AVAILABILITY  ENDPOINTS  LABELS          TLS AT          DATA AT
+0000000000000000000000000 *  m     manager  ready  active        2          -               192.0.2.1:2377  192.0.2.1:4500
+0000000000000000000000000    w     worker   down   drain         2          disk=ssd, zone  192.0.2.1:2377  192.0.2.1:4500
 "
         );
     }
@@ -396,6 +415,7 @@ DROPPED  REASON    EXPLANATION
                 received: Traffic::default(),
                 rates: RateLimits { egress: None, ingress: "10mbit".parse().ok() },
             }],
+            joins: None,
         });
         assert_eq!(
             text,

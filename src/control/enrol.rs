@@ -11,7 +11,9 @@
 //! One message each way, JSON, framed as `control::frame`. What the secret admits to, and the new
 //! node's record, are the business of whoever implements [`Enrol`].
 
-use std::collections::HashMap;
+mod count;
+mod limit;
+
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -23,17 +25,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
+use self::limit::{Attempt, Ending, JoinLimit};
 use super::former::{BINDING_LABEL, ChannelBinding, FormerCertificate};
 use super::frame::Frames;
 use super::identity::{IdentityError, NodeIdentity, NodeKey, base64_der, base64_der_list};
 use super::listener::{EnrolStream, source_of};
+use super::refusal_log::RefusalLog;
 use super::tls::peer::{CONNECT_TIMEOUT, ConnectError, dial};
 use super::tls::{Clock, connect_with_token, verify_identity};
 use super::trust::Refusal;
 use crate::cluster::Role;
 use crate::events::{Event, Events, Reason};
 use crate::id::{HostName, NodeId};
+use crate::io::clock::boot_time;
 use crate::membership::{JoinToken, Roots, TokenSecret};
+
+pub use self::count::JoinCounts;
 
 /// What a machine tells of itself when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,13 +151,22 @@ pub enum EnrolRefusal {
     #[error("the token was removed; make another on a manager: overlayd token worker --once")]
     TokenRemoved,
     /// Too many wrong secrets came from the address.
-    #[error("too many failed attempts to join from this address; try again in a minute")]
-    TooManyAttempts,
+    #[error("too many failed attempts to join from this address; try again in {retry_seconds} s")]
+    TooManyAttempts {
+        /// When it will be heard again.
+        retry_seconds: u64,
+    },
     /// The machine shows a certificate whose key it does not hold.
     #[error(
         "this machine does not hold the key of the certificate that it shows: overlayd leave, and join anew"
     )]
     NotTheHolder,
+    /// More machines join than the manager serves at a time.
+    #[error("too many machines join at once; try again in {retry_seconds} s")]
+    Busy {
+        /// When there may be room.
+        retry_seconds: u64,
+    },
     /// What the machine says of itself cannot be used.
     #[error("{0}")]
     Invalid(String),
@@ -211,7 +227,7 @@ async fn ask(
     let former = former.map(|identity| FormerCertificate::prove(identity, &binding, &csr)).transpose()?;
     let request = EnrolRequest { secret, csr, machine, former };
     let exchange = async {
-        let mut frames = Frames::new(tls);
+        let mut frames = Frames::new(tls, MAX_MESSAGE_BYTES);
         frames.send(&Zeroizing::new(to_json(&request))).await?;
         frames.receive().await
     };
@@ -258,101 +274,116 @@ pub enum EnrolError {
 }
 
 /// Serves enrolment for ever, or until no more streams come.
-pub async fn serve<E: Enrol>(service: Arc<E>, mut streams: mpsc::Receiver<EnrolStream>, events: Events) {
+pub async fn serve<E: Enrol>(
+    service: Arc<E>,
+    mut streams: mpsc::Receiver<EnrolStream>,
+    events: Events,
+    counts: Arc<JoinCounts>,
+) {
     let mut exchanges = JoinSet::new();
-    let mut failures = Failures::default();
-    let mut minute = tokio::time::interval(Duration::from_secs(60));
-    // The first tick would come at once, whenever the loop first looks.
-    minute.reset();
+    let mut limit = JoinLimit::default();
+    let mut log = RefusalLog::default();
+    let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             stream = streams.recv(), if exchanges.len() < MAX_EXCHANGES => match stream {
                 Some(stream) => {
-                    let source = source_of(stream.from.ip());
-                    let welcome = failures.begin(source);
-                    let (service, events) = (Arc::clone(&service), events.clone());
-                    // Who failed too often is not left to hold one of the few exchanges.
-                    let patience = if welcome { EXCHANGE_TIMEOUT } else { Duration::from_secs(1) };
-                    exchanges.spawn(async move {
-                        let exchange = answer(&*service, stream, welcome, &events);
-                        (source, tokio::time::timeout(patience, exchange).await.unwrap_or(false))
-                    });
+                    let begun = limit.begin(source_of(stream.from.ip()), boot_time());
+                    exchanges.spawn(exchange(Arc::clone(&service), stream, begun));
                 }
                 None => break,
             },
             Some(ended) = exchanges.join_next() => match ended {
-                Ok((source, true)) => failures.forgive(source),
-                Ok((_, false)) => {}
+                Ok(Exchange { attempt, from, outcome }) => {
+                    if let Some(attempt) = attempt {
+                        limit.end(attempt, ending(outcome.as_ref()), boot_time());
+                    }
+                    let Some(outcome) = outcome else { continue };
+                    counts.count(&outcome);
+                    if let Err(refusal) = outcome {
+                        log.note(from, "join", &refusal);
+                        events.record(Event::JoinRefused { from, reason: Reason::of(refusal) });
+                    }
+                }
                 Err(error) => tracing::error!(%error, "an enrolment task died"),
             },
-            _ = minute.tick() => failures = Failures::default(),
+            _ = second.tick() => log.next_second(),
         }
     }
 }
 
-/// Answers one request; true when the token was one that admits.
-async fn answer<E: Enrol>(service: &E, stream: EnrolStream, welcome: bool, events: &Events) -> bool {
+/// An exchange that is over.
+struct Exchange {
+    attempt: Option<Attempt>,
+    from: SocketAddr,
+    /// Nothing where the machine said nothing.
+    outcome: Option<Result<(), EnrolRefusal>>,
+}
+
+async fn exchange<E: Enrol>(
+    service: Arc<E>,
+    stream: EnrolStream,
+    begun: Result<Attempt, EnrolRefusal>,
+) -> Exchange {
+    let from = stream.from;
+    // Who is only told to come later is not left to hold one of the few exchanges.
+    let (attempt, refusal, patience) = match begun {
+        Ok(attempt) => (Some(attempt), None, EXCHANGE_TIMEOUT),
+        Err(refusal) => (None, Some(refusal), Duration::from_secs(1)),
+    };
+    let outcome = tokio::time::timeout(patience, answer(&*service, stream, refusal)).await;
+    Exchange { attempt, from, outcome: outcome.unwrap_or(None) }
+}
+
+/// Answers one request, with `refusal` if there is one already.
+async fn answer<E: Enrol>(
+    service: &E,
+    stream: EnrolStream,
+    refusal: Option<EnrolRefusal>,
+) -> Option<Result<(), EnrolRefusal>> {
     let EnrolStream { mut frames, from } = stream;
     let binding = bind(frames.get_ref().get_ref().1);
     let request = match frames.receive().await {
         Ok(Some(request)) => serde_json::from_slice::<EnrolRequest>(&request),
-        Ok(None) => return false,
+        Ok(None) => return None,
         Err(error) => {
             tracing::debug!(%from, %error, "enrolment broke off");
-            return false;
+            return None;
         }
     };
-    let outcome = match request {
-        _ if !welcome => Err(EnrolRefusal::TooManyAttempts),
-        Ok(EnrolRequest { former: Some(former), csr, .. }) if !former.is_held(&binding, &csr) => {
+    let outcome = match (refusal, request) {
+        (Some(refusal), _) => Err(refusal),
+        (None, Ok(EnrolRequest { former: Some(former), csr, .. })) if !former.is_held(&binding, &csr) => {
             Err(EnrolRefusal::NotTheHolder)
         }
-        Ok(request) => service.enrol(request, from).await,
-        Err(error) => Err(EnrolRefusal::Invalid(format!("the request is not understood: {error}"))),
+        (None, Ok(request)) => service.enrol(request, from).await,
+        (None, Err(error)) => Err(EnrolRefusal::Invalid(format!("the request is not understood: {error}"))),
     };
-    match &outcome {
-        Ok(enrolled) => tracing::info!(%from, node = %enrolled.node, role = %enrolled.role, "node joined"),
-        Err(refusal) => {
-            tracing::warn!(%from, reason = %refusal, "join refused");
-            events.record(Event::JoinRefused { from, reason: Reason::of(refusal) });
-        }
+    if let Ok(enrolled) = &outcome {
+        tracing::info!(%from, node = %enrolled.node, role = %enrolled.role, "node joined");
     }
     let sent = frames.send(&to_json(&outcome)).await;
     if let Err(error) = sent.and(frames.close().await) {
         tracing::debug!(%from, %error, "the answer to a join was not delivered");
     }
+    Some(outcome.map(|_| ()))
+}
+
+fn ending(outcome: Option<&Result<(), EnrolRefusal>>) -> Ending {
     match outcome {
-        Ok(_) | Err(EnrolRefusal::Invalid(_) | EnrolRefusal::Unavailable(_)) => true,
-        Err(
-            EnrolRefusal::WrongSecret
+        Some(Ok(()) | Err(EnrolRefusal::Unavailable(_))) => Ending::Honest,
+        // A request that nothing can be done with shows no token, as far as it is known here.
+        None
+        | Some(Err(
+            EnrolRefusal::Invalid(_)
+            | EnrolRefusal::WrongSecret
             | EnrolRefusal::TokenExpired
             | EnrolRefusal::TokenUsed { .. }
             | EnrolRefusal::TokenRemoved
             | EnrolRefusal::NotTheHolder
-            | EnrolRefusal::TooManyAttempts,
-        ) => false,
-    }
-}
-
-/// Attempts of the current minute that did not show a right secret.
-#[derive(Debug, Default)]
-struct Failures(HashMap<IpAddr, u32>);
-
-impl Failures {
-    /// Counts an attempt as failed until it is forgiven; false when there were too many.
-    fn begin(&mut self, source: IpAddr) -> bool {
-        let failed = self.0.entry(source).or_default();
-        if *failed >= MAX_FAILURES_PER_MINUTE {
-            return false;
-        }
-        *failed += 1;
-        true
-    }
-
-    fn forgive(&mut self, source: IpAddr) {
-        if let Some(failed) = self.0.get_mut(&source) {
-            *failed = failed.saturating_sub(1);
-        }
+            | EnrolRefusal::TooManyAttempts { .. }
+            | EnrolRefusal::Busy { .. },
+        )) => Ending::Failed,
     }
 }
 
@@ -368,20 +399,5 @@ fn to_json<T: Serialize>(message: &T) -> Vec<u8> {
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_EXCHANGES: usize = 64;
-const MAX_FAILURES_PER_MINUTE: u32 = 10;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn eleventh_failure_in_a_minute_is_turned_away_and_successes_do_not_count() {
-        let mut failures = Failures::default();
-        let source = IpAddr::from([192, 0, 2, 1]);
-        for _ in 0..100 {
-            assert!(failures.begin(source));
-            failures.forgive(source);
-        }
-        assert_eq!((0..20).filter(|_| failures.begin(source)).count(), 10);
-    }
-}
+/// Whoever can reach the port may send as much before it is known who that is.
+pub(super) const MAX_MESSAGE_BYTES: usize = 64 << 10;

@@ -1,7 +1,7 @@
 //! Length-prefixed messages over a byte stream: the key channel and enrolment.
 //!
 //! ```text
-//! 0  4  length n of the message, big-endian, at most 65536
+//! 0  4  length n of the message, big-endian, at most what the user of the stream allows
 //! 4  n  the message
 //! ```
 
@@ -15,14 +15,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 #[derive(Debug)]
 pub struct Frames<S> {
     stream: S,
+    longest: usize,
     incoming: BytesMut,
     outgoing: BytesMut,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
-    /// Cuts `stream`.
-    pub fn new(stream: S) -> Self {
-        Self { stream, incoming: BytesMut::new(), outgoing: BytesMut::new() }
+    /// Cuts `stream` into messages of at most `longest` bytes.
+    pub fn new(stream: S, longest: usize) -> Self {
+        Self { stream, longest, incoming: BytesMut::new(), outgoing: BytesMut::new() }
     }
 
     /// The stream below.
@@ -33,12 +34,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// Sends one message and what a cancelled call left behind.
     ///
     /// # Errors
-    /// The message is longer than [`MAX_MESSAGE_BYTES`], or the stream fails.
+    /// The message is too long, or the stream fails.
     pub async fn send(&mut self, message: &[u8]) -> io::Result<()> {
-        if message.len() > MAX_MESSAGE_BYTES {
-            return Err(too_long(message.len()));
-        }
-        let length = u32::try_from(message.len()).expect("the limit fits in 32 bits");
+        let length = u32::try_from(message.len()).ok().filter(|_| message.len() <= self.longest);
+        let length = length.ok_or_else(|| self.too_long(message.len()))?;
         self.outgoing.put_u32(length);
         self.outgoing.put_slice(message);
         while self.outgoing.has_remaining() {
@@ -52,8 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// The next message; `None` when the other side has closed between two messages.
     ///
     /// # Errors
-    /// The message is longer than [`MAX_MESSAGE_BYTES`], the other side closed within one, or the
-    /// stream fails.
+    /// The message is too long, the other side closed within one, or the stream fails.
     pub async fn receive(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             if let Some(message) = self.take_message()? {
@@ -82,8 +80,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
             return Ok(None);
         };
         let length = usize::try_from(u32::from_be_bytes(*header)).unwrap_or(usize::MAX);
-        if length > MAX_MESSAGE_BYTES {
-            return Err(too_long(length));
+        if length > self.longest {
+            return Err(self.too_long(length));
         }
         if rest.len() < length {
             return Ok(None);
@@ -91,15 +89,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         self.incoming.advance(HEADER_BYTES);
         Ok(Some(self.incoming.split_to(length).freeze()))
     }
-}
 
-fn too_long(length: usize) -> io::Error {
-    let message = format!("a message of {length} bytes is over the limit of {MAX_MESSAGE_BYTES}");
-    io::Error::new(io::ErrorKind::InvalidData, message)
+    fn too_long(&self, length: usize) -> io::Error {
+        let message = format!("a message of {length} bytes is over the limit of {}", self.longest);
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    }
 }
-
-/// The longest message.
-pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 const HEADER_BYTES: usize = 4;
 
@@ -110,8 +105,8 @@ mod tests {
     #[tokio::test]
     async fn messages_of_all_sizes_arrive_whole_and_in_order() {
         let (here, there) = tokio::io::duplex(1000);
-        let (mut here, mut there) = (Frames::new(here), Frames::new(there));
-        let sizes = [0, 1, 4, 999, 1000, MAX_MESSAGE_BYTES];
+        let (mut here, mut there) = (Frames::new(here, LONGEST), Frames::new(there, LONGEST));
+        let sizes = [0, 1, 4, 999, 1000, LONGEST];
         let sender = tokio::spawn(async move {
             for size in sizes {
                 here.send(&vec![7; size]).await.expect("sent");
@@ -127,18 +122,18 @@ mod tests {
     #[tokio::test]
     async fn message_over_the_limit_is_refused_before_it_is_read() {
         let (here, there) = tokio::io::duplex(1000);
-        let mut there = Frames::new(there);
+        let mut there = Frames::new(there, LONGEST);
         let mut here = here;
         here.write_all(&[0, 1, 0, 1]).await.expect("sent");
         assert_eq!(there.receive().await.expect_err("too long").kind(), io::ErrorKind::InvalidData);
-        let sent = there.send(&vec![0; MAX_MESSAGE_BYTES + 1]).await;
+        let sent = there.send(&vec![0; LONGEST + 1]).await;
         assert_eq!(sent.expect_err("too long").kind(), io::ErrorKind::InvalidData);
     }
 
     #[tokio::test]
     async fn cancelled_receive_loses_no_byte() {
         let (mut here, there) = tokio::io::duplex(1000);
-        let mut there = Frames::new(there);
+        let mut there = Frames::new(there, LONGEST);
         here.write_all(&[0, 0, 0, 3, b'a']).await.expect("sent");
         let cut = tokio::time::timeout(std::time::Duration::from_millis(10), there.receive()).await;
         assert!(cut.is_err());
@@ -151,7 +146,9 @@ mod tests {
         let (mut here, there) = tokio::io::duplex(1000);
         here.write_all(&[0, 0, 0, 3, b'a']).await.expect("sent");
         drop(here);
-        let error = Frames::new(there).receive().await.expect_err("torn");
+        let error = Frames::new(there, LONGEST).receive().await.expect_err("torn");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
+
+    const LONGEST: usize = 64 * 1024;
 }

@@ -17,6 +17,7 @@ use super::tls::peer::{ConnectError, PeerIdentity, PeerStream};
 use super::tls::{Credentials, Protocol, refusal_in};
 use super::trust::{Expected, Refusal};
 use crate::id::NodeId;
+use crate::negotiate::MAX_FRAME_LEN;
 
 /// A key channel to one verified node. It breaks by itself when the node is removed.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl KeyChannel {
     ) -> Result<Self, ConnectError> {
         let stream =
             PeerStream::connect(credentials, Protocol::Key, address, Expected::Node(expected)).await?;
-        let mut frames = Frames::new(stream);
+        let mut frames = Frames::new(stream, MAX_FRAME_LEN);
         match frames.receive().await {
             Ok(Some(greeting)) if greeting.is_empty() => Ok(Self::of(frames)),
             Ok(_) => Err(ConnectError::Broken { address, source: io::ErrorKind::InvalidData.into() }),
@@ -48,7 +49,7 @@ impl KeyChannel {
 
     /// Greets the node that connected.
     pub(super) async fn accept(stream: PeerStream) -> io::Result<Self> {
-        let mut frames = Frames::new(stream);
+        let mut frames = Frames::new(stream, MAX_FRAME_LEN);
         frames.send(&[]).await?;
         Ok(Self::of(frames))
     }
@@ -65,7 +66,7 @@ impl KeyChannel {
     /// Sends one message. A cancelled call has taken the message: the next one sends the rest of it.
     ///
     /// # Errors
-    /// The message is over 64 KiB, the channel broke, the peer is no longer trusted, or it reads too
+    /// The message is over [`MAX_FRAME_LEN`], the channel broke, the peer is no longer trusted, or it reads too
     /// slowly: then the channel is over, or a peer that reads nothing could hold up its task for ever.
     pub async fn send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
         if !self.stalled

@@ -17,8 +17,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
+use super::enrol::MAX_MESSAGE_BYTES;
 use super::frame::Frames;
 use super::key_channel::KeyChannel;
+use super::refusal_log::RefusalLog;
 use super::tls::peer::{PeerStream, tune};
 use super::tls::{Credentials, Protocol, refusal_in};
 use super::trust::Refusal;
@@ -55,6 +57,7 @@ pub struct EnrolStream {
 pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors: Doors) {
     let doors = Arc::new(doors);
     let mut handshakes = JoinSet::new();
+    let mut sent_away = JoinSet::new();
     let mut sources = Sources::default();
     let mut log = RefusalLog::default();
     let mut second = tokio::time::interval(Duration::from_secs(1));
@@ -69,7 +72,13 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
                         (from, ended.await.unwrap_or(Err(Rejected::Slow)))
                     });
                 }
-                Ok((_, from)) => log.note(from, &Rejected::Crowded, &doors.events),
+                Ok((tcp, from)) => {
+                    refused(from, &Rejected::Crowded, &mut log, &doors.events);
+                    // In a flood nobody is told.
+                    if sent_away.len() < MAX_SENT_AWAY {
+                        sent_away.spawn(tokio::time::timeout(HANDSHAKE_TIMEOUT, send_alert(tcp, ALERT_USER_CANCELED)));
+                    }
+                }
                 Err(error) => {
                     // Out of descriptors (EMFILE): the connection stays queued, and would spin here.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -80,14 +89,20 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
                 Ok((from, result)) => {
                     sources.end(source_of(from.ip()));
                     if let Err(rejected) = result {
-                        log.note(from, &rejected, &doors.events);
+                        refused(from, &rejected, &mut log, &doors.events);
                     }
                 }
                 Err(error) => tracing::error!(%error, "a handshake task died"),
             },
+            Some(_) = sent_away.join_next() => {}
             _ = second.tick() => log.next_second(),
         }
     }
+}
+
+fn refused(from: SocketAddr, rejected: &Rejected, log: &mut RefusalLog, events: &Events) {
+    events.record(Event::ConnectionRefused { from, reason: Reason::of(rejected) });
+    log.note(from, "connection", rejected);
 }
 
 /// Why a connection did not reach its door.
@@ -157,9 +172,11 @@ async fn receive(
             let stream = PeerStream::new(TlsStream::Server(tls), node()?, from, credentials);
             manager.rpc.send(stream).await.is_err()
         }
-        (Protocol::Enrol, Some(manager)) => {
-            manager.enrol.send(EnrolStream { frames: Frames::new(tls), from }).await.is_err()
-        }
+        (Protocol::Enrol, Some(manager)) => manager
+            .enrol
+            .send(EnrolStream { frames: Frames::new(tls, MAX_MESSAGE_BYTES), from })
+            .await
+            .is_err(),
         (Protocol::Manager | Protocol::Enrol, None) => {
             return Err(Refusal::NotServed { protocol: protocol.name() }.into());
         }
@@ -245,38 +262,14 @@ pub(super) fn source_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Refusals on their way to the log.
-#[derive(Debug, Default)]
-struct RefusalLog {
-    written: u32,
-    silent: u32,
-}
-
-impl RefusalLog {
-    fn note(&mut self, from: SocketAddr, rejected: &Rejected, events: &Events) {
-        events.record(Event::ConnectionRefused { from, reason: Reason::of(rejected) });
-        if self.written < REFUSALS_PER_SECOND {
-            self.written += 1;
-            tracing::warn!(%from, reason = %rejected, "connection refused");
-        } else {
-            self.silent += 1;
-        }
-    }
-
-    fn next_second(&mut self) {
-        if self.silent > 0 {
-            tracing::warn!(count = self.silent, "more connections refused within a second");
-        }
-        *self = Self::default();
-    }
-}
-
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_HANDSHAKES: usize = 256;
 const MAX_HANDSHAKES_OF_SOURCE: usize = 64;
-const REFUSALS_PER_SECOND: u32 = 10;
+const MAX_SENT_AWAY: usize = 64;
 const ALERT_PROTOCOL_VERSION: u8 = 70;
+/// "Canceled for some reason unrelated to a protocol failure" (RFC 8446 §6.1): too many at a time.
+const ALERT_USER_CANCELED: u8 = 90;
 const ALERT_NO_APPLICATION_PROTOCOL: u8 = 120;
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod frame;
 pub mod identity;
 pub mod key_channel;
 pub mod listener;
+mod refusal_log;
 pub mod renewal;
 pub mod rpc;
 pub mod session;

@@ -197,6 +197,7 @@ mod tests {
                 subnets: Vec::new(),
                 mtu: None,
                 labels: BTreeMap::new(),
+                node_labels: BTreeMap::new(),
             },
             membership: SignedMembership {
                 payload: String::new(),

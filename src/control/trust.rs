@@ -364,6 +364,8 @@ fn alert_text(alert: &AlertDescription) -> String {
         "it showed no certificate".to_owned()
     } else if *alert == AlertDescription::NoApplicationProtocol {
         "the other side does not serve this protocol; is it a manager?".to_owned()
+    } else if *alert == AlertDescription::UserCanceled {
+        "it has too many connections to set up at once; try again in some seconds".to_owned()
     } else if *alert == AlertDescription::ProtocolVersion {
         "TLS 1.3 is required".to_owned()
     } else {

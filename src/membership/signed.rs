@@ -7,6 +7,7 @@
 //! be taken for another.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use data_encoding::BASE64;
@@ -58,8 +59,12 @@ impl SignedMembership {
     ) -> Result<Membership, MembershipError> {
         let Self { payload, certificate, signature } = self;
         Statement { payload, certificate, signature }.verify(roots, cluster, removed)?;
-        serde_json::from_str(payload)
-            .map_err(|_| MembershipError::Malformed("the payload is signed, but no membership"))
+        self.claim()
+    }
+
+    /// What it says, whoever signed it.
+    fn claim(&self) -> Result<Membership, MembershipError> {
+        serde_json::from_str(&self.payload).map_err(|_| MembershipError::Malformed("it is no membership"))
     }
 }
 
@@ -177,7 +182,14 @@ pub enum MembershipError {
 pub struct KnownMemberships {
     roots: Roots,
     cluster: ClusterId,
-    newest: BTreeMap<NetworkId, (Membership, SignedMembership)>,
+    newest: BTreeMap<NetworkId, Newest>,
+}
+
+#[derive(Debug, Clone)]
+struct Newest {
+    membership: Arc<Membership>,
+    signed: SignedMembership,
+    narrowed: Epoch,
 }
 
 /// What a membership that came is worth.
@@ -202,7 +214,8 @@ impl KnownMemberships {
         self.roots = roots;
     }
 
-    /// Verifies a membership and keeps it if it is newer.
+    /// Verifies a membership and keeps it if it is newer. What is not newer is not worth verifying: in a
+    /// large network the same one may come from many peers.
     ///
     /// # Errors
     /// See [`SignedMembership::verify`]; [`MembershipError::Conflict`] for another of the same epoch.
@@ -211,30 +224,40 @@ impl KnownMemberships {
         signed: &SignedMembership,
         removed: &BTreeSet<NodeId>,
     ) -> Result<(NetworkId, News), MembershipError> {
-        let membership = signed.verify(&self.roots, self.cluster, removed)?;
-        let (network, epoch) = (membership.network, membership.epoch);
-        match self.newest.get(&network).map(|(known, _)| known) {
+        let claimed = signed.claim()?;
+        let (network, epoch) = (claimed.network, claimed.epoch);
+        let known = self.newest.get(&network);
+        match known.map(|known| &*known.membership) {
             Some(known) if epoch < known.epoch => return Ok((network, News::Older)),
-            Some(known) if epoch == known.epoch && *known == membership => {
-                return Ok((network, News::Known));
-            }
-            Some(known) if epoch == known.epoch => {
-                return Err(MembershipError::Conflict { network, epoch });
-            }
+            Some(known) if *known == claimed => return Ok((network, News::Known)),
             Some(_) | None => {}
         }
-        self.newest.insert(network, (membership, signed.clone()));
+        let membership = signed.verify(&self.roots, self.cluster, removed)?;
+        let narrowed = match known {
+            Some(known) if known.membership.epoch == epoch => {
+                return Err(MembershipError::Conflict { network, epoch });
+            }
+            Some(known) if known.membership.nodes.is_subset(&membership.nodes) => known.narrowed,
+            Some(_) | None => epoch,
+        };
+        let newest = Newest { membership: Arc::new(membership), signed: signed.clone(), narrowed };
+        self.newest.insert(network, newest);
         Ok((network, News::Newer))
     }
 
     /// The newest membership of a network.
-    pub fn get(&self, network: NetworkId) -> Option<&Membership> {
-        self.newest.get(&network).map(|(membership, _)| membership)
+    pub fn get(&self, network: NetworkId) -> Option<&Arc<Membership>> {
+        self.newest.get(&network).map(|newest| &newest.membership)
+    }
+
+    /// The epoch with which a node that was a member was left out last, as far as was heard here.
+    pub fn narrowed(&self, network: NetworkId) -> Option<Epoch> {
+        self.newest.get(&network).map(|newest| newest.narrowed)
     }
 
     /// The same with its signature, to pass on.
     pub fn signed(&self, network: NetworkId) -> Option<&SignedMembership> {
-        self.newest.get(&network).map(|(_, signed)| signed)
+        self.newest.get(&network).map(|newest| &newest.signed)
     }
 
     /// Forgets a network that this node has left for good.
@@ -327,8 +350,34 @@ pub(super) mod tests {
         assert_eq!(accept(membership(6, 3)), Ok((network, News::Newer)));
         assert_eq!(accept(membership(5, 1)), Ok((network, News::Older)));
         assert!(matches!(accept(membership(6, 1)), Err(MembershipError::Conflict { .. })));
-        assert_eq!(known.get(network), Some(&membership(6, 3)));
+        assert_eq!(known.get(network).map(|known| &**known), Some(&membership(6, 3)));
         assert!(known.signed(network).is_some());
+    }
+
+    #[test]
+    fn epoch_that_left_a_node_out_is_remembered_while_nodes_are_added() {
+        let ca = Ca::new();
+        let mut known = KnownMemberships::new(ca.roots(), cluster());
+        let network = membership(4, 2).network;
+        for (epoch, nodes, narrowed) in [(4, 2, 4), (5, 3, 4), (7, 3, 4), (8, 2, 8), (9, 5, 8)] {
+            let signed = ca.sign(&membership(epoch, nodes), "overlayd-manager", cluster());
+            known.accept(&signed, &BTreeSet::new()).unwrap();
+            assert_eq!(known.narrowed(network), Some(Epoch::new(narrowed)), "epoch {epoch}");
+        }
+    }
+
+    #[test]
+    fn forged_membership_replaces_nothing_whatever_epoch_it_claims() {
+        let ca = Ca::new();
+        let mut known = KnownMemberships::new(ca.roots(), cluster());
+        let network = membership(4, 2).network;
+        known.accept(&ca.sign(&membership(4, 2), "overlayd-manager", cluster()), &BTreeSet::new()).unwrap();
+        for (epoch, nodes) in [(3, 9), (4, 9), (5, 9)] {
+            let forged = Ca::new().sign(&membership(epoch, nodes), "overlayd-manager", cluster());
+            let heard = known.accept(&forged, &BTreeSet::new());
+            assert!(heard == Err(MembershipError::OtherRoot) || heard == Ok((network, News::Older)));
+            assert_eq!(known.get(network).map(|known| &**known), Some(&membership(4, 2)));
+        }
     }
 
     #[test]

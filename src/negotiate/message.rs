@@ -17,6 +17,7 @@
 //! 17 SPI unknown   SPI[4]
 //! 18 membership    payload, certificate, signature, each 4+n
 //! 19 removals      payload, certificate, signature, each 4+n
+//! 21 epoch         network[25] epoch[8]
 //! ```
 //! Decoding checks lengths and bounds and that nothing is left over; what the numbers mean is
 //! [`super::machine`]'s to judge. The frame counts its own length, so two frames one after the other
@@ -39,6 +40,9 @@ pub enum Message {
     Membership(Box<SignedMembership>),
     /// The newest list of removed nodes that the sender knows.
     Removals(Box<SignedRemovals>),
+    /// The epoch of the newest membership of a network that the sender knows. Who knows a newer one answers
+    /// with that, who knows an older one with its epoch.
+    Epoch(NetworkId, Epoch),
     /// Concerns one network: for its [`super::Link`].
     Link(LinkFrame),
 }
@@ -200,6 +204,7 @@ impl Message {
                 certificate: string(&mut body)?,
                 signature: string(&mut body)?,
             })),
+            EPOCH => Self::Epoch(network_id(&mut body)?, epoch(&mut body)?),
             kind => {
                 let message = LinkMessage::decode(kind, &mut body)?;
                 Self::Link(LinkFrame { network: message.0, message: message.1, bytes: frame.clone() })
@@ -221,6 +226,10 @@ impl Message {
             }),
             Self::Removals(signed) => frame(REMOVALS, |body| {
                 put_strings(body, [&signed.payload, &signed.certificate, &signed.signature]);
+            }),
+            Self::Epoch(network, epoch) => frame(EPOCH, |body| {
+                body.put_slice(network.as_str().as_bytes());
+                body.put_u64(epoch.get());
             }),
             Self::Link(link) => link.bytes.clone(),
         }
@@ -269,17 +278,14 @@ impl LinkMessage {
         if !(OFFER..=REFUSED).contains(&kind) {
             return Err(MessageError::Type(kind));
         }
-        let network = std::str::from_utf8(&array::<25>(body)?)
-            .ok()
-            .and_then(|id| id.parse().ok())
-            .ok_or(MessageError::Field("the network id is none"))?;
+        let network = network_id(body)?;
         let exchange = ExchangeId::new(body.try_get_u64().map_err(|_| MessageError::Length)?);
         let named = exchange.ok_or(MessageError::Field("the exchange id is zero"));
         let message = match kind {
             OFFER => Self::Offer(Offer {
                 exchange: named?,
                 vni: u32_of(body)?,
-                epoch: Epoch::new(body.try_get_u64().map_err(|_| MessageError::Length)?),
+                epoch: epoch(body)?,
                 boot_id: BootId::from_entropy(array(body)?),
                 suites: {
                     let count = bounded(u8_of(body)?, MAX_SUITES, "too many cipher suites")?;
@@ -350,6 +356,16 @@ fn spis(body: &mut Bytes) -> Result<Vec<u32>, MessageError> {
     (0..count).map(|_| u32_of(body)).collect()
 }
 
+fn network_id(body: &mut Bytes) -> Result<NetworkId, MessageError> {
+    let text = array::<25>(body)?;
+    let id = std::str::from_utf8(&text).ok().and_then(|id| id.parse().ok());
+    id.ok_or(MessageError::Field("the network id is none"))
+}
+
+fn epoch(body: &mut Bytes) -> Result<Epoch, MessageError> {
+    body.try_get_u64().map(Epoch::new).map_err(|_| MessageError::Length)
+}
+
 fn u8_of(body: &mut Bytes) -> Result<u8, MessageError> {
     body.try_get_u8().map_err(|_| MessageError::Length)
 }
@@ -372,7 +388,7 @@ fn string(body: &mut Bytes) -> Result<String, MessageError> {
     String::from_utf8(body.split_to(len).into()).map_err(|_| MessageError::Field("text is not UTF-8"))
 }
 
-/// The most bytes of a frame, its length prefix counted: a membership of some 30,000 nodes.
+/// The most bytes of a frame, its length prefix counted: a membership of 30,000 nodes fits.
 pub const MAX_FRAME_LEN: usize = 1 << 20;
 
 const VERSION: u8 = 1;
@@ -388,10 +404,14 @@ const HELLO: u8 = 16;
 const SPI_UNKNOWN: u8 = 17;
 const MEMBERSHIP: u8 = 18;
 const REMOVALS: u8 = 19;
+const EPOCH: u8 = 21;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::Membership;
+    use crate::id::{NodeId, Vni};
+    use crate::membership::Signature;
     use proptest::prelude::*;
 
     #[test]
@@ -447,6 +467,27 @@ mod tests {
         assert_eq!(Message::decode(&bytes.freeze()), Err(MessageError::Type(99)));
     }
 
+    #[test]
+    fn membership_of_as_many_nodes_as_a_network_may_have_fits_in_a_frame() {
+        let nodes = (0..30_000_u32).map(|n| {
+            let mut entropy = [0; 16];
+            entropy[..4].copy_from_slice(&n.to_be_bytes());
+            NodeId::from_entropy(entropy)
+        });
+        let membership = Membership {
+            network: NetworkId::from_entropy([3; 16]),
+            vni: Vni::new(Vni::MAX).unwrap(),
+            epoch: Epoch::new(u64::MAX),
+            nodes: nodes.collect(),
+        };
+        let text = || "A".repeat(8192);
+        let sign = |_: &[u8]| Ok::<_, MessageError>(Signature { certificate: text(), signature: text() });
+        let signed = SignedMembership::sign(&membership, sign).unwrap();
+        let frame = Message::Membership(Box::new(signed.clone())).encode();
+        assert!(frame.len() < MAX_FRAME_LEN, "{}", frame.len());
+        assert_eq!(Message::decode(&frame), Ok(Message::Membership(Box::new(signed))));
+    }
+
     proptest! {
         #[test]
         fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind: u8) {
@@ -480,6 +521,7 @@ mod tests {
             Message::SpiUnknown(0x1234_5678).encode(),
             Message::Membership(Box::new(signed)).encode(),
             Message::Removals(Box::new(removals)).encode(),
+            Message::Epoch(network, Epoch::new(5)).encode(),
             LinkMessage::Offer(offer).encode(network),
             LinkMessage::Answer(answer).encode(network),
             LinkMessage::Active(exchange).encode(network),

@@ -27,7 +27,7 @@ pub mod spi_pool;
 
 pub use action::{Action, Established, Install, LaneKey};
 pub use machine::{Env, Link, LinkConfig, Standing};
-pub use message::{ExchangeId, Hello, LinkFrame, Message, MessageError, take_frame};
+pub use message::{ExchangeId, Hello, LinkFrame, MAX_FRAME_LEN, Message, MessageError, take_frame};
 pub use reason::Reason;
 pub use spi_pool::SpiPool;
 

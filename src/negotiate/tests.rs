@@ -206,6 +206,7 @@ impl Side {
                     Message::Hello(_)
                     | Message::SpiUnknown(_)
                     | Message::Membership(_)
+                    | Message::Epoch(..)
                     | Message::Removals(_),
                 )
                 | Err(_) => None,

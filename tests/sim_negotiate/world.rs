@@ -226,7 +226,7 @@ impl World {
                     link.handle_spi_unknown(env, spi);
                 });
             }
-            Some(Message::Membership(_) | Message::Removals(_)) => {}
+            Some(Message::Membership(_) | Message::Removals(_) | Message::Epoch(..)) => {}
             None => {
                 self.cut();
                 self.notice_cut(side);

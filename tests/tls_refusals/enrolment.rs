@@ -13,20 +13,27 @@ use crate::cluster::{Cluster, SECRET, closed_port, noon};
 use crate::server::Server;
 
 #[tokio::test]
-async fn wrong_secret_is_refused_and_the_eleventh_attempt_is_not_even_looked_at() {
+async fn wrong_secret_is_refused_and_the_eleventh_attempt_is_told_when_to_try_again() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
     let mut events = server.events.reader(None);
     for attempt in 0..11 {
         let error = join(server.address, &cluster.token([0; 16])).await.expect_err("a guess");
         let EnrolError::Refused(refusal) = error else { panic!("{error}") };
-        let expected = if attempt < 10 { EnrolRefusal::WrongSecret } else { EnrolRefusal::TooManyAttempts };
-        assert_eq!(refusal, expected, "attempt {attempt}");
+        if let EnrolRefusal::TooManyAttempts { retry_seconds } = refusal {
+            assert_eq!(attempt, 10);
+            assert!((1..=6).contains(&retry_seconds), "{retry_seconds}");
+        } else {
+            assert_eq!(refusal, EnrolRefusal::WrongSecret, "attempt {attempt}");
+            assert!(attempt < 10);
+        }
         let Some(Told::Event(recorded)) = events.next().await else { panic!("no event") };
         let Event::JoinRefused { from, reason } = &recorded.event else { panic!("{}", recorded.event) };
         assert!(from.ip().is_loopback());
         assert_eq!(reason.to_string(), refusal.to_string());
     }
+    assert_eq!(server.desk().enrolments(), 10, "who is told to wait is not heard");
+    assert_eq!((server.joins.admitted(), server.joins.refused(), server.joins.turned_away()), (0, 10, 1));
 }
 
 #[tokio::test]

@@ -100,6 +100,7 @@ async fn worker_may_not_create_remove_or_issue_tokens_and_is_told_where_to() {
         subnets: vec![],
         mtu: None,
         labels: BTreeMap::new(),
+        node_labels: BTreeMap::new(),
     };
     let mut events = server.events.reader(None);
     for refused in [

@@ -1,11 +1,16 @@
 //! What the port speaks: versions of TLS, ALPN, patience.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use overlayd::control::rpc::messages::ListNetworks;
+use overlayd::cluster::{Membership, Role};
+use overlayd::control::rpc::messages::{Leave, ListNetworks};
 use overlayd::control::rpc::{ErrorKind, ManagerClient};
+use overlayd::id::{Epoch, NetworkId, NodeId, Vni};
+use overlayd::membership::{KnownMemberships, News, SignedMembership};
+use overlayd::negotiate::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::cluster::{Cluster, SECRET, node};
 use crate::enrolment::join;
@@ -93,6 +98,53 @@ async fn silent_connection_is_closed_after_five_seconds() {
     let closed = tokio::time::timeout(Duration::from_secs(7), tcp.read(&mut [0; 16])).await;
     assert_eq!(closed.expect("closed in time").expect("a clean end"), 0);
     server.logged("the handshake took over 5 s").await;
+}
+
+#[tokio::test]
+async fn removal_is_believed_only_of_a_manager_that_has_proved_to_be_one() {
+    let cluster = Cluster::new(1);
+    let on_the_path = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = on_the_path.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = on_the_path.accept().await {
+            let _hello = tcp.read(&mut [0; 4096]).await;
+            // Alert, fatal, certificate_revoked, in the clear (RFC 8446 §6).
+            let _sent = tcp.write_all(&[21, 3, 3, 0, 2, 2, 44]).await;
+        }
+    });
+    let client = ManagerClient::new(cluster.worker(3), vec![address]);
+    let error = client.list_networks(ListNetworks {}).await.expect_err("no manager");
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("before it has proved who it is"), "{error}");
+    let error = client.leave(Leave {}).await.expect_err("no manager");
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+}
+
+#[tokio::test]
+async fn membership_of_5000_nodes_passes_between_two_nodes() {
+    let cluster = Cluster::new(1);
+    let mut server = Server::start(cluster.worker(2)).await;
+    let mut client = server.connect(&cluster.worker(3)).await.expect("a channel");
+    let nodes = (0..5000_u128).map(|n| NodeId::from_entropy(n.to_be_bytes()));
+    let membership = Membership {
+        network: NetworkId::from_entropy([1; 16]),
+        vni: Vni::new(4096).expect("a VNI"),
+        epoch: Epoch::new(7),
+        nodes: nodes.collect(),
+    };
+    let manager = cluster.identity(4, Role::Manager);
+    let signed = SignedMembership::sign(&membership, |bytes| manager.signature(bytes)).expect("signed");
+    let message = Message::Membership(Box::new(signed)).encode();
+    assert!(message.len() > 5000 * 25, "{}", message.len());
+    let mut channel = server.channels.recv().await.expect("the other end");
+    let (sent, received) = tokio::join!(client.send(&message), channel.receive());
+    sent.expect("sent");
+    let received = received.expect("received").expect("a message");
+    let Ok(Message::Membership(signed)) = Message::decode(&received) else { panic!("another message") };
+    let mut known = KnownMemberships::new(cluster.trust().roots().clone(), cluster.id());
+    let news = known.accept(&signed, &BTreeSet::new());
+    assert_eq!(news, Ok((membership.network, News::Newer)));
+    assert_eq!(known.get(membership.network).map(|known| known.nodes.len()), Some(5000));
 }
 
 /// A ClientHello without the extension that offers TLS 1.3 (RFC 5246 §7.4.1.2).

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use overlayd::control::ca::CertificateAuthority;
+use overlayd::control::enrol::{self, JoinCounts};
 use overlayd::control::key_channel::KeyChannel;
 use overlayd::control::listener::{Doors, ManagerDoors, listen};
+use overlayd::control::rpc;
 use overlayd::control::tls::Credentials;
 use overlayd::control::tls::peer::ConnectError;
 use overlayd::control::trust::Refusal;
-use overlayd::control::{enrol, rpc};
 use overlayd::events::Events;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +24,7 @@ use crate::desk::Desk;
 
 pub(crate) struct Server {
     pub(crate) events: Events,
+    pub(crate) joins: Arc<JoinCounts>,
     pub(crate) address: SocketAddr,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) channels: mpsc::Receiver<KeyChannel>,
@@ -59,18 +61,19 @@ impl Server {
         let mut manager = None;
         let mut desk = None;
         let events = Events::default();
+        let joins = Arc::default();
         if let Some(authority) = authority {
             let new = Arc::new(Desk::new(authority, credentials.trust().roots().clone(), address));
             let (rpc, streams) = mpsc::channel(8);
             tokio::spawn(rpc::serve(Arc::clone(&new), streams, events.clone()));
             let (enrol, streams) = mpsc::channel(8);
-            tokio::spawn(enrol::serve(Arc::clone(&new), streams, events.clone()));
+            tokio::spawn(enrol::serve(Arc::clone(&new), streams, events.clone(), Arc::clone(&joins)));
             manager = Some(ManagerDoors { rpc, enrol });
             desk = Some(new);
         }
         let doors = Doors { key_channels, manager, events: events.clone() };
         tokio::spawn(listen(listener, Arc::clone(&credentials), doors));
-        Self { events, address, credentials, channels, desk, log, _logging: logging }
+        Self { events, joins, address, credentials, channels, desk, log, _logging: logging }
     }
 
     pub(crate) async fn connect(&self, client: &Credentials) -> Result<KeyChannel, ConnectError> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::Attachments;
 use crate::api::ApiError;
 use crate::cluster::{Endpoint, NetworkView};
-use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::{Attach, Detach, Done};
+use crate::control::rpc::{ManagerClient, ManagerError};
 use crate::control::store::local::Attachment;
 use crate::id::{EndpointId, NetworkName};
 
@@ -37,7 +37,7 @@ impl Attachments {
         manager: &ManagerClient,
         network: &NetworkName,
         endpoint: &Endpoint,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), ManagerError> {
         let request = Attach {
             id: endpoint.id,
             network: network.clone(),

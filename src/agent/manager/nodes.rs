@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Manager;
-use crate::cluster::Role;
+use crate::cluster::{Node, Role};
 use crate::control::rpc::messages::{
-    ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, NodeStatus, RemoveNode, RemovedNode,
+    ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, NodeStatus, ProfileChange, RemoveNode,
+    RemovedNode,
 };
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::state::Takes;
 use crate::control::tls::peer::PeerIdentity;
-use crate::id::NodeId;
+use crate::id::{HostName, NodeId};
 use crate::io::clock::{boot_time, wall_clock};
 
 impl Manager {
@@ -50,16 +51,18 @@ impl Manager {
         Ok(NodeDetail {
             last_seen_seconds: last_seen.map(|at| boot_time().since(at).as_secs()),
             endpoints: self.state.endpoints_of(node.id),
-            status: NodeStatus { connected, node },
+            status: self.status_of(node, connected),
         })
     }
 
     /// Changes a node; what is so already is no error.
-    pub(super) fn change(&self, request: &ChangeNode) -> Result<ChangedNode, ManagerError> {
-        let node = self.state.find_node(&request.node)?;
-        match (&request.change, node.role) {
+    pub(super) async fn change(&self, request: ChangeNode) -> Result<ChangedNode, ManagerError> {
+        let ChangeNode { node: name, change } = request;
+        let node = self.state.find_node(&name)?;
+        match (change, node.role) {
+            (NodeChange::Update(change), _) => self.update(name, change).await,
             (NodeChange::Promote, Role::Manager) | (NodeChange::Demote, Role::Worker) => {
-                Ok(ChangedNode { node })
+                self.update(name, ProfileChange::default()).await
             }
             (NodeChange::Promote, Role::Worker) => Err(ManagerError::new(
                 ErrorKind::Conflict,
@@ -74,6 +77,20 @@ impl Manager {
                 ),
             )),
         }
+    }
+
+    async fn update(&self, name: HostName, change: ProfileChange) -> Result<ChangedNode, ManagerError> {
+        let changed = self.on_state(move |state| state.change_profile(&name, &change)).await?;
+        for (network, endpoint) in &changed.lost {
+            let (node, endpoint) = (&changed.node.name, endpoint.id);
+            tracing::info!(%node, %network, %endpoint, "the node's labels are not the network's any more: endpoint taken back");
+        }
+        Ok(changed)
+    }
+
+    fn status_of(&self, node: Node, connected: bool) -> NodeStatus {
+        let profile = self.state.profile(node.id);
+        NodeStatus { connected, profile, endpoints: self.state.endpoints_of(node.id).len(), node }
     }
 
     /// Forgets removed nodes once no certificate of theirs can be shown any more, from now on.

@@ -13,6 +13,7 @@ use crate::worker::LaneGone;
 impl Peer {
     /// Ends a link. Where the view has ended it, no lane knows a key of it any more.
     pub(super) async fn end(&mut self, network: NetworkId) -> Result<(), LaneGone> {
+        self.bid_farewell(network).await;
         self.call(network, |link, env| link.handle_closed(env)).await?;
         self.links.remove(&network);
         self.wishes.refuse(network, "the network is not shared with the peer any more");

@@ -1,9 +1,11 @@
 //! Calls about one node of the cluster.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::NodeSummary;
-use crate::cluster::{Endpoint, Node};
+use crate::cluster::{Availability, Endpoint, Node, NodeProfile};
 use crate::id::{HostName, NetworkName};
 
 /// Removes another node from the cluster.
@@ -72,6 +74,22 @@ pub enum NodeChange {
     Promote,
     /// A worker.
     Demote,
+    /// What managers say of it.
+    Update(NodeUpdate),
+}
+
+/// What managers shall say of a node; the rest stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeUpdate {
+    /// Whether it takes endpoints.
+    pub availability: Option<Availability>,
+    /// Labels to have, in the place of what they were.
+    #[serde(default)]
+    pub label_add: BTreeMap<String, String>,
+    /// Labels to have no more.
+    #[serde(default)]
+    pub label_remove: BTreeSet<String>,
 }
 
 /// The node after a change.
@@ -79,4 +97,11 @@ pub enum NodeChange {
 pub struct ChangeNodeResponse {
     /// The node.
     pub node: Node,
+    /// What managers say of it.
+    #[serde(flatten)]
+    pub profile: NodeProfile,
+    /// The endpoints that it lost, as it has not the labels of their networks any more.
+    pub lost: Vec<NodeEndpoint>,
+    /// How many endpoints it has.
+    pub endpoint_count: u64,
 }

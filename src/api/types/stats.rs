@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::JoinTotals;
 use crate::drop_reason::DropReason;
 use crate::id::{EndpointId, HostName, LaneId, NetworkName, NodeId};
 use crate::rate::RateLimits;
@@ -20,6 +21,9 @@ pub struct StatsResponse {
     pub peers: Vec<PeerTraffic>,
     /// What went to and came from each local endpoint.
     pub endpoints: Vec<EndpointTraffic>,
+    /// What a manager was asked for by machines that want to join; nothing on other nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joins: Option<JoinTotals>,
 }
 
 /// One drop counter.

@@ -1,8 +1,16 @@
 //! `overlayd node …` and `overlayd leave`: their arguments, and the requests that they make.
 
+use std::collections::BTreeSet;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
-use crate::api::types::{ChangeNodeRequest, InspectNodeRequest, LeaveRequest, NodeChange, RemoveNodeRequest};
+use super::labels;
+use crate::api::types::{
+    ChangeNodeRequest, InspectNodeRequest, LeaveRequest, NodeChange, NodeUpdate, RemoveNodeRequest,
+};
+use crate::cli::CliError;
+use crate::cluster::Availability;
 use crate::id::HostName;
 
 /// Commands about nodes.
@@ -21,6 +29,8 @@ pub enum NodeCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Say whether a node takes containers, and label it
+    Update(UpdateArguments),
     /// Make a worker a manager
     Promote(NodeArgument),
     /// Make a manager a worker
@@ -47,6 +57,40 @@ impl NodeArgument {
     pub(in crate::cli) fn change(self, change: NodeChange) -> ChangeNodeRequest {
         ChangeNodeRequest { node: self.node, change }
     }
+}
+
+/// Flags of `overlayd node update`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+pub struct UpdateArguments {
+    #[command(flatten)]
+    node: NodeArgument,
+    /// Whether containers may be attached there; drain leaves alone those that are
+    #[arg(long, group = "what", value_name = "active|drain", value_parser = availability())]
+    availability: Option<Availability>,
+    /// Label to give it, in the place of one with the same key; may be repeated
+    #[arg(long, group = "what", value_name = "K=V", value_parser = labels::one)]
+    label_add: Vec<(String, String)>,
+    /// Label to take from it, with its endpoints in networks that ask for the label; may be repeated
+    #[arg(long, group = "what", value_name = "K")]
+    label_rm: Vec<String>,
+}
+
+impl UpdateArguments {
+    pub(in crate::cli) fn request(self) -> Result<ChangeNodeRequest, CliError> {
+        let label_add = labels::all("--label-add", self.label_add)?;
+        let label_remove: BTreeSet<String> = self.label_rm.into_iter().collect();
+        if let Some(key) = label_remove.iter().find(|key| label_add.contains_key(*key)) {
+            return Err(CliError::Usage(format!("{key} is named by --label-add and by --label-rm")));
+        }
+        let update = NodeUpdate { availability: self.availability, label_add, label_remove };
+        Ok(self.node.change(NodeChange::Update(update)))
+    }
+}
+
+fn availability() -> impl TypedValueParser<Value = Availability> {
+    PossibleValuesParser::new(["active", "drain"])
+        .map(|availability| if availability == "drain" { Availability::Drain } else { Availability::Active })
 }
 
 /// Flags of `overlayd leave`.

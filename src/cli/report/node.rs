@@ -5,6 +5,7 @@ use crate::api::types::{
     ChangeNodeResponse, InspectNodeResponse, LeaveResponse, NodeState, NodeSummary, RemoveNodeResponse,
 };
 use crate::cli::tables;
+use crate::cluster::Availability;
 
 pub(in crate::cli) fn leave(left: &LeaveResponse) -> String {
     let mut text = format!("This node, {}, has left cluster {}.\n", left.node, left.cluster);
@@ -32,13 +33,32 @@ pub(in crate::cli) fn remove_node(removed: &RemoveNodeResponse) -> String {
 }
 
 pub(in crate::cli) fn change_node(changed: &ChangeNodeResponse) -> String {
-    let node = &changed.node;
-    format!("{} ({}) is a {}\n", node.name, node.id, node.role)
+    let ChangeNodeResponse { node, profile, lost, endpoint_count } = changed;
+    let labels = tables::node_labels(&profile.labels);
+    let mut text = format!("{} ({}) is a {}, {}", node.name, node.id, node.role, profile.availability);
+    if !profile.labels.is_empty() {
+        text += &format!(", labelled {labels}");
+    }
+    text += "\n";
+    if profile.availability == Availability::Drain && *endpoint_count > 0 {
+        text += &format!(
+            "It takes no new endpoints. The {endpoint_count} that it has work on until they are detached there;\n\
+             'overlayd node inspect {}' lists them.\n",
+            node.name
+        );
+    }
+    if !lost.is_empty() {
+        text += &format!(
+            "It has not the labels of these endpoints' networks any more, and has lost them:\n\n{}",
+            tables::node_endpoints(lost)
+        );
+    }
+    text
 }
 
 pub(in crate::cli) fn inspect_node(inspected: &InspectNodeResponse) -> String {
     let InspectNodeResponse { summary, last_seen_seconds, endpoints } = inspected;
-    let NodeSummary { node, is_self, .. } = summary;
+    let NodeSummary { node, is_self, profile, .. } = summary;
     let mut lines = Lines::default();
     lines.add("Name", &node.name);
     lines.add("Id", format!("{}{}", node.id, if *is_self { " (this node)" } else { "" }));
@@ -51,6 +71,15 @@ pub(in crate::cli) fn inspect_node(inspected: &InspectNodeResponse) -> String {
         }
         Some(_) | None => lines.add("State", state),
     }
+    match (profile.availability, endpoints.len()) {
+        (Availability::Drain, left) if left > 0 => {
+            lines.add("Available", format!("drain, {left} endpoints left to detach there"));
+        }
+        (availability, _) => lines.add("Available", availability),
+    }
+    for (key, value) in &profile.labels {
+        lines.add("Label", format!("{key}={value}"));
+    }
     lines.add("TLS at", node.advertise);
     lines.add("Data at", format!("{} (UDP), underlay MTU {}", node.data, node.underlay_mtu));
     format!("{}\n{}", lines.text, tables::node_endpoints(endpoints))
@@ -61,7 +90,7 @@ mod tests {
     use super::*;
     use crate::api::types::NodeEndpoint;
     use crate::cli::tables::samples;
-    use crate::cluster::Role;
+    use crate::cluster::{NodeProfile, Role};
     use crate::id::{ClusterId, NodeId};
 
     #[test]
@@ -71,6 +100,8 @@ mod tests {
                 node: samples::node("w", Role::Worker),
                 is_self: false,
                 state: NodeState::Down,
+                profile: samples::profile(),
+                endpoint_count: 1,
             },
             last_seen_seconds: Some(61),
             endpoints: vec![NodeEndpoint {
@@ -84,6 +115,9 @@ mod tests {
              Id:          0000000000000000000000000\n\
              Role:        worker\n\
              State:       down, last seen 1m 1s ago\n\
+             Available:   drain, 1 endpoints left to detach there\n\
+             Label:       disk=ssd\n\
+             Label:       zone=\n\
              TLS at:      192.0.2.1:2377\n\
              Data at:     192.0.2.1:4500 (UDP), underlay MTU 1500\n\
              \n\
@@ -114,6 +148,26 @@ mod tests {
         assert_eq!(leave(&left).lines().count(), 1);
         left.untold = Some("no answer".into());
         assert!(leave(&left).ends_with("\n    overlayd node rm --force 0000000000000000000000000\n"));
-        assert_eq!(change_node(&ChangeNodeResponse { node }), "w (0000000000000000000000000) is a worker\n");
+    }
+
+    #[test]
+    fn a_changed_node_shows_what_it_is_what_it_lost_and_what_is_left_to_do() {
+        let mut changed = ChangeNodeResponse {
+            node: samples::node("w", Role::Worker),
+            profile: NodeProfile::default(),
+            lost: Vec::new(),
+            endpoint_count: 3,
+        };
+        assert_eq!(change_node(&changed), "w (0000000000000000000000000) is a worker, active\n");
+        changed.profile = samples::profile();
+        let text = change_node(&changed);
+        assert!(text.contains(" is a worker, drain, labelled disk=ssd, zone\n"), "{text}");
+        assert!(text.contains("The 3 that it has work on") && text.contains("node inspect w"), "{text}");
+        changed.lost = vec![NodeEndpoint {
+            network_name: "red".parse().expect("a name"),
+            endpoint: samples::endpoint(),
+        }];
+        let text = change_node(&changed);
+        assert!(text.contains("has lost them:\n\nENDPOINT") && text.contains("  red      web"), "{text}");
     }
 }

@@ -1,5 +1,7 @@
 //! What tables about nodes have in common with the report of one node.
 
+use std::collections::BTreeMap;
+
 use super::{joined, optional, table, text};
 use crate::api::types::{NodeEndpoint, NodeState};
 
@@ -15,6 +17,17 @@ pub(in crate::cli) fn node_endpoints(endpoints: &[NodeEndpoint]) -> String {
         ]);
     }
     text(&table)
+}
+
+/// Labels in one cell.
+pub(in crate::cli) fn node_labels(labels: &BTreeMap<String, String>) -> String {
+    if labels.is_empty() {
+        return "-".to_owned();
+    }
+    let label = |(key, value): (&String, &String)| {
+        if value.is_empty() { key.clone() } else { format!("{key}={value}") }
+    };
+    labels.iter().map(label).collect::<Vec<_>>().join(", ")
 }
 
 pub(in crate::cli) const fn node_state(state: NodeState) -> &'static str {

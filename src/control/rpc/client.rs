@@ -169,10 +169,10 @@ impl NoManager {
         }
     }
 
-    /// Whether a manager said that this node was removed.
+    /// Whether a manager, and nobody else, said that this node was removed.
     pub(super) fn has_removed_us(&self) -> bool {
         let revoked = Refusal::ByPeer(AlertDescription::CertificateRevoked);
-        self.0.iter().any(|error| error.refusal() == Some(&revoked))
+        self.0.iter().any(|error| error.proven_refusal() == Some(&revoked))
     }
 }
 

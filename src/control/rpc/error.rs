@@ -40,6 +40,8 @@ pub enum ErrorKind {
     Internal,
     /// The calling node was removed from the cluster.
     Removed,
+    /// The calling node is not one of those that may be in the network.
+    Barred,
 }
 
 impl ErrorKind {
@@ -48,7 +50,7 @@ impl ErrorKind {
             Self::Invalid => Code::InvalidArgument,
             Self::NotFound => Code::NotFound,
             Self::Conflict => Code::FailedPrecondition,
-            Self::Denied | Self::Removed => Code::PermissionDenied,
+            Self::Denied | Self::Removed | Self::Barred => Code::PermissionDenied,
             Self::Unavailable => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
@@ -133,8 +135,8 @@ mod tests {
 
     #[test]
     fn every_kind_and_message_comes_back_over_grpc() {
-        use ErrorKind::{Conflict, Denied, Internal, Invalid, NotFound, Removed, Unavailable};
-        for kind in [Invalid, NotFound, Conflict, Denied, Unavailable, Internal, Removed] {
+        use ErrorKind::{Barred, Conflict, Denied, Internal, Invalid, NotFound, Removed, Unavailable};
+        for kind in [Invalid, NotFound, Conflict, Denied, Unavailable, Internal, Removed, Barred] {
             let error =
                 ManagerError::new(kind, "network \"blau\" ist 100 % belegt: größer wählen\n(zweite Zeile)");
             assert_eq!(ManagerError::from(Status::from(error.clone())), error);

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use self::node::{ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, RemoveNode, RemovedNode};
-use crate::cluster::{Network, NetworkView, Node, Role};
+use crate::cluster::{Network, NetworkView, Node, NodeProfile, Role};
 use crate::control::identity::base64_der_list;
 pub use crate::control::state::{
-    AttachRequest as Attach, Attached, NetworkSummary, NewNetwork, RootStanding,
+    AttachRequest as Attach, Attached, ChangedProfile, NetworkSummary, NewNetwork, ProfileChange,
+    RootStanding,
 };
 use crate::id::{EndpointId, NetworkId, NetworkName, Version};
 use crate::membership::{Root, Roots, SignedRemovals};
@@ -148,6 +149,12 @@ pub struct NodeStatus {
     pub node: Node,
     /// Whether it has a session.
     pub connected: bool,
+    /// What managers say of it.
+    #[serde(default)]
+    pub profile: NodeProfile,
+    /// How many endpoints it has.
+    #[serde(default)]
+    pub endpoints: usize,
 }
 
 /// Asks for a new certificate of the calling node, with the same role.

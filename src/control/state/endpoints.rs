@@ -49,6 +49,8 @@ impl ClusterState {
                 return Ok((attached, Vec::new()));
             }
             let state = model.network(&request.network)?;
+            model.admit(node, state.network.id)?;
+            check_room(state, node)?;
             let chosen = choose_addresses(state, &request.ips)?;
             let addresses = &chosen.addresses;
             let first = addresses.iter().find(|address| address.addr().is_ipv4()).or(addresses.first());
@@ -188,6 +190,14 @@ impl Model {
     }
 }
 
+/// Refuses one member more than a membership can name that nodes pass on to one another.
+fn check_room(state: &NetworkState, node: NodeId) -> Result<(), StateError> {
+    if state.members.len() >= MOST_MEMBERS && !state.members.contains_key(&node) {
+        return Err(StateError::NetworkFull { name: state.network.name.clone(), members: MOST_MEMBERS });
+    }
+    Ok(())
+}
+
 /// One address for each subnet.
 struct Chosen {
     addresses: Vec<IpNet>,
@@ -277,3 +287,6 @@ fn derive_mac(state: &NetworkState, ip: IpAddr) -> Result<MacAddr, StateError> {
         .find(|mac| !state.macs.contains_key(mac))
         .ok_or_else(|| StateError::MacsExhausted { ip, network: state.network.name.clone() })
 }
+
+/// As many as fit in a message between nodes, which is a megabyte (`negotiate::MAX_FRAME_LEN`).
+const MOST_MEMBERS: usize = 30_000;

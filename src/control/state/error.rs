@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Denied,
     /// It may succeed later, once something has been freed.
     Unavailable,
+    /// The caller's node is not one of those that may, whoever asks and however often.
+    Barred,
     /// The manager is at fault.
     Internal,
 }
@@ -71,6 +73,21 @@ pub enum StateError {
     #[error("node {node} is a worker, and {what} is for managers: ask {}", managers.join(" or "))]
     NotManager { node: HostName, what: &'static str, managers: Vec<String> },
 
+    #[error(
+        "node {node} is drained and takes no new endpoints: attach on another node, or run on a manager: overlayd node update {node} --availability active"
+    )]
+    Drained { node: HostName },
+    #[error(
+        "network {network} is only for nodes that are labelled {wanted}, and node {node} is not: attach on another node, or run on a manager: overlayd node update {node}{}",
+        missing.iter().map(|label| format!(" --label-add {label}")).collect::<String>(),
+        wanted = missing.join(" and ")
+    )]
+    NodeLabels { node: HostName, network: NetworkName, missing: Vec<String> },
+    #[error("node {node} has no label {key:?}: {}", if has.is_empty() { "it has none".to_owned() } else { format!("it has {}", has.join(", ")) })]
+    NoLabel { node: HostName, key: String, has: Vec<String> },
+    #[error("label {key:?} is to be set and to be removed: ask for one of them")]
+    LabelTwice { key: String },
+
     // Tokens.
     #[error(transparent)]
     Token(#[from] TokenRefusal),
@@ -88,6 +105,10 @@ pub enum StateError {
     NetworkExists { name: NetworkName },
     #[error("network {name} is in use by {}: detach them first", joined(endpoints, *more))]
     NetworkInUse { name: NetworkName, endpoints: Vec<String>, more: usize },
+    #[error(
+        "network {name} has {members} member nodes, the most that a network can have: make another network"
+    )]
+    NetworkFull { name: NetworkName, members: usize },
     #[error("{given} subnets are too many: a network has at most {most}")]
     TooManySubnets { given: usize, most: usize },
     #[error("{what} {given} has host bits set: write {corrected}")]
@@ -182,13 +203,17 @@ impl StateError {
             | Self::Mtu { .. }
             | Self::MtuOverUnderlay { .. }
             | Self::Label { .. }
+            | Self::LabelTwice { .. }
             | Self::AddressOutside { .. }
             | Self::AddressReserved { .. }
             | Self::TwoAddresses { .. }
             | Self::Mac { .. } => ErrorKind::Invalid,
-            Self::NoCluster | Self::NoNode { .. } | Self::NoToken { .. } | Self::NoNetwork { .. } => {
-                ErrorKind::NotFound
-            }
+            Self::NoCluster
+            | Self::NoNode { .. }
+            | Self::NoLabel { .. }
+            | Self::NoToken { .. }
+            | Self::NoNetwork { .. } => ErrorKind::NotFound,
+            Self::NodeLabels { .. } => ErrorKind::Barred,
             Self::ClusterExists { .. }
             | Self::RotationUnderWay
             | Self::SameRoot
@@ -197,6 +222,7 @@ impl StateError {
             | Self::LastManager { .. }
             | Self::NodeInUse { .. }
             | Self::TooManyTokens { .. }
+            | Self::Drained { .. }
             | Self::NodeInSubnet { .. }
             | Self::NetworkExists { .. }
             | Self::NetworkInUse { .. }
@@ -212,6 +238,7 @@ impl StateError {
             | Self::EndpointElsewhere { .. } => ErrorKind::Denied,
             Self::PoolExhausted { .. }
             | Self::VnisExhausted
+            | Self::NetworkFull { .. }
             | Self::SubnetExhausted { .. }
             | Self::MacsExhausted { .. } => ErrorKind::Unavailable,
             Self::Store(error) if error.is_full() => ErrorKind::Unavailable,

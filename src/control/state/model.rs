@@ -15,7 +15,7 @@ use super::issued_tokens::IssuedToken;
 use super::pool::AddressPool;
 use super::rotation::{COMING_CA, ROOTS, RootStanding, RootsRow, STANDINGS, SecretDigits};
 use super::tokens::Tokens;
-use crate::cluster::{Endpoint, Membership, Network, Node};
+use crate::cluster::{Endpoint, Membership, Network, Node, NodeProfile};
 use crate::control::store::{Reading, StoreError, Table, Writing};
 use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, TokenId, Version,
@@ -73,6 +73,7 @@ pub(super) enum Change {
     PutRoots(RootsRow),
     PutStanding(NodeId, RootStanding),
     PutNode(Node),
+    PutProfile(NodeId, NodeProfile),
     /// Holds the end of its certificate's life, in seconds since 1970.
     RemoveNode(NodeId, u64),
     /// Its certificate has expired, so nobody has to be told of its removal any more.
@@ -102,9 +103,11 @@ impl Change {
             Self::PutRoots(row) => w.put(&ROOTS, ONLY, row),
             Self::PutStanding(id, standing) => w.put(&STANDINGS, id.as_str(), standing),
             Self::PutNode(node) => w.put(&NODES, node.id.as_str(), node),
+            Self::PutProfile(id, profile) => w.put(&PROFILES, id.as_str(), profile),
             Self::RemoveNode(id, expiry) => {
                 w.remove(&NODES, id.as_str())?;
                 w.remove(&STANDINGS, id.as_str())?;
+                w.remove(&PROFILES, id.as_str())?;
                 w.put(&REMOVED, id.as_str(), expiry)
             }
             Self::ForgetRemoved(id) => w.remove(&REMOVED, id.as_str()),
@@ -133,6 +136,8 @@ pub(super) struct Model {
     pub(super) roots: RootsRow,
     pub(super) standings: BTreeMap<NodeId, RootStanding>,
     pub(super) nodes: BTreeMap<NodeId, Node>,
+    /// Of the nodes that a manager has said something of.
+    pub(super) profiles: BTreeMap<NodeId, NodeProfile>,
     pub(super) removed: BTreeMap<NodeId, u64>,
     /// The removed nodes as nodes pass them on to one another, once there was one.
     pub(super) removals: Option<RemovalsRow>,
@@ -175,6 +180,7 @@ impl Model {
             issued_tokens: BTreeMap::new(),
             counters,
             nodes: BTreeMap::new(),
+            profiles: BTreeMap::new(),
             removed: BTreeMap::new(),
             removals: None,
             networks: BTreeMap::new(),
@@ -201,9 +207,13 @@ impl Model {
             return Ok(Err("tokens or counters are missing".to_owned()));
         };
         let mut changes = Vec::new();
-        changes.extend(r.get(&ROOTS, ONLY)?.map(Change::PutRoots));
         changes.extend(r.all(&ISSUED_TOKENS)?.into_iter().map(|(_, token)| Change::PutToken(token)));
+        changes.extend(r.get(&ROOTS, ONLY)?.map(Change::PutRoots));
         changes.extend(r.all(&NODES)?.into_iter().map(|(_, node)| Change::PutNode(node)));
+        for (id, profile) in r.all(&PROFILES)? {
+            let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no node id"))) };
+            changes.push(Change::PutProfile(id, profile));
+        }
         changes.extend(r.all(&NETWORKS)?.into_iter().map(|(_, network)| Change::PutNetwork(network)));
         for (id, expiry) in r.all(&REMOVED)? {
             let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no node id"))) };
@@ -257,9 +267,13 @@ impl Model {
                 self.roster_changed = version;
                 self.nodes.insert(node.id, node);
             }
+            Change::PutProfile(id, profile) => {
+                self.profiles.insert(id, profile);
+            }
             Change::RemoveNode(id, expiry) => {
                 self.nodes.remove(&id);
                 self.standings.remove(&id);
+                self.profiles.remove(&id);
                 self.removed.insert(id, expiry);
                 self.roster_changed = version;
             }
@@ -408,6 +422,7 @@ const TOKENS: Table<Tokens> = Table::new("tokens");
 const ISSUED_TOKENS: Table<IssuedToken> = Table::new("issued_tokens");
 pub(super) const COUNTERS: Table<Counters> = Table::new("counters");
 const NODES: Table<Node> = Table::new("nodes");
+const PROFILES: Table<NodeProfile> = Table::new("node_profiles");
 const REMOVED: Table<u64> = Table::new("removed");
 const REMOVALS: Table<RemovalsRow> = Table::new("removals");
 const NETWORKS: Table<Network> = Table::new("networks");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::model::{Change, Model, NetworkState};
-use super::{ClusterState, StateError, pool, subnets, views};
+use super::{ClusterState, StateError, labels, pool, subnets, views};
 use crate::cluster::{Network, NetworkView, Subnet};
 use crate::id::{NetworkId, NetworkName, Vni};
 
@@ -22,6 +22,9 @@ pub struct NewNetwork {
     pub mtu: Option<u16>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// The labels that its member nodes must have.
+    #[serde(default)]
+    pub node_labels: BTreeMap<String, String>,
 }
 
 /// A network and how much it is used.
@@ -47,7 +50,8 @@ impl ClusterState {
             if model.network_names.contains_key(&new.name) {
                 return Err(StateError::NetworkExists { name: new.name });
             }
-            check_labels(&new.labels)?;
+            labels::check(&new.labels)?;
+            labels::check(&new.node_labels)?;
             subnets::check(model, &new.subnets)?;
             let subnets = if new.subnets.is_empty() { vec![pool::take(model)?] } else { new.subnets };
             if let Some(mtu) = new.mtu {
@@ -62,6 +66,7 @@ impl ClusterState {
                 subnets,
                 mtu: new.mtu,
                 labels: new.labels,
+                node_labels: new.node_labels,
             };
             let empty = NetworkState::new(network.clone(), model.counters.version);
             let changes = vec![
@@ -137,27 +142,7 @@ fn next_vni(model: &Model) -> Result<Vni, StateError> {
     free_from(next).or_else(|| free_from(FIRST_VNI)).ok_or(StateError::VnisExhausted)
 }
 
-fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), StateError> {
-    for (key, value) in labels {
-        let refuse = |why| StateError::Label { key: key.clone(), why };
-        if labels.len() > MOST_LABELS {
-            return Err(refuse("a network has at most 64 labels"));
-        }
-        if key.is_empty() || key.len() > 128 {
-            return Err(refuse("a key has 1 to 128 bytes"));
-        }
-        if value.len() > 1024 {
-            return Err(refuse("a value has at most 1024 bytes"));
-        }
-        if key.chars().chain(value.chars()).any(char::is_control) {
-            return Err(refuse("it contains a control character"));
-        }
-    }
-    Ok(())
-}
-
 /// VNIs below are left to those who number by hand, as with Docker.
 pub(super) const FIRST_VNI: u32 = 4096;
-const MOST_LABELS: usize = 64;
 /// How many endpoints an error names.
 pub(super) const MOST_NAMED: usize = 10;

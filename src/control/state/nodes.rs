@@ -7,7 +7,7 @@ use super::model::{Change, Model, NetworkState, RemovalsRow};
 use super::networks::MOST_NAMED;
 use super::{ClusterState, NO_PANIC, StateError, subnets};
 use crate::boot_time::BootTime;
-use crate::cluster::{Endpoint, Node, Role};
+use crate::cluster::{Endpoint, Node, NodeProfile, Role};
 use crate::id::{Epoch, HostName, NetworkName, NodeId};
 use crate::membership::{Removals, SignedRemovals};
 
@@ -16,6 +16,10 @@ use crate::membership::{Removals, SignedRemovals};
 pub struct NodeStatus {
     /// The node.
     pub node: Node,
+    /// What managers say of it.
+    pub profile: NodeProfile,
+    /// How many endpoints it has.
+    pub endpoints: usize,
     /// When it was heard of last, since this manager started.
     pub last_seen: Option<BootTime>,
 }
@@ -140,7 +144,12 @@ impl ClusterState {
         let model = self.model();
         let nodes = model.nodes.values();
         nodes
-            .map(|node| NodeStatus { node: node.clone(), last_seen: last_seen.get(&node.id).copied() })
+            .map(|node| NodeStatus {
+                profile: model.profile(node.id),
+                endpoints: model.networks.values().filter_map(|state| state.members.get(&node.id)).sum(),
+                last_seen: last_seen.get(&node.id).copied(),
+                node: node.clone(),
+            })
             .collect()
     }
 
@@ -154,14 +163,7 @@ impl ClusterState {
 
     /// The endpoints of a node, by network.
     pub fn endpoints_of(&self, id: NodeId) -> Vec<(NetworkName, Endpoint)> {
-        let model = self.model();
-        let networks = model.networks.values();
-        let of = |state: &NetworkState| {
-            let name = state.network.name.clone();
-            let own = state.endpoints.values().filter(|endpoint| endpoint.node == id).cloned();
-            own.map(|endpoint| (name.clone(), endpoint)).collect::<Vec<_>>()
-        };
-        networks.filter(|state| state.members.contains_key(&id)).flat_map(of).collect()
+        self.model().named_endpoints_of(id)
     }
 
     /// The node of that id, if it is a member.
@@ -193,6 +195,16 @@ impl ClusterState {
 }
 
 impl Model {
+    /// The endpoints of a node, each with its network's name, by network.
+    pub(super) fn named_endpoints_of(&self, id: NodeId) -> Vec<(NetworkName, Endpoint)> {
+        let of = |state: &NetworkState| {
+            let name = state.network.name.clone();
+            let own = state.endpoints.values().filter(|endpoint| endpoint.node == id).cloned();
+            own.map(|endpoint| (name.clone(), endpoint)).collect::<Vec<_>>()
+        };
+        self.networks.values().filter(|state| state.members.contains_key(&id)).flat_map(of).collect()
+    }
+
     /// The node of that id.
     pub(super) fn member(&self, id: NodeId) -> Result<&Node, StateError> {
         self.nodes.get(&id).ok_or(StateError::UnknownNode { node: id })
@@ -231,6 +243,6 @@ fn refuse_in_use(model: &Model, node: &Node) -> Result<(), StateError> {
     Err(StateError::NodeInUse { node: node.id, name: node.name.clone(), endpoints, more })
 }
 
-/// How many removed nodes the list names that nodes pass on: some 56 of the 64 KiB of a message between
-/// nodes, which leaves room for the certificate.
+/// How many removed nodes the list names that nodes pass on: some 56 KiB, which each node sends whole
+/// on every new key channel.
 const MOST_PASSED_ON: usize = 2000;

@@ -444,6 +444,7 @@ fn new_network(name_: &str, subnets: &[&str]) -> NewNetwork {
         subnets: subnets.iter().map(subnet).collect(),
         mtu: None,
         labels: BTreeMap::new(),
+        node_labels: BTreeMap::new(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustls::AlertDescription;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use time::OffsetDateTime;
@@ -81,7 +82,7 @@ impl PeerStream {
             let mut stream = Self::new(TlsStream::Client(tls), proof, address, credentials);
             match stream.read_u8().await {
                 Ok(byte) => stream.first = Some(byte),
-                Err(error) => return Err(ConnectError::of(address, error, &outcome)),
+                Err(error) => return Err(ConnectError::of(address, error, &outcome).after_handshake()),
             }
             Ok(stream)
         };
@@ -213,12 +214,14 @@ pub enum ConnectError {
         address: SocketAddr,
     },
     /// One side refused the other.
-    #[error("{address} is refused: {refusal}")]
+    #[error("{address} is refused: {refusal}{}", if *in_handshake { doubt(refusal) } else { "" })]
     Refused {
         /// Where we went.
         address: SocketAddr,
         /// Why.
         refusal: Refusal,
+        /// Whether the other side had not proved yet who it is.
+        in_handshake: bool,
     },
     /// The connection broke.
     #[error("the connection to {address} broke: {source}")]
@@ -239,11 +242,39 @@ impl ConnectError {
         }
     }
 
+    /// The refusal, if nobody but the other side can have made it: before it has proved who it is, anybody
+    /// on the path can send an alert in its name.
+    pub(in crate::control) const fn proven_refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused { refusal, in_handshake: false, .. } => Some(refusal),
+            Self::Refused { .. } | Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => {
+                None
+            }
+        }
+    }
+
     pub(in crate::control) fn of(address: SocketAddr, source: io::Error, outcome: &Outcome) -> Self {
         match outcome.refusal(&source).or_else(|| refusal_in(&source)) {
-            Some(refusal) => Self::Refused { address, refusal },
+            Some(refusal) => Self::Refused { address, refusal, in_handshake: true },
             None => Self::Broken { address, source },
         }
+    }
+
+    /// The same once the handshake is over: rustls takes no alert in the clear any more
+    /// (`has_decrypted` in its `record_layer.rs`).
+    fn after_handshake(mut self) -> Self {
+        if let Self::Refused { in_handshake, .. } = &mut self {
+            *in_handshake = false;
+        }
+        self
+    }
+}
+
+fn doubt(refusal: &Refusal) -> &'static str {
+    if *refusal == Refusal::ByPeer(AlertDescription::CertificateRevoked) {
+        " (before it has proved who it is, so this is not believed)"
+    } else {
+        ""
     }
 }
 

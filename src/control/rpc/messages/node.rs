@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::NodeStatus;
+use super::{ChangedProfile, NodeStatus, ProfileChange};
 use crate::cluster::{Endpoint, Node};
 use crate::id::{HostName, NetworkName};
 
@@ -59,11 +59,9 @@ pub enum NodeChange {
     Promote,
     /// A worker.
     Demote,
+    /// What its profile says.
+    Update(ProfileChange),
 }
 
 /// The node after a change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangedNode {
-    /// The node.
-    pub node: Node,
-}
+pub type ChangedNode = ChangedProfile;

@@ -1,6 +1,7 @@
 //! Random histories: the state against a naive model of it, and against itself after a restart.
 
 use super::*;
+use crate::cluster::Availability;
 use proptest::prelude::*;
 use std::net::IpAddr;
 
@@ -8,10 +9,30 @@ use std::net::IpAddr;
 enum Step {
     Create(usize),
     Remove(usize),
-    Attach { node: u8, endpoint: u32, network: usize, ip: Option<u8> },
-    Detach { node: u8, endpoint: u32 },
-    Reconcile { node: u8, known: BTreeSet<u32> },
+    Attach {
+        node: u8,
+        endpoint: u32,
+        network: usize,
+        ip: Option<u8>,
+    },
+    Detach {
+        node: u8,
+        endpoint: u32,
+    },
+    Reconcile {
+        node: u8,
+        known: BTreeSet<u32>,
+    },
     RemoveNode(u8),
+    /// Gives the node the label that network 1 asks for, or takes it.
+    Label {
+        node: u8,
+        has: bool,
+    },
+    Availability {
+        node: u8,
+        availability: Availability,
+    },
     Rotate([u8; 16]),
 }
 
@@ -65,6 +86,8 @@ proptest! {
 #[derive(Debug, Default)]
 struct Naive {
     nodes: BTreeSet<u8>,
+    labelled: BTreeSet<u8>,
+    drained: BTreeSet<u8>,
     networks: BTreeSet<usize>,
     endpoints: BTreeMap<u32, Held>,
     epochs: BTreeMap<usize, (u64, BTreeSet<NodeId>)>,
@@ -125,6 +148,25 @@ impl Naive {
                 self.endpoints.retain(|_, held| held.node != node);
                 None
             }
+            Step::Label { node, .. } | Step::Availability { node, .. } if !self.nodes.contains(&node) => {
+                Some(ErrorKind::NotFound)
+            }
+            Step::Label { node, has: true } => {
+                self.labelled.insert(node);
+                None
+            }
+            Step::Label { node, has: false } => {
+                self.endpoints.retain(|_, held| (held.node, held.network) != (node, LABELLED));
+                (!self.labelled.remove(&node)).then_some(ErrorKind::NotFound)
+            }
+            Step::Availability { node, availability: Availability::Drain } => {
+                self.drained.insert(node);
+                None
+            }
+            Step::Availability { node, availability: Availability::Active } => {
+                self.drained.remove(&node);
+                None
+            }
             Step::Rotate(_) => None,
         }
     }
@@ -143,6 +185,12 @@ impl Naive {
         }
         if !self.networks.contains(&network) {
             return Some(ErrorKind::NotFound);
+        }
+        if network == LABELLED && !self.labelled.contains(&node) {
+            return Some(ErrorKind::Barred);
+        }
+        if self.drained.contains(&node) {
+            return Some(ErrorKind::Conflict);
         }
         let used: Vec<_> = self.endpoints.values().filter(|h| h.network == network).map(|h| h.ip).collect();
         let reserved = [address(network, 0), address(network, 7)];
@@ -203,7 +251,11 @@ impl Naive {
 fn perform(state: &ClusterState, step: &Step) -> Result<(), StateError> {
     match *step {
         Step::Create(n) => {
-            state.create_network(new_network(network(n).as_str(), &[&format!("10.1.{n}.0/29")])).map(drop)
+            let mut new = new_network(network(n).as_str(), &[&format!("10.1.{n}.0/29")]);
+            if n == LABELLED {
+                new.node_labels = label(true);
+            }
+            state.create_network(new).map(drop)
         }
         Step::Remove(n) => state.remove_network(&network(n)),
         Step::Attach { node, endpoint, network: n, ip } => {
@@ -217,6 +269,15 @@ fn perform(state: &ClusterState, step: &Step) -> Result<(), StateError> {
             state.reconcile_node(node_id(node), &known).map(drop)
         }
         Step::RemoveNode(node) => state.remove_node(node_id(node), 1000, Takes::Endpoints),
+        Step::Label { node: n, has } => {
+            let label_remove = label(!has).into_keys().collect();
+            let change = ProfileChange { label_add: label(has), label_remove, ..ProfileChange::default() };
+            state.change_profile(&node(n).name, &change).map(drop)
+        }
+        Step::Availability { node: n, availability } => {
+            let change = ProfileChange { availability: Some(availability), ..ProfileChange::default() };
+            state.change_profile(&node(n).name, &change).map(drop)
+        }
         Step::Rotate(secret) => state.rotate_token(Role::Worker, secret),
     }
 }
@@ -231,8 +292,17 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1u8..=3, prop::collection::btree_set(0u32..12, 0..12))
             .prop_map(|(node, known)| Step::Reconcile { node, known }),
         1 => (1u8..=3).prop_map(Step::RemoveNode),
+        4 => (1u8..=3, prop::bool::weighted(0.7)).prop_map(|(node, has)| Step::Label { node, has }),
+        2 => (1u8..=3, prop::bool::weighted(0.7)).prop_map(|(node, takes)| {
+            let availability = if takes { Availability::Active } else { Availability::Drain };
+            Step::Availability { node, availability }
+        }),
         1 => any::<[u8; 16]>().prop_map(Step::Rotate),
     ]
+}
+
+fn label(has: bool) -> BTreeMap<String, String> {
+    has.then(|| ("zone".to_owned(), "a".to_owned())).into_iter().collect()
 }
 
 fn network(n: usize) -> NetworkName {
@@ -242,3 +312,6 @@ fn network(n: usize) -> NetworkName {
 fn address(network: usize, last: u8) -> IpAddr {
     format!("10.1.{network}.{last}").parse().unwrap()
 }
+
+/// The network that only labelled nodes may be in.
+const LABELLED: usize = 1;

@@ -1,6 +1,7 @@
 //! Every refusal, by its words: what was wrong, where, and what to do.
 
 use super::*;
+use crate::cluster::Availability;
 use crate::id::NetworkId;
 
 #[test]
@@ -451,6 +452,65 @@ fn node_id_that_is_or_was_in_use() {
 }
 
 #[test]
+fn node_that_is_drained_or_not_labelled_for_a_network() {
+    let cluster = TestCluster::with_web();
+    cluster.attach(1, "web");
+    let mut only = new_network("only", &["10.2.0.0/24"]);
+    only.node_labels = labels(&[("disk", "ssd"), ("zone", "a")]);
+    cluster.state.create_network(only).unwrap();
+    let update = |change: ProfileChange| cluster.state.change_profile(&node(1).name, &change);
+    update(ProfileChange { label_add: labels(&[("disk", "hdd")]), ..ProfileChange::default() }).unwrap();
+    refused(
+        cluster.state.attach(node_id(1), &request(2, "only")),
+        ErrorKind::Barred,
+        "network only is only for nodes that are labelled disk=ssd and zone=a, and node host-1 is not: attach on \
+         another node, or run on a manager: overlayd node update host-1 --label-add disk=ssd --label-add zone=a",
+    );
+    let drain = || ProfileChange { availability: Some(Availability::Drain), ..ProfileChange::default() };
+    let drained = update(drain()).unwrap();
+    assert_eq!((drained.endpoints, drained.lost.len()), (1, 0));
+    refused(
+        cluster.state.attach(node_id(1), &request(2, "web")),
+        ErrorKind::Conflict,
+        "node host-1 is drained and takes no new endpoints: attach on another node, or run on a manager: overlayd \
+         node update host-1 --availability active",
+    );
+    cluster.state.attach(node_id(1), &request(1, "web")).expect("it has that one already");
+    let version = cluster.state.version();
+    update(drain()).expect("nothing new");
+    assert_eq!(cluster.state.version(), version);
+}
+
+#[test]
+fn label_that_is_not_there_or_twice_or_unusable() {
+    let cluster = TestCluster::with_web();
+    let refuses = |add: &[(&str, &str)], remove: &str, kind, message: &str| {
+        let before = cluster.settled();
+        let label_remove =
+            Some(remove).filter(|key| !key.is_empty()).map(str::to_owned).into_iter().collect();
+        let change = ProfileChange { label_add: labels(add), label_remove, availability: None };
+        refused(cluster.state.change_profile(&node(1).name, &change), kind, message);
+        assert_eq!(cluster.settled(), before);
+    };
+    refuses(&[], "zone", ErrorKind::NotFound, "node host-1 has no label \"zone\": it has none");
+    let zone = &[("zone", "a")];
+    let change = ProfileChange { label_add: labels(zone), ..ProfileChange::default() };
+    cluster.state.change_profile(&node(1).name, &change).unwrap();
+    refuses(&[], "zome", ErrorKind::NotFound, "node host-1 has no label \"zome\": it has zone");
+    let twice = "label \"zone\" is to be set and to be removed: ask for one of them";
+    refuses(zone, "zone", ErrorKind::Invalid, twice);
+    let control = "label \"zone\" is not usable: it contains a control character";
+    refuses(&[("zone", "a\n")], "", ErrorKind::Invalid, control);
+    let mut network = new_network("only", &[]);
+    network.node_labels = labels(&[("", "a")]);
+    cluster.refuses_network(
+        network,
+        ErrorKind::Invalid,
+        "label \"\" is not usable: a key has 1 to 128 bytes",
+    );
+}
+
+#[test]
 fn state_that_contradicts_itself() {
     let cluster = TestCluster::with_web();
     let mut twin = cluster.attach(1, "web").endpoint;
@@ -493,6 +553,10 @@ impl TestCluster {
         refused(self.state.attach(node_id(1), &request), kind, message);
         assert_eq!(self.settled(), before);
     }
+}
+
+fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+    labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 fn refused<T: fmt::Debug>(result: Result<T, StateError>, kind: ErrorKind, message: &str) {

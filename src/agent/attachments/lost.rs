@@ -1,0 +1,43 @@
+//! Endpoints that a manager took from this node, as their networks are not for it any more.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::Attachments;
+use crate::api::ApiError;
+use crate::control::rpc::ManagerError;
+use crate::control::store::local::Attachment;
+use crate::id::{EndpointId, NetworkName};
+
+/// Those that went since the agent started, until something is attached to their network again.
+#[derive(Debug, Default)]
+pub(super) struct Lost(Mutex<BTreeMap<(NetworkName, EndpointId), String>>);
+
+impl Lost {
+    pub(super) fn forget(&self, network: &NetworkName) {
+        let mut lost = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.retain(|(of, _), _| of != network);
+    }
+}
+
+impl Attachments {
+    /// What happened to the endpoints that were lost.
+    pub(crate) fn lost(&self) -> Vec<String> {
+        self.lost.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Takes away the interface of an endpoint that the manager has taken back. Its address may be another's
+    /// by now, and a container notices sooner that an interface is gone than that it carries nothing.
+    pub(super) async fn lose(&self, attachment: Attachment, why: &ManagerError) -> Result<(), ApiError> {
+        let (id, network) = (attachment.id, attachment.network.clone());
+        let netns = attachment.netns.path.clone();
+        self.remove(None, attachment).await?;
+        tracing::warn!(endpoint = %id, %network, netns = %netns.display(), reason = %why, "a manager took the endpoint back: its interface was removed");
+        let what = format!(
+            "endpoint {id} of network {network} was taken back, and its interface removed from {}: {why}",
+            netns.display()
+        );
+        self.lost.0.lock().unwrap_or_else(PoisonError::into_inner).insert((network, id), what);
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! What managers say of a node, and what follows from it for its endpoints.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{Change, Model};
+use super::{ClusterState, StateError, labels};
+use crate::cluster::{Availability, Endpoint, Node, NodeProfile};
+use crate::id::{HostName, NetworkId, NetworkName, NodeId};
+
+/// What shall be said of a node from now on; the rest stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProfileChange {
+    /// Whether it takes endpoints.
+    pub availability: Option<Availability>,
+    /// Labels to have, in the place of what they were.
+    pub label_add: BTreeMap<String, String>,
+    /// Labels to have no more.
+    pub label_remove: BTreeSet<String>,
+}
+
+/// A node after a change of what is said of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedProfile {
+    /// The node.
+    pub node: Node,
+    /// What is said of it now.
+    pub profile: NodeProfile,
+    /// The endpoints that it lost with a label.
+    pub lost: Vec<(NetworkName, Endpoint)>,
+    /// How many endpoints it has.
+    pub endpoints: usize,
+}
+
+impl ClusterState {
+    /// Changes what is said of the node of that name or id. Networks whose labels it has no more lose it as
+    /// a member, with its endpoints.
+    ///
+    /// # Errors
+    /// When there is no such node, a label is not usable, or one to be removed is not there or to be set.
+    pub fn change_profile(
+        &self,
+        name: &HostName,
+        change: &ProfileChange,
+    ) -> Result<ChangedProfile, StateError> {
+        self.change(|model| {
+            let node = model.find_node(name)?;
+            let before = model.profile(node.id);
+            let profile = changed(node, &before, change)?;
+            let closed = |id: &NetworkId| {
+                let state = model.networks.get(id);
+                state.is_some_and(|s| labels::admit(&s.network, node, Some(&profile)).is_err())
+            };
+            let all = model.named_endpoints_of(node.id);
+            let (lost, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, e)| closed(&e.network));
+            let networks: BTreeSet<NetworkId> = lost.iter().map(|(_, endpoint)| endpoint.network).collect();
+            let mut changes = self.drop_endpoints(model, node.id, |e| networks.contains(&e.network))?;
+            if profile != before {
+                changes.push(Change::PutProfile(node.id, profile.clone()));
+            }
+            Ok((ChangedProfile { node: node.clone(), profile, lost, endpoints: kept.len() }, changes))
+        })
+    }
+
+    /// What managers say of a node.
+    pub fn profile(&self, id: NodeId) -> NodeProfile {
+        self.model().profile(id)
+    }
+}
+
+impl Model {
+    pub(super) fn profile(&self, id: NodeId) -> NodeProfile {
+        self.profiles.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Refuses a node as the place of a new endpoint in a network.
+    pub(super) fn admit(&self, node: NodeId, network: NetworkId) -> Result<(), StateError> {
+        let (node, profile) = (self.member(node)?, self.profiles.get(&node));
+        if let Some(state) = self.networks.get(&network) {
+            labels::admit(&state.network, node, profile)?;
+        }
+        match profile.map(|profile| profile.availability).unwrap_or_default() {
+            Availability::Active => Ok(()),
+            Availability::Drain => Err(StateError::Drained { node: node.name.clone() }),
+        }
+    }
+}
+
+fn changed(node: &Node, before: &NodeProfile, change: &ProfileChange) -> Result<NodeProfile, StateError> {
+    let mut profile = before.clone();
+    for key in &change.label_remove {
+        if change.label_add.contains_key(key) {
+            return Err(StateError::LabelTwice { key: key.clone() });
+        }
+        if profile.labels.remove(key).is_none() {
+            let has = before.labels.keys().cloned().collect();
+            return Err(StateError::NoLabel { node: node.name.clone(), key: key.clone(), has });
+        }
+    }
+    profile.labels.extend(change.label_add.clone());
+    labels::check(&profile.labels)?;
+    profile.availability = change.availability.unwrap_or(before.availability);
+    Ok(profile)
+}
