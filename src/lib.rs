@@ -25,5 +25,6 @@ pub mod membership;
 pub mod negotiate;
 pub mod rate;
 pub mod sa;
+pub mod unlock_key;
 pub mod wire;
 pub mod worker;

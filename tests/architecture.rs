@@ -13,6 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("boot_time", &[]),
     ("drop_reason", &[]),
     ("rate", &[]),
+    ("unlock_key", &[]),
     ("cluster", &["id", "membership"]),
     ("membership", &["id", "cluster"]),
     ("wire", &["id", "boot_time", "drop_reason"]),
@@ -27,9 +28,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("events", &["id", "boot_time", "cluster", "sa", "io"]),
     // The suite is a word of the key exchange, of the configuration and of `overlayd peers`.
     ("config", &["id", "sa"]),
-    ("control", &["id", "boot_time", "rate", "cluster", "membership", "sa", "negotiate", "io", "events"]),
-    ("api", &["id", "drop_reason", "rate", "cluster", "sa", "events"]),
-    ("cli", &["id", "drop_reason", "rate", "cluster", "sa", "events", "config", "api"]),
+    (
+        "control",
+        &[
+            "id",
+            "boot_time",
+            "rate",
+            "unlock_key",
+            "cluster",
+            "membership",
+            "sa",
+            "negotiate",
+            "io",
+            "events",
+        ],
+    ),
+    ("api", &["id", "drop_reason", "rate", "unlock_key", "cluster", "sa", "events"]),
+    ("cli", &["id", "drop_reason", "rate", "unlock_key", "cluster", "sa", "events", "config", "api"]),
     (
         // It builds everything, with the overheads of `wire` in its MTUs and the counters of `datapath`
         // in its answers.
@@ -39,6 +54,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "boot_time",
             "drop_reason",
             "rate",
+            "unlock_key",
             "cluster",
             "membership",
             "wire",
@@ -65,6 +81,7 @@ const PURE: &[&str] = &[
     "boot_time",
     "drop_reason",
     "rate",
+    "unlock_key",
     "cluster",
     "membership",
     "wire",

@@ -12,7 +12,7 @@ fn help_names_every_command_and_flag() {
     let text = stdout(&help);
     for command in [
         "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "node", "peers", "rekey", "stats", "events", "demo", "bench", "ca",
+        "status", "unlock", "node", "peers", "rekey", "stats", "events", "demo", "bench", "ca",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -29,8 +29,23 @@ fn help_names_every_command_and_flag() {
                 "--cert-expiry",
                 "--ca-cert",
                 "--ca-key",
+                "--autolock",
             ],
         ),
+        (&["backup"], &["--passphrase-file", "--force", "<FILE>"]),
+        (
+            &["restore"],
+            &[
+                "--passphrase-file",
+                "--advertise-addr",
+                "--listen-addr",
+                "--data-addr",
+                "--autolock",
+                "<FILE>",
+            ],
+        ),
+        (&["unlock"], &["--key-file"]),
+        (&["unlock-key"], &["--rotate", "-q", "--quiet"]),
         (&["token"], &["--quiet", "-q", "--rotate", "--ttl", "--once", "ls", "rm"]),
         (&["join"], &["--token", "--advertise-addr", "--data-addr", "HOST:PORT"]),
         (&["create"], &["--encrypted", "--subnet", "--gateway", "--ip-range", "--mtu", "--label", "<NET>"]),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, RwLock, mpsc};
 
 use super::attachments::blocking;
+use super::autolock::refuse_locked;
 use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
@@ -23,10 +24,12 @@ use crate::api::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use crate::api::types::{BackupRequest, BackupResponse, RestoreRequest, RestoreResponse};
 use crate::api::types::{
     IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
     RemoveTokenResponse,
 };
+use crate::api::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
 use crate::cluster::Role;
@@ -45,16 +48,16 @@ pub(super) struct Daemon {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: AgentConfig,
-    store: Store,
+pub(super) struct Inner {
+    pub(super) config: AgentConfig,
+    pub(super) store: Store,
     events: Events,
     started: BootTime,
-    lanes: LaneCount,
+    pub(super) lanes: LaneCount,
     hello: Hello,
     member: RwLock<Option<Arc<Member>>>,
     /// Joining and leaving, one at a time.
-    forming: Mutex<()>,
+    pub(super) forming: Mutex<()>,
     failed: mpsc::Sender<anyhow::Error>,
 }
 
@@ -110,7 +113,8 @@ impl Daemon {
 }
 
 impl Inner {
-    async fn member(&self) -> Result<Arc<Member>, ApiError> {
+    pub(super) async fn member(&self) -> Result<Arc<Member>, ApiError> {
+        refuse_locked(&self.store)?;
         self.member.read().await.clone().ok_or_else(|| {
             ApiError::conflict(
                 "this node is in no cluster: make one with `overlayd init --advertise-addr IP`, or join one \
@@ -119,7 +123,7 @@ impl Inner {
         })
     }
 
-    async fn begin(&self, formed: Formed) -> anyhow::Result<Arc<Member>> {
+    pub(super) async fn begin(&self, formed: Formed) -> anyhow::Result<Arc<Member>> {
         let Formed { identity, settings, sockets } = formed;
         let failed = self.failed.clone();
         let member = Member::start(
@@ -136,7 +140,8 @@ impl Inner {
         Ok(member)
     }
 
-    async fn refuse_member(&self) -> Result<(), ApiError> {
+    pub(super) async fn refuse_member(&self) -> Result<(), ApiError> {
+        refuse_locked(&self.store)?;
         match &*self.member.read().await {
             Some(member) => Err(ApiError::conflict(format!(
                 "this node is in cluster {} already: `overlayd leave` takes it out",
@@ -206,6 +211,7 @@ impl Backend for Daemon {
                 node: member.node.id,
                 worker_token: manager.token(Role::Worker).reveal().to_string(),
                 manager: member.node.advertise,
+                unlock_key: inner.store.unlock_key(),
             })
         })
         .await
@@ -236,6 +242,22 @@ impl Backend for Daemon {
 
     async fn leave(&self, request: LeaveRequest) -> Result<LeaveResponse, ApiError> {
         self.change(async move |inner| inner.leave(request).await).await
+    }
+
+    async fn backup(&self, request: BackupRequest) -> Result<BackupResponse, ApiError> {
+        self.change(async move |inner| inner.backup(request).await).await
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> Result<RestoreResponse, ApiError> {
+        self.change(async move |inner| inner.restore(request).await).await
+    }
+
+    async fn unlock(&self, request: UnlockRequest) -> Result<UnlockResponse, ApiError> {
+        self.change(async move |inner| inner.unlock(request).await).await
+    }
+
+    async fn unlock_key(&self, request: UnlockKeyRequest) -> Result<UnlockKeyResponse, ApiError> {
+        self.change(async move |inner| inner.unlock_key(request).await).await
     }
 
     async fn token(&self, request: TokenRequest) -> Result<TokenResponse, ApiError> {
@@ -337,6 +359,7 @@ impl Backend for Daemon {
             state_dir: inner.config.state_dir.clone(),
             esp_key_log: inner.config.esp_key_log.clone(),
             warnings,
+            locked: inner.store.is_locked(),
             cluster,
         })
     }

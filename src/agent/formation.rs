@@ -2,6 +2,8 @@
 //! any moment leaves either no member or a whole one. The identity is written last: without it,
 //! whatever else is there was never acknowledged.
 
+mod restore;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -27,6 +29,8 @@ use crate::id::{ClusterId, LaneCount};
 use crate::io::clock::wall_clock;
 use crate::membership::token::JoinToken;
 
+pub(super) use self::restore::restore;
+
 /// What a node needs to run as a member.
 pub(super) struct Formed {
     pub(super) identity: NodeIdentity,
@@ -40,6 +44,10 @@ pub(super) async fn resume(
     lanes: LaneCount,
     offload: OffloadConfig,
 ) -> anyhow::Result<Option<Formed>> {
+    if store.is_locked() {
+        tracing::warn!("this manager is locked: nothing goes on before `overlayd unlock`");
+        return Ok(None);
+    }
     let opened = store.clone();
     let found = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let member = opened.identity::<NodeIdentity>()?.zip(opened.settings()?);
@@ -115,6 +123,9 @@ pub(super) async fn init(
     blocking(move || {
         // What an earlier cluster may have left when it could not be forgotten.
         store.leave_cluster()?;
+        if let Some(key) = &request.autolock {
+            store.set_unlock_key(Some(key))?;
+        }
         let made = ClusterState::create(store.clone(), new, payload_signer(&credentials))
             .and_then(|state| state.add_node(node))
             .and_then(|()| Ok(store.put_enrolment(&written, &as_written)?));

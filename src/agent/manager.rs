@@ -5,6 +5,7 @@
 
 mod joins;
 mod nodes;
+mod notices;
 mod returning;
 mod sessions;
 mod token_clock;

@@ -19,6 +19,7 @@ use super::audit;
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
+use super::notices;
 use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::rekey::Wished;
@@ -188,7 +189,8 @@ impl Member {
         let manager = start_manager(store, &credentials, events).await?;
         let doors = open_doors(&mut tasks, manager.as_ref(), events, &failed);
         let (channels, connected) = mpsc::channel(64);
-        let doors = Doors { key_channels: channels, manager: doors, events: events.clone() };
+        let (notify, notices) = mpsc::channel(8);
+        let doors = Doors { key_channels: channels, notices: notify, manager: doors, events: events.clone() };
         tasks.spawn("the TLS port", listen(tls, Arc::clone(&credentials), doors));
         let (rekeys, wished) = mpsc::channel(64);
         let asked = (connected, wished);
@@ -208,6 +210,12 @@ impl Member {
         tasks.spawn("what managers are told", merge((underlay.clone(), told), changes));
         let session_kept = session::keep(client.clone(), request, changed, views, status);
         tasks.spawn("the session", session_kept);
+        let heeded = notices::heed(notices, client.clone(), session.clone());
+        tasks.spawn("the managers' notices", heeded);
+        if let Some(manager) = &manager {
+            let told = Arc::clone(manager).tell_whereabouts(node.advertise);
+            tasks.spawn("the manager's notices", told);
+        }
         let underlay_followed = underlay::follow(node.data, Arc::clone(&dataplane), mtu, failed.clone());
         tasks.spawn("the underlay's MTU", underlay_followed);
         tasks.spawn("the interfaces' MTU", Arc::clone(&attachments).keep_mtus());

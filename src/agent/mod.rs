@@ -6,7 +6,9 @@
 mod attachments;
 mod audit;
 mod authority;
+mod autolock;
 mod backend;
+mod backup;
 mod ca;
 mod container;
 mod dataplane;
@@ -17,6 +19,7 @@ mod log_limit;
 mod manager;
 mod member;
 mod nodes;
+mod notices;
 mod offloads;
 mod peer;
 mod peers;

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use super::error::ApiError;
+use super::error::{ApiError, ErrorKind};
 use super::types::{Call, EventsRequest};
 use crate::events::Told;
 
@@ -137,7 +137,8 @@ impl Client {
         }
     }
 
-    fn garbled(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+    /// That the answer is not what this protocol has there.
+    pub(crate) fn garbled(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
         ClientError::Garbled { socket: self.socket.clone(), cause: cause.into() }
     }
 }
@@ -231,6 +232,17 @@ pub enum ClientError {
         /// The parser's word.
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl ClientError {
+    /// Whether the agent may have done what it was asked for: it has not said that nothing was changed.
+    pub fn may_have_been_done(&self) -> bool {
+        match self {
+            Self::Refused(error) => error.kind == ErrorKind::Internal,
+            Self::NoAgent { .. } | Self::NotPermitted { .. } | Self::Unreachable { .. } => false,
+            Self::Silent { .. } | Self::Garbled { .. } => true,
+        }
+    }
 }
 
 /// An attach may wait for a manager that is just being restarted.

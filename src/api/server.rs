@@ -30,10 +30,12 @@ use super::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use super::types::{BackupRequest, BackupResponse, RestoreRequest, RestoreResponse};
 use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
 };
+use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use crate::events::{Event, Events, Reason};
 
 macro_rules! backend {
@@ -76,6 +78,14 @@ backend! {
     join: JoinRequest -> JoinResponse;
     /// Takes this node out of its cluster.
     leave: LeaveRequest -> LeaveResponse;
+    /// Backs this manager up.
+    backup: BackupRequest -> BackupResponse;
+    /// Makes this node the manager that was backed up.
+    restore: RestoreRequest -> RestoreResponse;
+    /// Lets a locked manager go on.
+    unlock: UnlockRequest -> UnlockResponse;
+    /// Shows, and if asked changes, a manager's unlock key.
+    unlock_key: UnlockKeyRequest -> UnlockKeyResponse;
     /// Shows, and if asked renews, a join token.
     token: TokenRequest -> TokenResponse;
     /// Makes a join token that expires or works once.
@@ -144,7 +154,6 @@ pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
             ))
         })
         .method_not_allowed_fallback(async || ApiError::invalid("calls are POST, /metrics is GET"))
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(middleware::from_fn_with_state(Arc::clone(&backend), admit::<B>))
         .with_state(backend)
 }
@@ -186,16 +195,22 @@ struct Body<T>(T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(refuse_body)?;
+    async fn from_request(mut request: Request, state: &S) -> Result<Self, ApiError> {
+        let most = most_bytes(request.uri().path());
+        DefaultBodyLimit::max(most).apply(&mut request);
+        let bytes = Bytes::from_request(request, state).await.map_err(|e| refuse_body(&e, most))?;
         let Json(request) = Json::from_bytes(&bytes).map_err(|e| ApiError::invalid(refuse_json(&e)))?;
         Ok(Self(request))
     }
 }
 
-fn refuse_body(rejection: BytesRejection) -> ApiError {
+fn most_bytes(path: &str) -> usize {
+    if path == RestoreRequest::PATH { MAX_RESTORE_BYTES } else { MAX_REQUEST_BYTES }
+}
+
+fn refuse_body(rejection: &BytesRejection, most: usize) -> ApiError {
     let message = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        format!("the request is larger than {MAX_REQUEST_BYTES} bytes")
+        format!("the request is larger than {most} bytes")
     } else {
         rejection.body_text()
     };
@@ -242,4 +257,6 @@ impl axum::extract::connect_info::Connected<IncomingStream<'_, Callers>> for Cal
 
 /// The largest request is a network with many labels; an honest one has a few hundred bytes.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// A backup: far above one of 100,000 endpoints.
+const MAX_RESTORE_BYTES: usize = 256 * 1024 * 1024;
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);

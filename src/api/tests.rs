@@ -22,10 +22,12 @@ use super::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
+use super::types::{BackupRequest, BackupResponse, Passphrase, RestoreRequest, RestoreResponse};
 use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
 };
+use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
 use crate::events::{Event, Events, Reason, Timestamp, Told};
@@ -76,6 +78,23 @@ async fn an_oversized_body_is_refused() {
     let agent = Agent::start();
     let answer = agent.raw(&post("/v1/token", &"x".repeat(65 * 1024))).await;
     assert!(answer.contains("larger than 65536 bytes"), "{answer}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn backup_of_a_large_cluster_is_no_oversized_body() {
+    let agent = Agent::start();
+    let request = RestoreRequest {
+        sealed: "x".repeat(8 << 20),
+        passphrase: Passphrase::new("secret".to_owned().into()),
+        advertise: None,
+        listen: None,
+        data_ip: None,
+        autolock: None,
+    };
+    assert!(!format!("{request:?}").contains("secret"));
+    let refusal = agent.client().call(&request).await.expect_err("a refusal").to_string();
+    assert!(refusal.contains("8388608 bytes"), "{refusal}");
     agent.stop().await;
 }
 
@@ -314,6 +333,22 @@ impl Backend for Canned {
     }
 
     async fn remove_token(&self, _: RemoveTokenRequest) -> Result<RemoveTokenResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn backup(&self, _: BackupRequest) -> Result<BackupResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> Result<RestoreResponse, ApiError> {
+        Err(ApiError::invalid(format!("{} bytes", request.sealed.len())))
+    }
+
+    async fn unlock(&self, _: UnlockRequest) -> Result<UnlockResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn unlock_key(&self, _: UnlockKeyRequest) -> Result<UnlockKeyResponse, ApiError> {
         Err(unused())
     }
 

@@ -4,6 +4,8 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod autolock;
+mod backup;
 mod ca;
 mod events;
 mod joins;
@@ -27,6 +29,10 @@ use crate::id::{
 };
 use crate::rate::RateLimits;
 use crate::sa::Suite;
+use crate::unlock_key::UnlockKey;
+
+pub use self::autolock::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+pub use self::backup::{BackupRequest, BackupResponse, Passphrase, RestoreRequest, RestoreResponse};
 
 pub use self::events::EventsRequest;
 pub use self::joins::JoinTotals;
@@ -79,6 +85,10 @@ calls! {
     InitRequest -> InitResponse at "init";
     JoinRequest -> JoinResponse at "join", about |call| call.manager;
     LeaveRequest -> LeaveResponse at "leave";
+    BackupRequest -> BackupResponse at "backup";
+    RestoreRequest -> RestoreResponse at "restore";
+    UnlockRequest -> UnlockResponse at "unlock";
+    UnlockKeyRequest -> UnlockKeyResponse at "unlock-key";
     TokenRequest -> TokenResponse at "token", about |call| call.role;
     IssueTokenRequest -> IssueTokenResponse at "token/issue", about |call| call.role;
     ListTokensRequest -> ListTokensResponse at "token/list", looks true;
@@ -122,6 +132,10 @@ pub struct InitRequest {
     /// The cluster's certificate authority; a new one is made when absent.
     #[serde(default)]
     pub authority: Option<BroughtAuthority>,
+    /// The key that this manager is to be unlocked with after each start of its agent; it is not
+    /// locked when absent. The caller draws it: one that got no answer still has it.
+    #[serde(default)]
+    pub autolock: Option<UnlockKey>,
 }
 
 /// The new cluster, and what a worker needs to join it.
@@ -135,6 +149,9 @@ pub struct InitResponse {
     pub worker_token: String,
     /// Where to join.
     pub manager: SocketAddr,
+    /// What this manager is to be unlocked with, if it is locked at each start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlock_key: Option<UnlockKey>,
 }
 
 /// Makes this node a member of an existing cluster.
@@ -403,7 +420,10 @@ pub struct StatusResponse {
     pub esp_key_log: Option<PathBuf>,
     /// What the operator should know or mend, one sentence each.
     pub warnings: Vec<String>,
-    /// The cluster that it is a member of.
+    /// Whether it waits for its unlock key (`overlayd unlock`).
+    #[serde(default)]
+    pub locked: bool,
+    /// The cluster that it is a member of; of one that is locked, it cannot be told.
     pub cluster: Option<ClusterStatus>,
 }
 

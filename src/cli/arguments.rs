@@ -1,5 +1,7 @@
 //! The commands and their flags, and the requests that they make.
 
+mod autolock;
+mod backup;
 mod ca;
 mod events;
 mod labels;
@@ -25,6 +27,9 @@ use crate::config::AgentConfig;
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::rate::{Rate, RateLimits};
 
+use self::autolock::{UnlockArguments, UnlockKeyArguments};
+pub(super) use self::backup::BackupArguments;
+use self::backup::RestoreArguments;
 pub use self::events::EventsArguments;
 use self::node::LeaveArguments;
 pub(super) use self::node::NodeCommand;
@@ -77,6 +82,14 @@ pub enum ClientCommand {
     Join(JoinArguments),
     /// Take this node out of its cluster
     Leave(LeaveArguments),
+    /// Back this manager up into a file, sealed with a passphrase
+    Backup(BackupArguments),
+    /// Make this node the manager that was backed up
+    Restore(RestoreArguments),
+    /// Let a manager go on that is locked since its agent was started
+    Unlock(UnlockArguments),
+    /// Print the key that this manager is unlocked with
+    UnlockKey(UnlockKeyArguments),
     /// Create a network
     Create(CreateArguments),
     /// List the networks
@@ -185,16 +198,16 @@ pub struct InitArguments {
     cert_expiry: Duration,
     #[command(flatten)]
     ca: BroughtCa,
+    /// Lock this manager whenever its agent is started, until 'overlayd unlock' has its unlock key
+    #[arg(long)]
+    autolock: bool,
 }
 
 impl InitArguments {
     pub(super) fn request(self) -> Result<InitRequest, CliError> {
         let listen = match self.listen_addr {
             None => None,
-            Some(text) => Some(
-                address(&text, self.advertise_addr.port())
-                    .map_err(|e| CliError::Usage(format!("--listen-addr: {e}")))?,
-            ),
+            Some(text) => Some(listen_address(&text, self.advertise_addr)?),
         };
         Ok(InitRequest {
             advertise: self.advertise_addr,
@@ -204,6 +217,7 @@ impl InitArguments {
             default_addr_pools: self.default_addr_pool,
             cert_expiry_seconds: self.cert_expiry.as_secs(),
             authority: self.ca.read()?,
+            autolock: self.autolock.then(autolock::new_key),
         })
     }
 }
@@ -369,6 +383,10 @@ fn address(text: &str, default_port: u16) -> Result<SocketAddr, String> {
         (None, Ok(_)) => Err("port 0 is no port".into()),
         (None, Err(_)) => Err("write it as IP or IP:PORT, an IPv6 address with a port as [IP]:PORT".into()),
     }
+}
+
+fn listen_address(text: &str, advertised: SocketAddr) -> Result<SocketAddr, CliError> {
+    address(text, advertised.port()).map_err(|e| CliError::Usage(format!("--listen-addr: {e}")))
 }
 
 fn reachable_address(text: &str) -> Result<SocketAddr, String> {

@@ -5,10 +5,12 @@
 //! tests compare whole screens.
 
 mod arguments;
+mod backup;
 mod logging;
 mod netns;
 mod report;
 mod rotation;
+mod secret;
 mod tables;
 
 use std::io::Write;
@@ -20,6 +22,7 @@ pub use arguments::{AgentArguments, Cli, ClientCommand, Command, EventsArguments
 pub use logging::start_log;
 pub use netns::NetnsError;
 
+use crate::api::types::{BackupRequest, BackupResponse};
 use crate::api::types::{
     CaRequest, CaStatusRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest,
     ListNetworksRequest, ListNodesRequest, NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest,
@@ -28,7 +31,8 @@ use crate::api::types::{
 use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
-use arguments::{CaCommand, NodeCommand, TokenArguments, TokenWish};
+use crate::unlock_key::{NotAnUnlockKey, UnlockKey};
+use arguments::{BackupArguments, CaCommand, NodeCommand, TokenArguments, TokenWish};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +67,49 @@ pub enum CliError {
         /// Of so many.
         of: usize,
     },
+    /// A secret cannot be read.
+    #[error("cannot read the {what} from {from}")]
+    Secret {
+        /// What it is.
+        what: String,
+        /// Where it should be.
+        from: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Two texts where there should have been one.
+    #[error("the passphrase was not the same the second time: nothing was done")]
+    TypedDifferently,
+    /// A file is in the way.
+    #[error("{} exists: give another name, or --force to replace it", file.display())]
+    FileExists {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The system refuses to read or write a backup.
+    #[error("cannot {doing} the backup {}", file.display())]
+    BackupFile {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// What was given for an unlock key.
+    #[error(transparent)]
+    UnlockKey(#[from] NotAnUnlockKey),
+    /// A key was sent, and whether it counts is not known.
+    #[error(
+        "{failure}\n\nShould the agent have taken the new unlock key all the same, it is:\n\n    {}",
+        key.reveal().as_str()
+    )]
+    UnlockKeyAtLarge {
+        /// The key.
+        key: UnlockKey,
+        /// Why nothing more is known.
+        failure: ClientError,
+    },
     /// The system refuses something that every command needs.
     #[error("cannot {doing}")]
     System {
@@ -83,6 +130,12 @@ impl CliError {
             | Self::Netns(_)
             | Self::Config(_)
             | Self::File { .. }
+            | Self::Secret { .. }
+            | Self::TypedDifferently
+            | Self::FileExists { .. }
+            | Self::BackupFile { .. }
+            | Self::UnlockKey(_)
+            | Self::UnlockKeyAtLarge { .. }
             | Self::System { .. } => None,
         }
     }
@@ -96,6 +149,12 @@ impl CliError {
             | Self::Config(_)
             | Self::NotRenewed { .. }
             | Self::File { .. }
+            | Self::Secret { .. }
+            | Self::TypedDifferently
+            | Self::FileExists { .. }
+            | Self::BackupFile { .. }
+            | Self::UnlockKey(_)
+            | Self::UnlockKeyAtLarge { .. }
             | Self::System { .. } => 1,
         }
     }
@@ -155,10 +214,24 @@ struct Agent {
 impl Agent {
     async fn execute(&self, command: ClientCommand) -> Result<String, CliError> {
         match command {
-            ClientCommand::Init(arguments) => self.call(&arguments.request()?, report::init).await,
+            ClientCommand::Init(arguments) => {
+                let request = arguments.request()?;
+                at_large(request.autolock.as_ref(), self.call(&request, report::init).await)
+            }
             ClientCommand::Token(arguments) => self.token(&arguments).await,
             ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
             ClientCommand::Leave(arguments) => self.call(&arguments.request(), report::leave).await,
+            ClientCommand::Backup(arguments) => self.back_up(&arguments).await,
+            ClientCommand::Restore(arguments) => {
+                let request = arguments.request(&backup::read(&arguments.file)?)?;
+                at_large(request.autolock.as_ref(), self.call(&request, report::restore).await)
+            }
+            ClientCommand::Unlock(arguments) => self.call(&arguments.request()?, report::unlock).await,
+            ClientCommand::UnlockKey(arguments) => {
+                let request = arguments.request();
+                let render = if arguments.quiet { report::unlock_key_alone } else { report::unlock_key };
+                at_large(request.rotate.as_ref(), self.call(&request, render).await)
+            }
             ClientCommand::Create(arguments) => self.call(&arguments.request()?, report::create).await,
             ClientCommand::Ls => self.call(&ListNetworksRequest {}, tables::networks).await,
             ClientCommand::Inspect { network } => {
@@ -236,6 +309,17 @@ impl Agent {
         }
     }
 
+    async fn back_up(&self, arguments: &BackupArguments) -> Result<String, CliError> {
+        let BackupArguments { file, force, .. } = arguments;
+        backup::refuse_existing(file, *force)?;
+        let request = BackupRequest { passphrase: arguments.passphrase()? };
+        let BackupResponse { cluster, node, sealed } = self.client.call(&request).await?;
+        let sealed = data_encoding::BASE64.decode(sealed.as_bytes()).map_err(|e| self.client.garbled(e))?;
+        backup::write(file, &sealed, *force)?;
+        let made = report::BackedUp { cluster, node, file: file.clone(), bytes: sealed.len() };
+        Ok(if self.json { as_json(&made) } else { report::backup(&made) })
+    }
+
     async fn call<C: Call>(
         &self,
         request: &C,
@@ -243,6 +327,16 @@ impl Agent {
     ) -> Result<String, CliError> {
         let response = self.client.call(request).await?;
         Ok(if self.json { as_json(&response) } else { render(&response) })
+    }
+}
+
+/// Shows a new unlock key that the agent may have taken although it did not say so.
+fn at_large(key: Option<&UnlockKey>, outcome: Result<String, CliError>) -> Result<String, CliError> {
+    match (key, outcome) {
+        (Some(key), Err(CliError::Agent(failure))) if failure.may_have_been_done() => {
+            Err(CliError::UnlockKeyAtLarge { key: key.clone(), failure })
+        }
+        (_, outcome) => outcome,
     }
 }
 

@@ -1,5 +1,7 @@
 //! What commands about one thing print: pure text from a response.
 
+mod autolock;
+mod backup;
 pub(super) mod ca;
 mod node;
 
@@ -17,16 +19,22 @@ use crate::api::types::{
 };
 use crate::cluster::{Network, Role};
 
+pub(super) use self::autolock::{unlock, unlock_key, unlock_key_alone};
+pub(super) use self::backup::{BackedUp, backup, restore};
 pub(super) use self::node::{change_node, inspect_node, leave, remove_node};
 
 pub(super) fn init(made: &InitResponse) -> String {
-    format!(
+    let mut text = format!(
         "Cluster {} is made; this node, {}, is its manager.\n\n\
          To add a worker, run on it:\n\n    {}\n",
         made.cluster,
         made.node,
         join_command(&made.worker_token, made.manager)
-    )
+    );
+    if let Some(key) = &made.unlock_key {
+        write!(text, "\n{}", autolock::advice(key)).expect("a String takes all");
+    }
+    text
 }
 
 pub(super) fn token(token: &TokenResponse) -> String {
@@ -109,6 +117,12 @@ pub(super) fn status(status: &StatusResponse) -> String {
     lines.add("State", status.state_dir.display());
     match &status.cluster {
         Some(cluster) => cluster_status(&mut lines, cluster),
+        None if status.locked => {
+            lines.add(
+                "Cluster",
+                "LOCKED since the agent was started; run 'overlayd unlock' with the unlock key",
+            );
+        }
         None => lines.add("Cluster", "none; run 'overlayd init' for a new one, or 'overlayd join'"),
     }
     if let Some(file) = &status.esp_key_log {
@@ -211,6 +225,7 @@ mod tests {
             node: NodeId::from_entropy([0; 16]),
             worker_token: "OVTKN-1-abc-def".into(),
             manager: "[2001:db8::1]:2377".parse().expect("an address"),
+            unlock_key: None,
         });
         assert!(text.contains("\n    overlayd join --token OVTKN-1-abc-def [2001:db8::1]:2377\n"), "{text}");
     }
@@ -292,6 +307,7 @@ mod tests {
             state_dir: "/var/lib/overlayd".into(),
             esp_key_log: Some("/tmp/keys".into()),
             warnings: vec!["the clock is wrong".into()],
+            locked: false,
             cluster: None,
         });
         assert_eq!(
@@ -314,6 +330,7 @@ mod tests {
             state_dir: "/var/lib/overlayd".into(),
             esp_key_log: None,
             warnings: vec![],
+            locked: false,
             cluster: Some(ClusterStatus {
                 id: ClusterId::from_entropy([0; 16]),
                 node: samples::node("a", Role::Worker),

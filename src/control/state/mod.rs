@@ -15,6 +15,7 @@ mod labels;
 mod model;
 mod networks;
 mod nodes;
+mod overtake;
 mod pool;
 mod profiles;
 mod rotation;
@@ -42,6 +43,7 @@ pub use self::error::{ErrorKind, StateError};
 pub use self::issued_tokens::{NewToken, TokenRefusal};
 pub use self::networks::{NetworkSummary, NewNetwork};
 pub use self::nodes::{NodeStatus, Takes};
+pub use self::overtake::Whereabouts;
 pub use self::pool::AddressPool;
 pub use self::profiles::{ChangedProfile, ProfileChange};
 pub use self::rotation::{Advance, NewRotation, RootStanding, Rotation};
@@ -258,8 +260,15 @@ impl ClusterState {
 
     /// The change to the next membership of a network, signed.
     fn membership(&self, state: &NetworkState, nodes: BTreeSet<NodeId>) -> Result<Change, StateError> {
-        let membership = state.next_membership(nodes);
-        let signed = SignedMembership::sign(&membership, &self.inner.sign)
+        self.membership_of(state, &state.next_membership(nodes))
+    }
+
+    fn membership_of(
+        &self,
+        state: &NetworkState,
+        membership: &crate::cluster::Membership,
+    ) -> Result<Change, StateError> {
+        let signed = SignedMembership::sign(membership, &self.inner.sign)
             .map_err(|source| StateError::Signing { network: state.network.name.clone(), source })?;
         let row = MembershipRow { epoch: membership.epoch, signed };
         Ok(Change::PutMembership(membership.network, row))

@@ -119,9 +119,17 @@ impl ClusterState {
         model: &Model,
         removed: &BTreeMap<NodeId, u64>,
     ) -> Result<Change, StateError> {
+        let epoch = model.removals.as_ref().map_or(0, |row| row.epoch.get()) + 1;
+        self.removals_of(Epoch::new(epoch), removed)
+    }
+
+    pub(super) fn removals_of(
+        &self,
+        epoch: Epoch,
+        removed: &BTreeMap<NodeId, u64>,
+    ) -> Result<Change, StateError> {
         let mut latest: Vec<_> = removed.iter().map(|(id, expiry)| (*expiry, *id)).collect();
         latest.sort_unstable();
-        let epoch = Epoch::new(model.removals.as_ref().map_or(0, |row| row.epoch.get()) + 1);
         let nodes = latest.into_iter().rev().take(MOST_PASSED_ON).map(|(_, id)| id).collect();
         let signed = SignedRemovals::sign(&Removals { epoch, nodes }, &self.inner.sign)
             .map_err(|source| StateError::SigningRemovals { source })?;

@@ -2,6 +2,7 @@
 
 mod histories;
 mod refusals;
+mod restored;
 mod rotation;
 mod tokens;
 

@@ -87,6 +87,21 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// The key in the key file is sealed under an unlock key that has not been given.
+    #[error(
+        "state file {} is locked: run `overlayd unlock` and give it the unlock key of this manager",
+        file.display()
+    )]
+    Locked {
+        /// The state file.
+        file: PathBuf,
+    },
+    /// Another unlock key than the one under which the key in the key file is sealed.
+    #[error("this is not the unlock key of state file {}: nothing was changed", file.display())]
+    WrongUnlockKey {
+        /// The state file.
+        file: PathBuf,
+    },
     /// A row was altered, or is in another's place.
     #[error(
         "state file {}: row {row} of table {table:?} was altered or put in another's place, it does not open: restore the file from a backup",
@@ -96,7 +111,7 @@ pub enum StoreError {
         /// The state file.
         file: PathBuf,
         /// The table.
-        table: &'static str,
+        table: String,
         /// The row, as it is called in the file.
         row: String,
     },

@@ -10,12 +10,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
-use zeroize::Zeroizing;
+use redb::{Database, DatabaseError, TableDefinition};
 
-use super::key_file::{KEY_FILE, Kept, KeyFile};
+use super::contents::{self, RowInClear};
+use super::key_file::{KEY_FILE, Kept, KeyFile, NoKey};
 use super::seal::{DataKey, KeyId, Seal};
 use super::{StoreError, Writing};
+use crate::unlock_key::UnlockKey;
 
 /// The name of the state file in the state directory.
 pub const STATE_FILE: &str = "overlayd.redb";
@@ -63,31 +64,31 @@ pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
 
 /// Makes an empty state file under a key of its own; it is there whole or not at all.
 pub(super) fn create(dir: &Path) -> Result<(), StoreError> {
-    write_sealed(dir, None, |_| Ok(()))
+    write_sealed(dir, None, None, &[])
 }
 
 /// Opens the state file of `dir`, checking the checksum of every page and the header. One that was written
 /// before rows were sealed is replaced by one in which they are.
-pub(super) fn open(dir: &Path) -> Result<(Database, Seal), StoreError> {
+pub(super) fn open(dir: &Path, unlock: Option<&UnlockKey>) -> Result<(Database, Seal), StoreError> {
     let path = dir.join(STATE_FILE);
     let (database, header) = open_database(&path)?;
     let Some(id) = header.key else {
-        let unsealed = read_unsealed(&path, &database)?;
+        let rows = contents::unsealed(&path, &database)?;
         drop(database);
-        write_sealed(dir, None, |w| {
-            unsealed.iter().try_for_each(|(table, key, json)| w.put_json(table, key, json))
-        })?;
+        write_sealed(dir, None, None, &rows)?;
         tracing::info!(file = %path.display(), "the state file is sealed from now on");
-        return open(dir);
+        return open(dir, unlock);
     };
-    let mut keys = KeyFile::read(dir)?;
-    let seal = match keys.get(&id) {
-        Some(kept) => kept.key().filter(|key| key.id() == id).map(|key| key.seal()),
-        None => return Err(StoreError::KeyMissing { file: path, key_file: dir.join(KEY_FILE) }),
+    let (mut keys, key_file) = (KeyFile::read(dir)?, dir.join(KEY_FILE));
+    let Some(kept) = keys.get(&id) else { return Err(StoreError::KeyMissing { file: path, key_file }) };
+    let seal = match kept.key(&id, unlock) {
+        Ok(key) => key.seal(),
+        Err(NoKey::Locked) => return Err(StoreError::Locked { file: path }),
+        Err(NoKey::WrongUnlockKey) => return Err(StoreError::WrongUnlockKey { file: path }),
+        Err(NoKey::Damaged) => {
+            return Err(StoreError::KeyFileDamaged { file: key_file, why: "a key is not itself".to_owned() });
+        }
     };
-    let key_file = dir.join(KEY_FILE);
-    let damaged = || StoreError::KeyFileDamaged { file: key_file, why: "a key is not itself".to_owned() };
-    let seal = seal.ok_or_else(damaged)?;
     if header.replaces.is_some_and(|replaced| keys.forget(&replaced)) {
         // It opens nothing any more. Beside a full disk it stays until the next time.
         let _ = keys.write(dir);
@@ -110,22 +111,39 @@ pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreE
     replaced
 }
 
-/// Makes a state file under a new key, with the rows that `fill` writes, in the place of the one that there
-/// is under the key `replaced`, if any.
+/// Puts a state file of the same rows under a new key in the place of the one that there is.
+pub(super) fn seal_anew(
+    dir: &Path,
+    unlock: Option<&UnlockKey>,
+    (database, seal): &(Database, Seal),
+    keep: Keep,
+) -> Result<(), StoreError> {
+    let path = dir.join(STATE_FILE);
+    let replaced = Header::read(&path, database)?.key;
+    let rows = match keep {
+        Keep::Everything => contents::sealed(&path, database, seal)?,
+        Keep::Nothing => Vec::new(),
+    };
+    write_sealed(dir, replaced.as_ref(), unlock, &rows)
+}
+
+/// Makes a state file of `rows` under a new key, in the place of the one that there is under the key
+/// `replaced`, if any.
 fn write_sealed(
     dir: &Path,
     replaced: Option<&KeyId>,
-    fill: impl FnOnce(&Writing<'_>) -> Result<(), StoreError>,
+    unlock: Option<&UnlockKey>,
+    rows: &[RowInClear],
 ) -> Result<(), StoreError> {
     let key = DataKey::generate();
     let id = key.id();
     let mut keys = KeyFile::read(dir)?;
-    keys.add(&id, Kept::open(&key));
+    keys.add(&id, Kept::keep(&key, unlock));
     // Before the file that cannot be read without it.
     keys.write(dir)?;
     let (path, draft) = (dir.join(STATE_FILE), dir.join(DRAFT_FILE));
     let header = Header { format: FORMAT, key: Some(id), replaces: replaced.cloned() };
-    if let Err(refused) = write_draft(&draft, &header, &key.seal(), fill) {
+    if let Err(refused) = write_draft(&draft, &header, &key.seal(), rows) {
         // The next attempt removes the draft too, and a key that opens nothing does no harm.
         let _ = fs::remove_file(&draft);
         keys.forget(&key.id());
@@ -135,12 +153,7 @@ fn write_sealed(
     rename(dir, &draft, &path)
 }
 
-fn write_draft(
-    draft: &Path,
-    header: &Header,
-    seal: &Seal,
-    fill: impl FnOnce(&Writing<'_>) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
+fn write_draft(draft: &Path, header: &Header, seal: &Seal, rows: &[RowInClear]) -> Result<(), StoreError> {
     let failed = |e| StoreError::io(draft, "make state file", e);
     let file = new_file(draft)?;
     let database = file.try_clone().map_err(failed).and_then(|file| {
@@ -150,7 +163,7 @@ fn write_draft(
     })?;
     commit(draft, &database, seal, |writing| {
         header.write(writing)?;
-        fill(writing)
+        rows.iter().try_for_each(|row| writing.put_json(&row.table, &row.key, &row.json))
     })?;
     database.close().map_err(|e| StoreError::redb(draft, "make state file", e))?;
     file.sync_all().map_err(failed)
@@ -215,6 +228,13 @@ pub(super) fn commit<T>(
     Ok(result)
 }
 
+/// What a file that takes another's place takes over from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    Everything,
+    Nothing,
+}
+
 /// What a state file says of itself.
 struct Header {
     format: u32,
@@ -275,26 +295,6 @@ impl Header {
     }
 }
 
-/// Every row of a file from before rows were sealed: table, key, JSON.
-fn read_unsealed(path: &Path, database: &Database) -> Result<Vec<UnsealedRow>, StoreError> {
-    let failed = |e: redb::Error| StoreError::redb(path, "read", e);
-    let transaction = redb::ReadableDatabase::begin_read(database).map_err(|e| failed(e.into()))?;
-    let mut all = Vec::new();
-    for table in transaction.list_tables().map_err(|e| failed(e.into()))? {
-        let name = redb::TableHandle::name(&table).to_owned();
-        if name == HEADER_TABLE {
-            continue;
-        }
-        let definition = TableDefinition::<&str, &[u8]>::new(&name);
-        let rows = transaction.open_table(definition).map_err(|e| failed(e.into()))?;
-        for row in rows.iter().map_err(|e| failed(e.into()))? {
-            let (key, json) = row.map_err(|e| failed(e.into()))?;
-            all.push((name.clone(), key.value().to_owned(), Zeroizing::new(json.value().to_vec())));
-        }
-    }
-    Ok(all)
-}
-
 /// A state file cut off within its first page begins as ours: damaged, not foreign.
 fn refine_truncation(path: &Path, error: StoreError) -> StoreError {
     let StoreError::Foreign { file, why } = error else { return error };
@@ -305,9 +305,6 @@ fn refine_truncation(path: &Path, error: StoreError) -> StoreError {
     }
     StoreError::Foreign { file, why }
 }
-
-/// Table, key, JSON.
-type UnsealedRow = (String, String, Zeroizing<Vec<u8>>);
 
 const DRAFT_FILE: &str = "overlayd.redb.new";
 pub(super) const HEADER_TABLE: &str = "header";

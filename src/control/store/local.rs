@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::file::Keep;
 use super::{Store, StoreError, Table};
 use crate::cluster::{Endpoint, View};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
@@ -128,11 +129,14 @@ impl Store {
         })
     }
 
-    /// Forgets the cluster, all attachments and, on a manager, the cluster's state.
+    /// Forgets the cluster, all attachments and, on a manager, the cluster's state and its unlock key.
     ///
     /// # Errors
     /// When it cannot be written; then nothing is forgotten.
     pub fn leave_cluster(&self) -> Result<(), StoreError> {
+        if self.unlock_key().is_some() {
+            return self.seal_anew(None, Keep::Nothing);
+        }
         self.write(|w| w.clear())
     }
 
@@ -202,8 +206,19 @@ impl Store {
 }
 
 const ATTACHMENTS: Table<Attachment> = Table::new("attachments");
-const NODE_TABLE: &str = "node";
-const IDENTITY: &str = "identity";
-const SETTINGS: &str = "settings";
+/// Whether a row is of no use on another machine: what is attached to this one, and what a
+/// manager tells anew.
+pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {
+    table == ATTACHMENTS.name || (table == NODE_TABLE && [VIEW, REMOVALS].contains(&key))
+}
+
+/// Whether a row is of those that [`Store::put_enrolment`] writes.
+pub(super) fn is_enrolment(table: &str, key: &str) -> bool {
+    table == NODE_TABLE && [IDENTITY, SETTINGS].contains(&key)
+}
+
+pub(super) const NODE_TABLE: &str = "node";
+pub(super) const IDENTITY: &str = "identity";
+pub(super) const SETTINGS: &str = "settings";
 const VIEW: &str = "view";
 const REMOVALS: &str = "removals";

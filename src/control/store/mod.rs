@@ -1,11 +1,14 @@
 //! The state file of one node: everything that must outlive the agent, in one `redb` file.
 //!
 //! Rows are JSON in typed tables, sealed (`seal`) under a key that lies in a file of its own
-//! (`key_file`). A change that was acknowledged is on the disk; a change that failed left nothing
+//! (`key_file`), which on a manager may take an unlock key (`autolock`). A change that was acknowledged is on the disk; a change that failed left nothing
 //! behind. It decides nothing: what a manager may write is `control::state`'s
 //! business, what a node keeps for itself is in [`local`]. The agent opens it once and shares it;
 //! calls block on the disk, so async callers use `spawn_blocking`.
 
+mod autolock;
+mod backup;
+mod contents;
 mod error;
 mod file;
 mod key_file;
@@ -22,6 +25,8 @@ use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTabl
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::autolock::Autolock;
+pub use self::backup::{Backup, BackupError};
 pub use self::error::StoreError;
 pub use self::file::{LOCK_FILE, STATE_FILE};
 pub use self::key_file::KEY_FILE;
@@ -75,13 +80,13 @@ impl Store {
     }
 
     fn over(dir: &Path, lock: File) -> Result<Self, StoreError> {
-        let opened = file::open(dir)?;
-        let inner = Inner {
-            dir: dir.to_owned(),
-            file: dir.join(STATE_FILE),
-            _lock: lock,
-            opened: RwLock::new(Some(opened)),
+        let slot = match file::open(dir, None) {
+            Ok(opened) => Slot { opened: Some(opened), autolock: Autolock::Off },
+            Err(StoreError::Locked { .. }) => Slot { opened: None, autolock: Autolock::Locked },
+            Err(refused) => return Err(refused),
         };
+        let inner =
+            Inner { dir: dir.to_owned(), file: dir.join(STATE_FILE), _lock: lock, slot: RwLock::new(slot) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -121,8 +126,15 @@ struct Inner {
     file: PathBuf,
     /// Held, never read: closing it gives the directory free.
     _lock: File,
-    /// `None` after a failed write: redb refuses everything after one until it is opened again.
-    opened: RwLock<Option<(Database, Seal)>>,
+    slot: RwLock<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// `None` while it is locked, and after a failed write: redb refuses everything after one until
+    /// it is opened again.
+    opened: Option<(Database, Seal)>,
+    autolock: Autolock,
 }
 
 impl Inner {
@@ -131,28 +143,36 @@ impl Inner {
         run: impl FnOnce(&Database, &Seal) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let result = {
-            let opened = self.opened()?;
-            let (database, seal) = opened.as_ref().expect("just opened");
+            let slot = self.opened()?;
+            let (database, seal) = slot.opened.as_ref().expect("just opened");
             run(database, seal)
         };
         if result.as_ref().is_err_and(StoreError::needs_reopening) {
-            *self.opened.write().expect(NO_PANIC) = None;
+            self.slot.write().expect(NO_PANIC).opened = None;
         }
         result
     }
 
-    fn opened(&self) -> Result<RwLockReadGuard<'_, Option<(Database, Seal)>>, StoreError> {
+    fn opened(&self) -> Result<RwLockReadGuard<'_, Slot>, StoreError> {
         loop {
-            let guard = self.opened.read().expect(NO_PANIC);
-            if guard.is_some() {
-                return Ok(guard);
+            let slot = self.slot.read().expect(NO_PANIC);
+            if slot.opened.is_some() {
+                return Ok(slot);
             }
-            drop(guard);
-            let mut slot = self.opened.write().expect(NO_PANIC);
-            if slot.is_none() {
-                *slot = Some(file::open(&self.dir)?);
-            }
+            drop(slot);
+            self.open(&mut self.slot.write().expect(NO_PANIC))?;
         }
+    }
+
+    /// Opens the file, unless it is open.
+    fn open(&self, slot: &mut Slot) -> Result<(), StoreError> {
+        if slot.opened.is_none() {
+            if matches!(slot.autolock, Autolock::Locked) {
+                return Err(StoreError::Locked { file: self.file.clone() });
+            }
+            slot.opened = Some(file::open(&self.dir, slot.autolock.key())?);
+        }
+        Ok(())
     }
 }
 
@@ -224,10 +244,10 @@ impl Reading<'_> {
         index: &[u8],
         sealed: &[u8],
     ) -> Result<(String, V), StoreError> {
-        let row = self.seal.open(table.name, index, sealed).map_err(|seal::Unopened| {
-            let (file, table) = (self.file.to_owned(), table.name);
-            StoreError::Unopened { file, table, row: data_encoding::HEXLOWER.encode(index) }
-        })?;
+        let row = self
+            .seal
+            .open(table.name, index, sealed)
+            .map_err(|seal::Unopened| unopened(self.file, table.name, index))?;
         let value = serde_json::from_slice(row.json()).map_err(|source| StoreError::Row {
             file: self.file.to_owned(),
             table: table.name,
@@ -318,6 +338,11 @@ impl<'s> Writing<'s> {
         }
         Ok(())
     }
+}
+
+fn unopened(file: &Path, table: &str, index: &[u8]) -> StoreError {
+    let row = data_encoding::HEXLOWER.encode(index);
+    StoreError::Unopened { file: file.to_owned(), table: table.to_owned(), row }
 }
 
 fn rows_of(table: &str) -> Definition<'_> {

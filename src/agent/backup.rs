@@ -1,0 +1,92 @@
+//! Backing this manager up, and making this node the manager that was backed up.
+
+use std::sync::Arc;
+
+use data_encoding::BASE64;
+
+use super::attachments::blocking;
+use super::backend::Inner;
+use super::formation;
+use crate::api::ApiError;
+use crate::api::types::{BackupRequest, BackupResponse, RestoreRequest, RestoreResponse};
+use crate::control::store::{Backup, BackupError};
+use crate::io::clock::wall_clock;
+
+impl Inner {
+    /// The state of this moment, sealed.
+    pub(super) async fn backup(&self, request: BackupRequest) -> Result<BackupResponse, ApiError> {
+        let member = self.member().await?;
+        if member.manager.is_none() {
+            return Err(ApiError::conflict(
+                "this node is a worker: a cluster is backed up on its manager, which `overlayd node ls` names",
+            ));
+        }
+        let BackupRequest { passphrase } = request;
+        if passphrase.reveal().chars().count() < SHORTEST_PASSPHRASE {
+            return Err(ApiError::invalid(format!(
+                "the passphrase is too short: whoever guesses it has the cluster's keys; take {SHORTEST_PASSPHRASE} \
+                 characters or more"
+            )));
+        }
+        let (store, now) = (self.store.clone(), wall_clock().unix_timestamp());
+        let now = u64::try_from(now).unwrap_or(0);
+        let sealed = blocking(move || store.back_up(passphrase.reveal(), now)).await?;
+        let identity = member.credentials.identity();
+        tracing::info!(bytes = sealed.len(), "backed up");
+        Ok(BackupResponse {
+            cluster: identity.cluster(),
+            node: identity.node(),
+            sealed: BASE64.encode(&sealed),
+        })
+    }
+
+    /// Makes this node the manager of a backup.
+    pub(super) async fn restore(&self, mut request: RestoreRequest) -> Result<RestoreResponse, ApiError> {
+        let _one = self.forming.lock().await;
+        self.refuse_member().await?;
+        let (sealed, passphrase) = (std::mem::take(&mut request.sealed), request.passphrase.clone());
+        let backup = blocking(move || {
+            let sealed = BASE64.decode(sealed.as_bytes()).map_err(|_| BackupError::Foreign)?;
+            Backup::open(&sealed, passphrase.reveal())
+        });
+        let backup = Arc::new(backup.await?);
+        let autolock = request.autolock.clone();
+        let formed =
+            formation::restore(&self.store, Arc::clone(&backup), request, self.lanes, self.config.offload)
+                .await?;
+        let member = match self.begin(formed).await {
+            Ok(member) => member,
+            Err(error) => {
+                let store = self.store.clone();
+                blocking(move || store.leave_cluster()).await?;
+                return Err(ApiError::internal(format!("nothing was restored: {error:#}")));
+            }
+        };
+        let manager =
+            member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
+        tracing::info!(cluster = %member.credentials.identity().cluster(), "restored from a backup");
+        Ok(RestoreResponse {
+            cluster: member.credentials.identity().cluster(),
+            node: member.node.id,
+            manager: member.node.advertise,
+            made_unix_seconds: backup.made_unix_seconds(),
+            other_node_count: u64::try_from(manager.other_nodes()).unwrap_or(u64::MAX),
+            unlock_key: autolock,
+        })
+    }
+}
+
+impl From<BackupError> for ApiError {
+    fn from(error: BackupError) -> Self {
+        let message = format!("{error}; nothing was changed");
+        match error {
+            BackupError::WrongPassphrase => Self::denied(message),
+            BackupError::Foreign
+            | BackupError::Newer { .. }
+            | BackupError::Truncated { .. }
+            | BackupError::Altered => Self::invalid(message),
+        }
+    }
+}
+
+const SHORTEST_PASSPHRASE: usize = 8;

@@ -1,0 +1,63 @@
+//! A state that comes from a backup: made later than all that nodes may have heard since.
+
+use std::net::SocketAddr;
+
+use super::model::{COUNTERS, Change, ONLY};
+use super::{ClusterState, SignPayload, StateError, subnets};
+use crate::cluster::Node;
+use crate::control::store::Store;
+use crate::id::{Epoch, HostName, NodeId, Version};
+
+/// Where the manager is that a state was restored for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The manager.
+    pub node: NodeId,
+    /// The name of its machine.
+    pub name: HostName,
+    /// Where its TLS port is reached.
+    pub advertise: SocketAddr,
+    /// Where its encrypted data is reached.
+    pub data: SocketAddr,
+    /// MTU of the interface that holds the data address, in bytes.
+    pub underlay_mtu: u32,
+}
+
+impl ClusterState {
+    /// Raises the version, and the epoch of every membership and of the list of removed nodes, beyond
+    /// what changes can have brought them to that this state does not know of: nodes keep the newest
+    /// that they have heard. The manager is `here` from now on.
+    ///
+    /// # Errors
+    /// When there is no state, the manager is no member or its address lies in a network's subnet,
+    /// something cannot be signed, or the disk refuses; then nothing is changed.
+    pub fn overtake(store: Store, sign: Box<SignPayload>, here: Whereabouts) -> Result<(), StateError> {
+        let state = Self::open(store, sign)?;
+        let model = state.model();
+        let mut counters = model.counters;
+        counters.version = Version::new(raised(counters.version.get()));
+        let Whereabouts { node, name, advertise, data, underlay_mtu } = here;
+        let manager = Node { name, advertise, data, underlay_mtu, ..model.member(node)?.clone() };
+        subnets::check_node(&model, &manager)?;
+        // Nodes may know of removals though this state knows of none.
+        let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
+        let removals = state.removals_of(Epoch::new(raised(removals)), &model.removed)?;
+        let mut changes = vec![Change::PutNode(manager), removals];
+        for network in model.networks.values() {
+            let mut membership = network.next_membership(network.members.keys().copied().collect());
+            membership.epoch = Epoch::new(raised(membership.epoch.get()));
+            changes.push(state.membership_of(network, &membership)?);
+        }
+        Ok(state.inner.store.write(|w| {
+            w.put(&COUNTERS, ONLY, &counters)?;
+            changes.iter().try_for_each(|change| change.write(w))
+        })?)
+    }
+}
+
+fn raised(number: u64) -> u64 {
+    number.saturating_add(LEAP)
+}
+
+/// More changes than a cluster makes between two backups, and few enough for as many restores.
+const LEAP: u64 = 1 << 32;

@@ -1,0 +1,65 @@
+//! A state from a backup, against what nodes have heard since.
+
+use std::net::IpAddr;
+
+use super::*;
+use crate::control::store::Backup;
+
+#[test]
+fn restored_state_is_later_than_all_that_happened_since_the_backup() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    cluster.attach(1, "web");
+    let sealed = cluster.state.inner.store.back_up("a passphrase", 7).unwrap();
+    for n in 2..20 {
+        cluster.attach(n, "web");
+        cluster.state.detach(node_id(1), endpoint_id(n)).unwrap();
+    }
+    cluster.state.attach(node_id(2), &request(30, "web")).unwrap();
+    cluster.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
+    let (version, membership) = (cluster.state.version(), cluster.membership("web"));
+    let passed_on = cluster.passed_on();
+    assert_eq!(passed_on.1, [node_id(2)]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path()).unwrap();
+    store.take_over(&Backup::open(&sealed, "a passphrase").unwrap()).unwrap();
+    ClusterState::overtake(store, signer(), here("192.0.2.99")).unwrap();
+    let restored = TestCluster { state: open_state(dir.path()), dir };
+
+    assert!(restored.state.version() > version);
+    assert!(restored.membership("web").0 > membership.0);
+    assert_eq!(restored.membership("web").1, [node_id(1)]);
+    assert!(restored.passed_on().0 > passed_on.0, "a list that knows of fewer removals is newer");
+    assert_eq!(restored.passed_on().1, []);
+    let nodes: Vec<_> = restored.state.nodes().into_iter().map(|status| status.node).collect();
+    assert_eq!(nodes.len(), 2);
+    assert_eq!(nodes[0].data, "192.0.2.99:4500".parse().unwrap());
+    assert_eq!((nodes[0].role, nodes[0].name.to_string()), (node(1).role, "another".to_owned()));
+    // What goes on from there is later again.
+    let epoch = restored.membership("web").0;
+    restored.state.attach(node_id(2), &request(40, "web")).unwrap();
+    assert_eq!(restored.membership("web"), (epoch + 1, vec![node_id(1), node_id(2)]));
+}
+
+#[test]
+fn manager_is_not_restored_where_a_network_is() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    let version = cluster.state.version();
+    let dir = cluster.close();
+    let refused = ClusterState::overtake(Store::open(dir.path()).unwrap(), signer(), here("10.1.0.9"));
+    assert!(matches!(refused, Err(StateError::NodeInSubnet { .. })), "{refused:?}");
+    assert_eq!(open_state(dir.path()).version(), version);
+}
+
+fn here(address: &str) -> Whereabouts {
+    let address: IpAddr = address.parse().unwrap();
+    Whereabouts {
+        node: node_id(1),
+        name: "another".parse().unwrap(),
+        advertise: (address, 2377).into(),
+        data: (address, 4500).into(),
+        underlay_mtu: 1500,
+    }
+}
