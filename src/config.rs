@@ -37,6 +37,8 @@ pub struct AgentConfig {
     pub offload: OffloadConfig,
     /// Whether outer headers show the DSCP of what containers send.
     pub copy_dscp: bool,
+    /// The shortest life that certificates of a new cluster may be given.
+    pub shortest_cert_expiry: Duration,
     /// The file that every key is appended to, for Wireshark; only ever set by flag.
     pub esp_key_log: Option<PathBuf>,
 }
@@ -73,6 +75,7 @@ impl AgentConfig {
             busy_poll: keys.busy_poll.0,
             offload: keys.offload,
             copy_dscp: keys.copy_dscp,
+            shortest_cert_expiry: keys.shortest_cert_expiry.0,
             esp_key_log: None,
         })
     }
@@ -91,6 +94,7 @@ impl Default for AgentConfig {
             busy_poll: BusyPoll::default().0,
             offload: OffloadConfig::default(),
             copy_dscp: false,
+            shortest_cert_expiry: ShortestCertExpiry::default().0,
             esp_key_log: None,
         }
     }
@@ -287,6 +291,7 @@ struct Keys {
     busy_poll: BusyPoll,
     offload: OffloadConfig,
     copy_dscp: bool,
+    shortest_cert_expiry: ShortestCertExpiry,
 }
 
 impl Default for Keys {
@@ -302,6 +307,7 @@ impl Default for Keys {
             busy_poll: BusyPoll::default(),
             offload: OffloadConfig::default(),
             copy_dscp: false,
+            shortest_cert_expiry: ShortestCertExpiry::default(),
         }
     }
 }
@@ -325,6 +331,30 @@ impl TryFrom<String> for BusyPoll {
             Ok(window) if window <= Duration::from_millis(1) => Ok(Self(window)),
             Ok(_) | Err(_) => {
                 Err(format!("busy_poll {text:?} is not between \"0s\" and \"1ms\": write \"100us\""))
+            }
+        }
+    }
+}
+
+/// Long enough to renew a certificate in; an hour, except in tests.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct ShortestCertExpiry(Duration);
+
+impl Default for ShortestCertExpiry {
+    fn default() -> Self {
+        Self(Duration::from_hours(1))
+    }
+}
+
+impl TryFrom<String> for ShortestCertExpiry {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match humantime::parse_duration(&text) {
+            Ok(life) if life >= Duration::from_secs(10) && life <= Self::default().0 => Ok(Self(life)),
+            Ok(_) | Err(_) => {
+                Err(format!("shortest_cert_expiry {text:?} is not between \"10s\" and \"1h\": leave it out"))
             }
         }
     }
@@ -529,6 +559,7 @@ mod tests {
             suites = ["chacha20-poly1305", "aes-256-gcm"]
             busy_poll = "20us"
             copy_dscp = true
+            shortest_cert_expiry = "1m"
             lanes = 64
             [log]
             format = "json"
@@ -548,6 +579,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/var/lib/o1"));
         assert_eq!(config.socket, Path::new("/run/o1.sock"));
         assert!(config.copy_dscp);
+        assert_eq!(config.shortest_cert_expiry, Duration::from_mins(1));
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
         assert_eq!(config.busy_poll, Duration::from_micros(20));
         assert_eq!(config.lanes.map(LaneCount::get), Some(64));
@@ -600,6 +632,7 @@ mod tests {
             ("[limits]\nhard_age = \"soon\"", 2, "\"soon\""),
             ("[limits]\nhard_pakets = 1", 2, "`hard_pakets`"),
             ("busy_poll = \"2ms\"", 1, "between"),
+            ("shortest_cert_expiry = \"2h\"", 1, "between"),
             ("[flood]\nburst = 0", 1, "flood limits start at 1"),
             ("[flood]\nburts = 1", 2, "`burts`"),
             ("[offload]\ntap_checksum = false\ntap_udp = true", 1, "tap_udp = true"),

@@ -88,7 +88,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&["ls", "--color"], "'--color'"),
         (&["init"], "--advertise-addr"),
         (&["init", "--advertise-addr", "0.0.0.0"], "other nodes cannot reach it"),
-        (&["init", "--advertise-addr", "192.0.2.1", "--cert-expiry", "1m"], "at least 1h"),
+        (&["init", "--advertise-addr", "192.0.2.1", "--cert-expiry", "long"], "write it like 2160h"),
         (&["init", "--advertise-addr", "192.0.2.1", "--data-port", "0"], "--data-port"),
         (&["init", "--advertise-addr", "192.0.2.1", "--ca-cert", "root.pem"], "--ca-key"),
         (&["token", "king"], "possible values: worker, manager"),

@@ -13,17 +13,12 @@ use overlayd::api::types::{
     InitResponse, IssueTokenResponse, JoinResponse, ListNetworksResponse, ListNodesResponse,
     ListTokensResponse, TokenResponse,
 };
-use overlayd::cluster::{Role, TokenState};
-use overlayd::control::ca::CertificateAuthority;
-use overlayd::control::identity::{NodeIdentity, NodeKey};
-use overlayd::control::state::ClusterState;
-use overlayd::control::store::Store;
-use overlayd::io::clock::wall_clock;
+use overlayd::cluster::TokenState;
 use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Container, Underlay, eventually};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use serde::Deserialize;
 
+use support::certificates::shift_certificate;
 use support::swarm::{Agent, Family, Swarm, refused};
 use support::test_program;
 
@@ -464,31 +459,4 @@ fn assert_networks(swarm: &Swarm, count: usize) {
 fn assert_untouched(container: &Container) {
     let links = Netlink::within(container.namespace(), Netlink::links).unwrap();
     assert_eq!(links.len(), 1, "something was left in the container: {links:?}");
-}
-
-/// Gives a dead agent a certificate of another time, signed by the manager's authority.
-fn shift_certificate(manager: &Agent, agent: &Agent, by: time::Duration) {
-    let authority = {
-        let store = Store::open(&manager.state_dir()).unwrap();
-        let state = ClusterState::open(store, Box::new(|_| Err("nothing is to be signed".into()))).unwrap();
-        let stored: StoredAuthority = serde_json::from_slice(&state.ca().unwrap()).unwrap();
-        let key = data_encoding::BASE64.decode(stored.key_base64.as_bytes()).unwrap();
-        CertificateAuthority::from_stored(state.id(), &stored.certificate_pem, &key).unwrap()
-    };
-    let store = Store::open(&agent.state_dir()).unwrap();
-    let identity: NodeIdentity = store.identity().unwrap().unwrap();
-    let key = NodeKey::generate().unwrap();
-    let (node, role) = (identity.node(), identity.role());
-    assert_eq!(role == Role::Manager, agent.number == 1);
-    let (then, life) = (wall_clock() + by, time::Duration::days(90));
-    let certificate = authority.issue(&key.request_pem().unwrap(), node, role, then, life).unwrap();
-    let shifted = NodeIdentity::new(vec![certificate], &key, authority.root().clone()).unwrap();
-    store.put_identity(&shifted).unwrap();
-}
-
-/// As the manager keeps it.
-#[derive(Deserialize)]
-struct StoredAuthority {
-    certificate_pem: String,
-    key_base64: String,
 }

@@ -13,11 +13,11 @@ use overlayd::api::types::{
     CaResponse, CaRotation, CaStatusResponse, ListNodesResponse, NodeState, StatusResponse, TokenResponse,
 };
 use overlayd::cluster::RotationStep;
-use overlayd::lab::{Ping, Underlay, eventually};
+use overlayd::lab::{Underlay, eventually};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use sha2::{Digest, Sha256};
 
-use support::swarm::{Attached, Family, Swarm};
+use support::swarm::{Family, Swarm};
 use support::test_program;
 
 test_program! {
@@ -111,7 +111,8 @@ fn root_is_replaced_under_traffic_without_a_loss() {
 
     let done = &AtomicBool::new(false);
     let (said, told) = std::thread::scope(|scope| {
-        let pings = pairs.map(|(from, to)| scope.spawn(move || ping_until(done, from, to)));
+        let pings =
+            pairs.map(|(from, to)| scope.spawn(move || from.pings_until(done, to, Duration::from_millis(2))));
         let said = swarm.agent(1).done(&["--json", "ca", "rotate"]);
         // And once more, to one that is brought.
         let (cert, key) = files(swarm.dir(), "own", &rcgen::PKCS_ECDSA_P384_SHA384, |_| {});
@@ -307,18 +308,6 @@ fn root(swarm: &Swarm, number: usize) -> String {
     let answer: CaResponse = swarm.agent(number).ask(&["ca"]);
     let [root] = answer.roots.as_slice() else { panic!("agent {number} trusts {answer:?}") };
     root.fingerprint_sha256.clone()
-}
-
-/// How many were sent and answered.
-fn ping_until(done: &AtomicBool, from: &Attached, to: &Attached) -> (usize, usize) {
-    let series = Ping { count: 50, interval: Duration::from_millis(2), ..Ping::default() };
-    let (mut sent, mut received) = (0, 0);
-    while !done.load(Ordering::Relaxed) {
-        let report = series.run(from.container.namespace(), to.address(Family::V4)).unwrap();
-        sent += usize::try_from(report.sent).unwrap();
-        received += report.received();
-    }
-    (sent, received)
 }
 
 fn copy(from: &Path, to: &Path) {

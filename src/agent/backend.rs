@@ -13,7 +13,7 @@ use super::autolock::refuse_locked;
 use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::{departure, nodes, rekey, report, tokens};
+use super::{departure, nodes, rekey, report, returning, tokens};
 use crate::api::types::{
     AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
     ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
@@ -202,7 +202,7 @@ impl Backend for Daemon {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
-            let formed = formation::init(&inner.store, request, inner.lanes, inner.config.offload).await?;
+            let formed = formation::init(&inner.store, request, inner.lanes, &inner.config).await?;
             let member = inner.begin_new(formed).await?;
             let manager =
                 member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
@@ -220,6 +220,16 @@ impl Backend for Daemon {
     async fn join(&self, request: JoinRequest) -> Result<JoinResponse, ApiError> {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
+            if let Some(member) = inner.member.read().await.clone()
+                && returning::is_due(&member.credentials)
+            {
+                returning::come_back(&member, &inner.store, request).await?;
+                tracing::info!(node = %member.node.id, "joined again");
+                return Ok(JoinResponse {
+                    cluster: member.credentials.identity().cluster(),
+                    node: member.node(),
+                });
+            }
             inner.refuse_member().await?;
             let (lanes, offload) = (inner.lanes, inner.config.offload);
             let (formed, enrolled) = formation::join(&inner.store, request, lanes, offload).await?;

@@ -18,7 +18,7 @@ use super::underlay::{self, route_to};
 use crate::api::ApiError;
 use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
 use crate::cluster::{Node, Role, View};
-use crate::config::OffloadConfig;
+use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::ca::CertificateAuthority;
 use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
 use crate::control::identity::NodeIdentity;
@@ -71,7 +71,7 @@ pub(super) async fn init(
     store: &Store,
     request: InitRequest,
     lanes: LaneCount,
-    offload: OffloadConfig,
+    config: &AgentConfig,
 ) -> Result<Formed, ApiError> {
     let data_ip = request.data_ip.unwrap_or(request.advertise.ip());
     for address in [request.advertise.ip(), data_ip] {
@@ -81,6 +81,14 @@ pub(super) async fn init(
             )));
         }
     }
+    let life = Duration::from_secs(request.cert_expiry_seconds);
+    if life < config.shortest_cert_expiry {
+        return Err(ApiError::invalid(format!(
+            "--cert-expiry {}: certificates live for at least {}, so that renewal has time to fail and succeed",
+            humantime::format_duration(life),
+            humantime::format_duration(config.shortest_cert_expiry)
+        )));
+    }
     let settings = NodeSettings {
         listen: request.listen.unwrap_or_else(|| everywhere(request.advertise)),
         advertise: request.advertise,
@@ -88,7 +96,7 @@ pub(super) async fn init(
         managers: vec![request.advertise],
         interface: None,
     };
-    let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(cannot)?;
+    let sockets = Sockets::bind(&settings, lanes, config.offload).await.map_err(cannot)?;
     let node = |identity: &NodeIdentity, mtu| Node {
         id: identity.node(),
         name: host_name(),
@@ -99,7 +107,6 @@ pub(super) async fn init(
     };
     let mtu = sockets.underlay_mtu;
     let cluster = ClusterId::from_entropy(rand::random());
-    let life = Duration::from_secs(request.cert_expiry_seconds);
     let authority = match &request.authority {
         None => CertificateAuthority::create(cluster, wall_clock()).map_err(internal)?,
         Some(brought) => import(cluster, brought, life)?,
@@ -164,7 +171,7 @@ pub(super) async fn join(
         underlay_mtu: tried.underlay_mtu,
     };
     drop(tried);
-    let (identity, enrolled) = enrol_in_turn(manager, &token, machine).await.map_err(refused)?;
+    let (identity, enrolled) = enrol_in_turn(manager, &token, machine, None).await.map_err(refused)?;
     settings.data = enrolled.data;
     if !enrolled.managers.is_empty() {
         settings.managers.clone_from(&enrolled.managers);
@@ -206,15 +213,20 @@ pub(super) fn import(
         .map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-/// Enrols, waiting for as long as the manager says while many others join.
-async fn enrol_in_turn(
+/// Enrols, as a node that it is already if there is one, waiting for as long as the manager says while many others join.
+pub(super) async fn enrol_in_turn(
     manager: SocketAddr,
     token: &JoinToken,
     machine: Joining,
+    former: Option<&NodeIdentity>,
 ) -> Result<(NodeIdentity, Enrolled), EnrolError> {
     let patience = tokio::time::Instant::now() + IN_TURN;
     loop {
-        let retry_seconds = match enrol::enrol(manager, token, machine.clone(), wall_clock).await {
+        let enrolled = match former {
+            Some(former) => enrol::enrol_again(manager, token, machine.clone(), former, wall_clock).await,
+            None => enrol::enrol(manager, token, machine.clone(), wall_clock).await,
+        };
+        let retry_seconds = match enrolled {
             Err(EnrolError::Refused(EnrolRefusal::Busy { retry_seconds })) => retry_seconds,
             ended => return ended,
         };
@@ -227,7 +239,7 @@ async fn enrol_in_turn(
     }
 }
 
-async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
+pub(super) async fn resolve(manager: &str) -> Result<SocketAddr, ApiError> {
     let hint = |why: String| {
         ApiError::invalid(format!(
             "{manager:?} leads to no manager ({why}): write HOST or HOST:PORT, like 192.0.2.1:2377"
@@ -251,7 +263,7 @@ fn everywhere(advertise: SocketAddr) -> SocketAddr {
     SocketAddr::new(any, advertise.port())
 }
 
-fn refused(error: EnrolError) -> ApiError {
+pub(super) fn refused(error: EnrolError) -> ApiError {
     let message = error.to_string();
     match error {
         EnrolError::Refused(

@@ -6,17 +6,20 @@
 mod joins;
 mod nodes;
 mod notices;
+mod returning;
+mod sessions;
 mod token_clock;
 mod tokens;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use self::sessions::{Begun, Sessions};
 use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role, View};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
@@ -48,8 +51,7 @@ pub(crate) struct Manager {
     token_clock: TokenClock,
     events: Events,
     joins: Arc<JoinCounts>,
-    /// How many sessions each node has: a node that connects again may have two for a moment.
-    pub(super) sessions: Mutex<HashMap<NodeId, u32>>,
+    pub(super) sessions: Sessions,
 }
 
 impl Manager {
@@ -68,7 +70,7 @@ impl Manager {
             token_clock,
             events,
             joins: Arc::default(),
-            sessions: Mutex::default(),
+            sessions: Sessions::default(),
         };
         // Before the first connection is accepted.
         manager.renew_trust();
@@ -119,8 +121,8 @@ impl Manager {
     /// The nodes that have no session.
     pub(crate) fn absent(&self) -> BTreeSet<NodeId> {
         let others = self.others();
-        let sessions = self.sessions.lock().expect(NO_PANIC);
-        others.into_iter().map(|node| node.id).filter(|id| !sessions.contains_key(id)).collect()
+        let sessions = self.sessions.nodes();
+        others.into_iter().map(|node| node.id).filter(|id| !sessions.contains(id)).collect()
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
@@ -132,11 +134,12 @@ impl Manager {
                 nodes::ONE_MANAGER
             )));
         }
+        let returning = request.former.as_ref().map(|former| self.returning(former)).transpose()?;
         let machine = &request.machine;
         let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
         let data_ip = machine.data.unwrap_or(advertise_ip);
         let node = Node {
-            id: NodeId::from_entropy(rand::random()),
+            id: returning.as_ref().map_or_else(|| NodeId::from_entropy(rand::random()), |known| known.id),
             name: machine.host.clone(),
             role,
             advertise: SocketAddr::new(usable(advertise_ip)?, machine.advertise_port),
@@ -149,7 +152,10 @@ impl Manager {
             .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
-        let token = self.state.enrol_node(node, secret, now)?;
+        let token = match returning {
+            Some(_) => self.state.enrol_again(node, secret, now)?,
+            None => self.state.enrol_node(node, secret, now)?,
+        };
         self.events.record(Event::NodeJoined { node: id, name, role, from, token });
         Ok(Enrolled {
             node: id,
@@ -179,6 +185,7 @@ impl Manager {
     async fn tell(
         self: Arc<Self>,
         node: NodeId,
+        mut begun: Begun,
         mut versions: watch::Receiver<Version>,
         views: watch::Sender<Arc<View>>,
     ) {
@@ -186,6 +193,7 @@ impl Manager {
             let changed = tokio::select! {
                 changed = versions.changed() => changed,
                 () = views.closed() => break,
+                _ = &mut begun.replaced => break,
             };
             if changed.is_err() {
                 break;
@@ -197,12 +205,7 @@ impl Manager {
             views.send_replace(view);
         }
         self.events.record(Event::SessionEnded { node });
-        let mut sessions = self.sessions.lock().expect(NO_PANIC);
-        if let Some(count) = sessions.get_mut(&node) {
-            *count -= 1;
-        }
-        sessions.retain(|_, count| *count > 0);
-        drop(sessions);
+        self.sessions.end(node, &begun);
         self.state.saw_node(node, crate::io::clock::boot_time());
     }
 }
@@ -242,10 +245,10 @@ impl ManagerApi for Arc<Manager> {
                 Ok(state.view_for(node))
             })
             .await?;
-        *self.sessions.lock().expect(NO_PANIC).entry(node).or_default() += 1;
+        let begun = self.sessions.begin(node);
         self.events.record(Event::SessionBegun { node, from: caller.address });
         let (sender, views) = watch::channel(Arc::new(view));
-        tokio::spawn(Arc::clone(self).tell(node, versions, sender));
+        tokio::spawn(Arc::clone(self).tell(node, begun, versions, sender));
         Ok(views)
     }
 
@@ -301,9 +304,9 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
-        let sessions = self.sessions.lock().expect(NO_PANIC).clone();
+        let sessions = self.sessions.nodes();
         let nodes = self.state.nodes().into_iter().map(|status| NodeStatus {
-            connected: sessions.contains_key(&status.node.id),
+            connected: sessions.contains(&status.node.id),
             node: status.node,
             profile: status.profile,
             endpoints: status.endpoints,
@@ -312,7 +315,9 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn renew(&self, caller: PeerIdentity, request: Renew) -> Result<Renewed, ManagerError> {
-        self.renewed(request.csr, caller.node, caller.role).await
+        // What it may do is the state's word: the certificate may be of before that was changed.
+        let node = self.state.node(caller.node).ok_or(StateError::UnknownNode { node: caller.node })?;
+        self.renewed(request.csr, node.id, node.role).await
     }
 
     async fn rotate_ca(&self, _: PeerIdentity, request: RotateCa) -> Result<Done, ManagerError> {

@@ -62,6 +62,7 @@ pub(crate) struct Member {
     pub(super) offloads: Arc<OffloadBook>,
     pub(super) client: ManagerClient,
     pub(super) session: watch::Receiver<SessionStatus>,
+    pub(super) standing: Arc<Standing>,
     underlay: watch::Receiver<Underlay>,
     pub(super) manager: Option<Arc<Manager>>,
     /// What the operator should know.
@@ -192,7 +193,8 @@ impl Member {
         tasks.spawn("the audit of sessions", audit::tell_session(session.clone(), events.clone()));
         let forgeries = audit::tell_forgeries(Arc::clone(&dataplane), events.clone());
         tasks.spawn("the audit of packets", forgeries);
-        keep_certificate(&mut tasks, &credentials, (store, events), manager.as_ref(), (&client, standing));
+        let told = (&client, Arc::clone(&standing));
+        keep_certificate(&mut tasks, &credentials, (store, events), manager.as_ref(), told);
         let tasks = Mutex::new(Some(tasks.watch(failed)));
         Ok(Self {
             node,
@@ -204,6 +206,7 @@ impl Member {
             offloads,
             client,
             session,
+            standing,
             underlay,
             manager,
             warnings: warned,

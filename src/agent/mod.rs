@@ -31,6 +31,7 @@ mod placement;
 mod rekey;
 mod removals;
 mod report;
+mod returning;
 mod rotation;
 mod slots;
 mod sockets;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::member::{Member, certificate_warning};
 use super::placement::{LinkKey, vtep_of};
+use super::returning;
 use crate::api::ApiError;
 use crate::api::types::{
     ClusterStatus, DropCount, EndpointTraffic, ManagerStatus, PeerState, PeerStatus, PeerTraffic,
@@ -44,7 +45,11 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
         let name = name.map_or_else(|| network.to_string(), ToString::to_string);
         warnings.push(format!("network {name} carries nothing here: {why}"));
     }
-    warnings.extend(certificate_warning(&member.credentials));
+    if returning::is_due(&member.credentials) {
+        warnings.push(returning::advice(member));
+    } else {
+        warnings.extend(certificate_warning(&member.credentials));
+    }
     let expires = member.credentials.identity().expires().unix_timestamp();
     Ok(ClusterStatus {
         id: member.credentials.identity().cluster(),

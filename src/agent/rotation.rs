@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::authority::StoredAuthority;
-use super::manager::{Manager, NO_PANIC};
+use super::manager::Manager;
 use crate::control::ca::CertificateAuthority;
 use crate::control::rpc::messages::{CaStatus, Done, RotateCa, RotationStatus, WaitedFor};
 use crate::control::rpc::{ErrorKind, ManagerError};
@@ -86,10 +86,10 @@ impl Manager {
             return CaStatus { issuing, rotation: None };
         };
         let nodes = self.state.nodes();
-        let sessions = self.sessions.lock().expect(NO_PANIC).clone();
+        let sessions = self.sessions.nodes();
         let now = boot_time();
         let waiting = waiting.into_iter().map(|node| {
-            let connected = sessions.contains_key(&node.id);
+            let connected = sessions.contains(&node.id);
             let seen = nodes.iter().find(|status| status.node.id == node.id).and_then(|s| s.last_seen);
             let away_seconds = seen.filter(|_| !connected).map(|seen| now.since(seen).as_secs());
             WaitedFor { node: node.id, name: node.name, away_seconds, connected }

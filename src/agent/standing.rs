@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::attachments::Attachments;
 use super::underlay::Underlay;
 use crate::cluster::{Node, Role, View};
+use crate::control::identity::IdentityError;
 use crate::control::rpc::messages::{RootStanding, SessionRequest};
 use crate::control::tls::Credentials;
 use crate::membership::{RootFingerprint, Roots};
@@ -67,6 +68,20 @@ impl Standing {
             }
         }
         view
+    }
+
+    /// Takes roots that a token vouches for, once they are stored.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub(super) fn adopt(&self, roots: &Roots) -> Result<(), IdentityError> {
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let other = self.credentials.trust().with_roots(roots.clone())?;
+        self.credentials.change_trust(|trust| trust.under_roots_of(&other));
+        self.stored(roots);
+        Ok(())
     }
 
     /// Takes note that roots were stored.

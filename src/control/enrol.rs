@@ -4,7 +4,8 @@
 //! client                                            manager
 //! TLS, no client certificate      ---------->       certificate chain with the root
 //! SHA-256(root) == token's digest, or nothing is said
-//! {secret, CSR, host, addresses}  ---------->       checks the secret, signs
+//! {secret, CSR, host, addresses,  ---------->       checks the secret, and who it says it was;
+//!  former certificate, if any}                      signs
 //!                                 <----------       {certificate, root, managers} or a refusal
 //! ```
 //! One message each way, JSON, framed as `control::frame`. What the secret admits to, and the new
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
 use self::limit::{Attempt, Ending, JoinLimit};
+use super::former::{BINDING_LABEL, ChannelBinding, FormerCertificate};
 use super::frame::Frames;
 use super::identity::{IdentityError, NodeIdentity, NodeKey, base64_der, base64_der_list};
 use super::listener::{EnrolStream, source_of};
@@ -64,6 +66,10 @@ pub struct EnrolRequest {
     pub csr: String,
     /// The machine.
     pub machine: Joining,
+    /// The node that it is already. Whoever decides is asked only once the machine has proved that it holds
+    /// the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<FormerCertificate>,
 }
 
 impl std::fmt::Debug for EnrolRequest {
@@ -150,6 +156,11 @@ pub enum EnrolRefusal {
         /// When it will be heard again.
         retry_seconds: u64,
     },
+    /// The machine shows a certificate whose key it does not hold.
+    #[error(
+        "this machine does not hold the key of the certificate that it shows: overlayd leave, and join anew"
+    )]
+    NotTheHolder,
     /// More machines join than the manager serves at a time.
     #[error("too many machines join at once; try again in {retry_seconds} s")]
     Busy {
@@ -177,13 +188,44 @@ pub async fn enrol(
     machine: Joining,
     clock: Clock,
 ) -> Result<(NodeIdentity, Enrolled), EnrolError> {
+    ask(manager, token, machine, None, clock).await
+}
+
+/// As [`enrol`], as the node of `former`, whose certificate has expired.
+///
+/// # Errors
+/// As [`enrol`]; the node was removed, or the manager takes this machine for another node.
+pub async fn enrol_again(
+    manager: SocketAddr,
+    token: &JoinToken,
+    machine: Joining,
+    former: &NodeIdentity,
+    clock: Clock,
+) -> Result<(NodeIdentity, Enrolled), EnrolError> {
+    let (identity, enrolled) = ask(manager, token, machine, Some(former), clock).await?;
+    if (identity.cluster(), identity.node()) != (former.cluster(), former.node()) {
+        return Err(EnrolError::Contradiction);
+    }
+    Ok((identity, enrolled))
+}
+
+async fn ask(
+    manager: SocketAddr,
+    token: &JoinToken,
+    machine: Joining,
+    former: Option<&NodeIdentity>,
+    clock: Clock,
+) -> Result<(NodeIdentity, Enrolled), EnrolError> {
     let key = NodeKey::generate()?;
-    let request = EnrolRequest { secret: token.secret().clone(), csr: key.request_pem()?, machine };
+    let (secret, csr) = (token.secret().clone(), key.request_pem()?);
     let handshake = connect_with_token(token.clone(), clock);
     let outcome = handshake.outcome.clone();
     let tls = tokio::time::timeout(CONNECT_TIMEOUT, dial(manager, handshake))
         .await
         .map_err(|_elapsed| ConnectError::TimedOut { address: manager })??;
+    let binding = bind(tls.get_ref().1);
+    let former = former.map(|identity| FormerCertificate::prove(identity, &binding, &csr)).transpose()?;
+    let request = EnrolRequest { secret, csr, machine, former };
     let exchange = async {
         let mut frames = Frames::new(tls, MAX_MESSAGE_BYTES);
         frames.send(&Zeroizing::new(to_json(&request))).await?;
@@ -300,6 +342,7 @@ async fn answer<E: Enrol>(
     refusal: Option<EnrolRefusal>,
 ) -> Option<Result<(), EnrolRefusal>> {
     let EnrolStream { mut frames, from } = stream;
+    let binding = bind(frames.get_ref().get_ref().1);
     let request = match frames.receive().await {
         Ok(Some(request)) => serde_json::from_slice::<EnrolRequest>(&request),
         Ok(None) => return None,
@@ -310,6 +353,9 @@ async fn answer<E: Enrol>(
     };
     let outcome = match (refusal, request) {
         (Some(refusal), _) => Err(refusal),
+        (None, Ok(EnrolRequest { former: Some(former), csr, .. })) if !former.is_held(&binding, &csr) => {
+            Err(EnrolRefusal::NotTheHolder)
+        }
         (None, Ok(request)) => service.enrol(request, from).await,
         (None, Err(error)) => Err(EnrolRefusal::Invalid(format!("the request is not understood: {error}"))),
     };
@@ -334,10 +380,17 @@ fn ending(outcome: Option<&Result<(), EnrolRefusal>>) -> Ending {
             | EnrolRefusal::TokenExpired
             | EnrolRefusal::TokenUsed { .. }
             | EnrolRefusal::TokenRemoved
+            | EnrolRefusal::NotTheHolder
             | EnrolRefusal::TooManyAttempts { .. }
             | EnrolRefusal::Busy { .. },
         )) => Ending::Failed,
     }
+}
+
+/// What ties a proof to this connection.
+fn bind<Data>(tls: &rustls::ConnectionCommon<Data>) -> ChannelBinding {
+    let exported = tls.export_keying_material([0; 32], BINDING_LABEL, None);
+    exported.expect("the handshake is over and the output is not empty")
 }
 
 fn to_json<T: Serialize>(message: &T) -> Vec<u8> {

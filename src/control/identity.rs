@@ -113,7 +113,11 @@ impl NodeIdentity {
     /// together do not renew together.
     pub fn renew_at(&self, random: &mut impl rand::CryptoRng) -> OffsetDateTime {
         let issued = self.name.not_before + BACKDATE;
-        let life = (self.name.not_after - issued).max(time::Duration::ZERO);
+        let life = self.name.not_after - issued;
+        if !life.is_positive() {
+            // Of an earlier overlayd, which backdated less.
+            return self.name.not_before;
+        }
         issued + life * random.random_range(0.5..0.8)
     }
 

@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod enrol;
+pub mod former;
 pub mod frame;
 pub mod identity;
 pub mod key_channel;

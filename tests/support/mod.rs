@@ -6,6 +6,7 @@
 
 #![expect(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod certificates;
 pub(crate) mod cut_off;
 pub(crate) mod frames;
 pub(crate) mod paced;

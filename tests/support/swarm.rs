@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -257,10 +258,16 @@ impl Agent {
 
     /// Starts it on a host, with more flags if given, and does not wait.
     pub(crate) fn spawn(&self, host: &Host, flags: &[&str]) {
+        self.spawn_in(host, flags, &[]);
+    }
+
+    /// As [`Self::spawn`], in another environment.
+    pub(crate) fn spawn_in(&self, host: &Host, flags: &[&str], environment: &[(&str, &Path)]) {
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = self.command();
         command.arg("agent").arg("--state-dir").arg(self.state_dir());
         command.arg("--esp-key-log").arg(self.key_log());
+        command.envs(environment.iter().copied());
         command.args(flags).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = host.spawn(command).unwrap();
         let before = self.lock().replace(child);
@@ -451,6 +458,18 @@ impl Attached {
     /// Whether a series is answered.
     pub(crate) fn ping(&self, to: IpAddr, ping: &Ping) -> bool {
         ping.run(self.container.namespace(), to).unwrap().is_complete()
+    }
+
+    /// Pings again and again until it is done; how many were sent and answered.
+    pub(crate) fn pings_until(&self, done: &AtomicBool, to: &Self, interval: Duration) -> (usize, usize) {
+        let series = Ping { count: 50, interval, ..Ping::default() };
+        let (mut sent, mut received) = (0, 0);
+        while !done.load(Ordering::Relaxed) {
+            let report = series.run(self.container.namespace(), to.address(Family::V4)).unwrap();
+            sent += usize::try_from(report.sent).unwrap();
+            received += report.received();
+        }
+        (sent, received)
     }
 
     /// Frames for which the queue of its interface had no room, by its own kernel's count.

@@ -86,20 +86,19 @@ async fn client_whose_certificate_expired_is_refused_with_both_times() {
 async fn client_whose_certificate_has_not_begun_is_refused_with_both_times() {
     let cluster = Cluster::new(1);
     let server = Server::start(cluster.worker(2)).await;
-    let early = cluster.issued(3, Role::Worker, noon() + time::Duration::hours(2), time::Duration::hours(24));
+    let early = cluster.issued(3, Role::Worker, noon() + time::Duration::days(4), time::Duration::hours(24));
 
     let error = server.refused(&cluster.credentials(early)).await;
 
     assert_says(&error, "compare the clocks");
-    server.logged("not yet valid: it begins at 2027-01-15T09:00:00Z and the clock of this machine says 2027-01-15T08:00:00Z").await;
+    server.logged("not yet valid: it begins at 2027-01-16T08:00:00Z and the clock of this machine says 2027-01-15T08:00:00Z").await;
 }
 
 #[tokio::test]
-async fn certificate_backdated_an_hour_serves_a_machine_whose_clock_lags() {
+async fn certificate_backdated_three_days_serves_a_machine_whose_clock_lags() {
     let cluster = Cluster::new(1);
     let server = Server::start(cluster.worker(2)).await;
-    let fresh =
-        cluster.issued(3, Role::Worker, noon() + time::Duration::minutes(59), time::Duration::hours(1));
+    let fresh = cluster.issued(3, Role::Worker, noon() + time::Duration::days(2), time::Duration::hours(1));
     server.connect(&cluster.credentials(fresh)).await.expect("a channel");
 }
 
@@ -172,10 +171,10 @@ async fn client_refuses_expired_removed_unknown_and_foreign_servers_each_with_it
     let cluster = Cluster::new(1);
     let client = cluster.worker(3);
     let old = cluster.issued(2, Role::Worker, noon() - time::Duration::hours(30), time::Duration::hours(24));
-    let early = cluster.issued(2, Role::Worker, noon() + time::Duration::hours(2), time::Duration::hours(24));
+    let early = cluster.issued(2, Role::Worker, noon() + time::Duration::days(4), time::Duration::hours(24));
     for (server, message) in [
         (cluster.credentials(old), "expired at 2027-01-15T02:00:00Z"),
-        (cluster.credentials(early), "not yet valid: it begins at 2027-01-15T09:00:00Z"),
+        (cluster.credentials(early), "not yet valid: it begins at 2027-01-16T08:00:00Z"),
         (Cluster::new(9).worker(2), "its certificate is of cluster"),
         (Cluster::new(1).worker(2), "wrong CA"),
     ] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Manager, NO_PANIC};
+use super::Manager;
 use crate::agent::underlay::Underlay;
 use crate::cluster::Node;
 use crate::control::notice::Notice;
@@ -40,9 +40,9 @@ impl Manager {
 
     fn without_session(&self) -> Vec<Node> {
         let this = self.credentials.identity().node();
-        let sessions = self.sessions.lock().expect(NO_PANIC).clone();
+        let sessions = self.sessions.nodes();
         let nodes = self.state.nodes().into_iter().map(|status| status.node);
-        nodes.filter(|node| node.id != this && !sessions.contains_key(&node.id)).collect()
+        nodes.filter(|node| node.id != this && !sessions.contains(&node.id)).collect()
     }
 }
 

@@ -37,6 +37,7 @@ impl JoinCounts {
                 | EnrolRefusal::TokenExpired
                 | EnrolRefusal::TokenUsed { .. }
                 | EnrolRefusal::TokenRemoved
+                | EnrolRefusal::NotTheHolder
                 | EnrolRefusal::Invalid(_)
                 | EnrolRefusal::Unavailable(_),
             ) => &self.refused,

@@ -40,7 +40,7 @@ pub enum StateError {
     NoCluster,
     #[error("address pool {pool} is not usable: {why}")]
     Pool { pool: IpNet, why: String },
-    #[error("certificates must live between 1h and 20 years")]
+    #[error("certificates must live between 10s and 20 years")]
     CertificateExpiry,
 
     #[error("a rotation of the root is under way: overlayd ca status says what it waits for")]

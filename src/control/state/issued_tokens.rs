@@ -163,6 +163,34 @@ impl ClusterState {
     /// When the token admits nobody (any more) or to another role, the node's id is or was in use, or an
     /// address of it lies in a network's subnet.
     pub fn enrol_node(&self, node: Node, secret: &[u8; 16], now: u64) -> Result<TokenName, StateError> {
+        self.enrol(node, secret, now, |model, node| {
+            if model.nodes.contains_key(&node.id) || model.removed.contains_key(&node.id) {
+                return Err(StateError::NodeExists { node: node.id });
+            }
+            Ok(node)
+        })
+    }
+
+    /// The same for a node that is a member, whose certificate has expired: of what it says of itself, where
+    /// it is reached counts.
+    ///
+    /// # Errors
+    /// As [`Self::enrol_node`]; the node is no member.
+    pub fn enrol_again(&self, node: Node, secret: &[u8; 16], now: u64) -> Result<TokenName, StateError> {
+        self.enrol(node, secret, now, |model, node| {
+            let present = model.member(node.id)?.clone();
+            let Node { advertise, data, underlay_mtu, .. } = node;
+            Ok(Node { advertise, data, underlay_mtu, ..present })
+        })
+    }
+
+    fn enrol(
+        &self,
+        node: Node,
+        secret: &[u8; 16],
+        now: u64,
+        entry: impl FnOnce(&Model, Node) -> Result<Node, StateError>,
+    ) -> Result<TokenName, StateError> {
         self.change(|model| {
             let found = find(model, secret, now)?;
             if found.role() != node.role {
@@ -172,9 +200,7 @@ impl ClusterState {
                 Found::Standing(role) => (TokenName::Standing(role), None),
                 Found::Issued(token) => (TokenName::Issued(token.id), Some(token.used_by(node.id, now))),
             };
-            if model.nodes.contains_key(&node.id) || model.removed.contains_key(&node.id) {
-                return Err(StateError::NodeExists { node: node.id });
-            }
+            let node = entry(model, node)?;
             subnets::check_node(model, &node)?;
             Ok((name, used.map(Change::PutToken).into_iter().chain([Change::PutNode(node)]).collect()))
         })

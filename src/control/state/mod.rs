@@ -106,7 +106,7 @@ impl ClusterState {
         }
         let pools = if new.pools.is_empty() { vec![AddressPool::standard()] } else { new.pools };
         pool::check(&pools)?;
-        if new.certificate_life < Duration::from_hours(1)
+        if new.certificate_life < Duration::from_secs(10)
             || new.certificate_life > Duration::from_hours(24 * 365 * 20)
         {
             return Err(StateError::CertificateExpiry);

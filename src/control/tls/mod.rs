@@ -22,8 +22,8 @@ use rustls::{ClientConfig, ServerConfig};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-pub use self::verify::verify_identity;
 use self::verify::{NodeVerifier, RootVerifier};
+pub use self::verify::{verify_chain, verify_identity};
 use super::identity::{IdentityError, NodeIdentity};
 use super::trust::{Expected, Proof, Refusal, Trust};
 use crate::membership::{JoinToken, Root, Roots};

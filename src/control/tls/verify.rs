@@ -249,13 +249,24 @@ impl ServerCertVerifier for RootVerifier {
 /// # Errors
 /// It would be refused, for the reason that others would give.
 pub fn verify_identity(identity: &NodeIdentity, now: OffsetDateTime) -> Result<(), Refusal> {
-    let trust = Trust::of(identity)?;
-    let (leaf, intermediates) = identity.chain().split_first().ok_or(IdentityError::NotX509)?;
+    let name = verify_chain(identity.chain(), Arc::new(Trust::of(identity)?), now)?;
+    Expected::Node(identity.node()).check(&name)
+}
+
+/// The node that a certificate chain (leaf first) names, if `trust` accepts it at `now`.
+///
+/// # Errors
+/// It is refused.
+pub fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    trust: Arc<Trust>,
+    now: OffsetDateTime,
+) -> Result<CertificateName, Refusal> {
+    let (leaf, intermediates) = chain.split_first().ok_or(IdentityError::NotX509)?;
     let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
     let chain = |roots: &Arc<RootCertStore>| server_chain(leaf, intermediates, roots, now);
-    NodeVerifier::new(Arc::new(trust), Expected::Node(identity.node())).admit(leaf, now, chain)?;
-    Ok(())
+    Ok(NodeVerifier::new(trust, Expected::AnyNode).admit(leaf, now, chain)?.name)
 }
 
 /// That a root is not the signer's says nothing of what is wrong under the one that is.

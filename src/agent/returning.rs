@@ -1,0 +1,95 @@
+//! How a node whose certificate has expired comes back: with a token, and as the node that it was. All of it
+//! goes on meanwhile as it was; what changes is the certificate.
+
+use time::format_description::well_known::Rfc3339;
+use zeroize::Zeroizing;
+
+use super::attachments::blocking;
+use super::formation::{enrol_in_turn, refused, resolve};
+use super::member::Member;
+use crate::api::ApiError;
+use crate::api::types::JoinRequest;
+use crate::cluster::{Role, View};
+use crate::control::enrol::Joining;
+use crate::control::session::SessionStatus;
+use crate::control::store::Store;
+use crate::control::store::local::NodeSettings;
+use crate::control::tls::Credentials;
+use crate::membership::token::JoinToken;
+
+/// Whether this node can only come back by joining: a manager signs for itself.
+pub(super) fn is_due(credentials: &Credentials) -> bool {
+    let identity = credentials.identity();
+    identity.role() == Role::Worker && identity.expires() <= credentials.now()
+}
+
+/// What to do about it.
+pub(super) fn advice(member: &Member) -> String {
+    let identity = member.credentials.identity();
+    let expired = identity.expires();
+    let managers = member.client.addresses();
+    let manager = managers.first().map_or_else(|| "MANAGER".to_owned(), ToString::to_string);
+    format!(
+        "the certificate of this node expired at {}, so no other node talks to it: print a token on a manager \
+         (overlayd token worker), and join with it again: overlayd join --token TOKEN {manager}. It stays node {} \
+         with its endpoints and their addresses. If it is the clock that is wrong, set that",
+        expired.format(&Rfc3339).unwrap_or_else(|_| expired.to_string()),
+        identity.node()
+    )
+}
+
+/// Gets a certificate for the node that this is.
+pub(super) async fn come_back(member: &Member, store: &Store, request: JoinRequest) -> Result<(), ApiError> {
+    if let SessionStatus::Removed(error) = &*member.session.borrow() {
+        return Err(ApiError::conflict(format!(
+            "{error}: overlayd leave --force takes it out, and then it can join as a new node"
+        )));
+    }
+    let node = member.node();
+    let elsewhere = request.advertise.is_some_and(|address| address != node.advertise)
+        || request.data_ip.is_some_and(|address| address != node.data.ip());
+    if elsewhere {
+        return Err(ApiError::invalid(format!(
+            "node {} comes back at {} with its data at {}: leave --advertise-addr and --data-addr out",
+            node.id, node.advertise, node.data
+        )));
+    }
+    let token: JoinToken =
+        Zeroizing::new(request.token).parse().map_err(|error| ApiError::invalid(format!("{error}")))?;
+    let manager = resolve(&request.manager).await?;
+    let machine = Joining {
+        host: node.name.clone(),
+        advertise: Some(node.advertise.ip()),
+        advertise_port: node.advertise.port(),
+        data: Some(node.data.ip()),
+        underlay_mtu: node.underlay_mtu,
+    };
+    let former = member.credentials.identity();
+    let joined = enrol_in_turn(manager, &token, machine, Some(&former)).await;
+    let (identity, enrolled) = joined.map_err(refused)?;
+
+    let addresses = if enrolled.managers.is_empty() { vec![manager] } else { enrolled.managers };
+    let (opened, written, managers) = (store.clone(), identity.clone(), addresses.clone());
+    let roots = enrolled.roots.clone();
+    blocking(move || {
+        // A root is trusted before a certificate needs it, on the disk as well.
+        let view = opened.view()?.unwrap_or_default();
+        opened.put_view(&View { roots, ..view })?;
+        let settings = opened.settings()?;
+        let settings = settings.map(|settings| NodeSettings { managers, ..settings });
+        match settings {
+            Some(settings) => opened.put_enrolment(&written, &settings),
+            None => opened.put_identity(&written),
+        }
+    })
+    .await?;
+    let usable = member.standing.adopt(&enrolled.roots).and_then(|()| {
+        // Only now: its chain may lead to a root that was not known.
+        member.credentials.replace_identity(identity)
+    });
+    usable.map_err(|error| ApiError::internal(error.to_string()))?;
+    member.client.set_addresses(addresses);
+    member.client.reconnect();
+    member.standing.renewed();
+    Ok(())
+}
