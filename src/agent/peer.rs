@@ -416,18 +416,6 @@ impl Peer {
         Ok(())
     }
 
-    async fn close(mut self) -> Result<(), LaneGone> {
-        let networks: Vec<NetworkId> = self.links.keys().copied().collect();
-        for network in networks {
-            self.end(network).await?;
-        }
-        if let Some(channel) = self.channel.take() {
-            // A peer that reads nothing is not waited for.
-            let _closed_or_not = tokio::time::timeout(SEND_TIMEOUT, channel.close()).await;
-        }
-        Ok(())
-    }
-
     async fn send(&mut self, frame: &[u8]) {
         let Some(channel) = &mut self.channel else { return };
         let broken = match tokio::time::timeout(SEND_TIMEOUT, channel.send(frame)).await {

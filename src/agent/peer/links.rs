@@ -1,8 +1,8 @@
 //! What the links of a peer want done, carried out in order: frames sent, keys given to lanes and taken
 //! from them, news told.
 
-use super::Peer;
 use super::wishes::{PATIENCE, Wish};
+use super::{Peer, SEND_TIMEOUT};
 use crate::api::types::PeerState;
 use crate::events::{Event, Reason};
 use crate::id::NetworkId;
@@ -11,6 +11,19 @@ use crate::negotiate::{Action, Env, Established, Link, Message};
 use crate::worker::LaneGone;
 
 impl Peer {
+    /// Ends every link and the channel.
+    pub(super) async fn close(mut self) -> Result<(), LaneGone> {
+        let networks: Vec<NetworkId> = self.links.keys().copied().collect();
+        for network in networks {
+            self.end(network).await?;
+        }
+        if let Some(channel) = self.channel.take() {
+            // A peer that reads nothing is not waited for.
+            let _closed_or_not = tokio::time::timeout(SEND_TIMEOUT, channel.close()).await;
+        }
+        Ok(())
+    }
+
     /// Ends a link. Where the view has ended it, no lane knows a key of it any more.
     pub(super) async fn end(&mut self, network: NetworkId) -> Result<(), LaneGone> {
         self.bid_farewell(network).await;
