@@ -117,8 +117,11 @@ fn followers_see_events_as_they_happen() {
     assert!(follower.wait().unwrap().success(), "the end of the agent is the end of the stream");
     reading.join().unwrap();
     assert!(lines_told.try_iter().any(|line| line.ends_with("agent stops")));
-    let kept = std::fs::read_to_string(agent.state_dir().join("events.jsonl")).unwrap();
-    assert!(kept.lines().last().unwrap().contains("agent_stopped"), "{kept}");
+    // The stream ends before the process does, which writes the last line.
+    let kept = || std::fs::read_to_string(agent.state_dir().join("events.jsonl")).unwrap();
+    let is_kept =
+        eventually(Duration::from_secs(10), || kept().lines().last().unwrap().contains("agent_stopped"));
+    assert!(is_kept, "{}", kept());
 }
 
 fn forged_packets_are_told_in_bursts() {
