@@ -4,6 +4,7 @@
 //! said and when, this task carries it out: it sends, gives SAs to the lanes and reports when they
 //! are in force. When the channel is gone, keys in use stay in use.
 
+mod connecting;
 mod epochs;
 mod links;
 mod wishes;
@@ -20,12 +21,10 @@ use super::dataplane::Removed;
 use super::keys::Keys;
 use super::log_limit::LogLimit;
 use super::placement::{LinkSpec, PeerSpec};
-use crate::api::types::PeerState;
 use crate::boot_time::BootTime;
 use crate::control::key_channel::{ChannelError, KeyChannel};
 use crate::control::session::Backoff;
 use crate::control::tls::peer::ConnectError;
-use crate::events::{Event, Reason};
 use crate::id::{NetworkId, NodeId, Spi};
 use crate::io::clock::boot_time;
 use crate::membership::SignedRemovals;
@@ -179,60 +178,6 @@ impl Peer {
 
     fn is_initiator(&self) -> bool {
         self.keys.node > self.id()
-    }
-
-    fn wants_to_connect(&self) -> bool {
-        let is_due = self.channel.is_none() || boot_time() >= self.up_since + CHANNEL_LIFE;
-        self.is_initiator() && is_due && self.connecting.is_empty()
-    }
-
-    /// Connects in the background, after a pause that grows until a channel has lasted.
-    fn connect(&mut self) {
-        let pause = self.backoff.next();
-        let (credentials, node) = (Arc::clone(&self.keys.credentials), self.spec.node.clone());
-        self.connecting.spawn(async move {
-            tokio::time::sleep(pause).await;
-            KeyChannel::connect(&credentials, node.advertise, node.id).await.map(Box::new)
-        });
-    }
-
-    /// Gives up the channel, and an attempt at one that leads nowhere.
-    async fn connect_anew(&mut self, why: &str) -> Result<(), LaneGone> {
-        self.connecting.abort_all();
-        self.channel_down(why).await?;
-        self.backoff = Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE);
-        Ok(())
-    }
-
-    async fn connected(&mut self, result: Result<Box<KeyChannel>, ConnectError>) -> Result<(), LaneGone> {
-        match result {
-            Ok(channel) => self.channel_up(*channel).await,
-            Err(error) => {
-                let failure = error.to_string();
-                let mut is_news = false;
-                for network in self.links.keys() {
-                    self.keys.set_status((*network, self.id()), |status| {
-                        is_news |= status.failure.as_ref() != Some(&failure);
-                        status.failure = Some(failure.clone());
-                        if status.established.is_none() {
-                            status.state = PeerState::Failed;
-                        }
-                    });
-                }
-                if is_news {
-                    tracing::warn!(peer = %self.spec.node.name, %error, "no key channel");
-                    let (peer, name) = (self.id(), self.spec.node.name.clone());
-                    let reason = Reason::of(&error);
-                    self.keys.events.record(Event::PeerUnreachable { peer, name, reason });
-                }
-                // The channel before this one may do until it is too old.
-                if self.channel.is_none() {
-                    self.wishes.refuse_all(&failure);
-                    self.unreachable = Some(failure);
-                }
-                Ok(())
-            }
-        }
     }
 
     async fn happened(&mut self, event: PeerEvent) -> Result<(), LaneGone> {
