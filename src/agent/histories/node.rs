@@ -72,6 +72,8 @@ pub(super) struct Peer {
     pub(super) links: BTreeMap<NetworkId, (Hold, Link)>,
     pub(super) channel: Option<Channel>,
     hello: Option<Hello>,
+    /// The run that it was last heard of in.
+    boot: Option<BootId>,
     pub(super) next_attempt: BootTime,
 }
 
@@ -241,6 +243,7 @@ impl Agent {
                 links: BTreeMap::new(),
                 channel: None,
                 hello: None,
+                boot: None,
                 next_attempt: turn.now,
             });
             self.follow_spec(turn, *peer, spec);
@@ -338,9 +341,13 @@ impl Agent {
             Message::Hello(hello) => {
                 let Some(peer) = self.peers.get_mut(&id) else { return };
                 peer.hello = Some(hello);
+                let before = peer.boot.replace(hello.boot_id);
                 for network in peer.links.keys().copied().collect::<Vec<_>>() {
                     self.call(turn, (network, id), None, |link, env| link.handle_channel_up(env, hello));
                     self.say_epoch(turn, (network, id));
+                    let keys = self.link((network, id)).and_then(Link::established);
+                    let is_another = before.is_some_and(|before| before != hello.boot_id);
+                    assert!(!is_another || keys.is_none(), "the keys of a run that has ended are kept");
                 }
             }
             Message::SpiUnknown(spi) => {

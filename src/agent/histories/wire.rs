@@ -34,10 +34,10 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(lossy: u32) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             tap: Wiretap::default(),
-            lossy,
+            lossy: 0,
             under_way: BTreeMap::new(),
             sent: 0,
             lost: 0,
