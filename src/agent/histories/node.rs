@@ -545,6 +545,9 @@ impl Agent {
     /// What is wrong where the lanes have not just the keys that the links believe to be in use.
     pub(super) fn check_keys(&self) -> Result<(), String> {
         let mut known = 0;
+        if self.peers.values().any(|peer| peer.channel.is_none()) {
+            return Err("there is no channel to a peer".to_owned());
+        }
         for (network, peer) in self.link_keys() {
             let Some(link) = self.link((network, peer)) else { continue };
             let slot = self.placement.links().get(&(network, peer)).copied().ok_or("a link has no slot")?;
@@ -559,6 +562,10 @@ impl Agent {
                 self.lanes.iter().filter_map(|lane| lane.egress.outbound(slot).map(OutboundSa::spi));
             if sending.collect::<Vec<_>>() != keys.outbound {
                 return Err("the lanes seal with other keys".to_owned());
+            }
+            let mut sending = self.lanes.iter().filter_map(|lane| lane.egress.outbound(slot));
+            if sending.any(|sa| sa.packets() >= keys.limits.soft_packets) {
+                return Err("keys are not replaced though they are used up".to_owned());
             }
         }
         if self.spis.len() == known { Ok(()) } else { Err("SPIs are held that nobody uses".to_owned()) }

@@ -547,8 +547,11 @@ impl<'i> World<'i> {
             let networks = view.iter().flat_map(|view| view.networks.values());
             let known: Vec<Endpoint> = networks.flat_map(|network| network.endpoints.clone()).collect();
             for from in known.iter().filter(|from| from.node == removed) {
-                for to in known.iter().filter(|to| to.network == from.network && to.node != removed) {
-                    forbidden.push(self.send(from, to, Some(0)));
+                // What those who are out say to each other is their business.
+                let inside =
+                    |to: &&Endpoint| to.network == from.network && !self.cluster.removed.contains(&to.node);
+                for to in known.iter().filter(inside).cloned().collect::<Vec<_>>() {
+                    forbidden.push(self.send(from, &to, Some(0)));
                 }
             }
         }
