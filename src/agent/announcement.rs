@@ -45,14 +45,18 @@ pub(crate) async fn listen(
         if dataplane.hear(node, at).await == Ok(true) {
             tracing::info!(%node, data = %at.data, "a peer is elsewhere now");
         }
-        let is_news = !client.addresses().contains(&at.advertise);
-        if role == Role::Manager && (is_news || *session.borrow() != SessionStatus::Connected) {
+        if is_to_be_tried(role, !client.addresses().contains(&at.advertise), &session.borrow()) {
             tracing::info!(%node, address = %at.advertise, "a manager says where it is");
             client.point_to(at.advertise);
         }
     }
     // The agent is ending.
     std::future::pending::<()>().await;
+}
+
+/// Whether an address is that of a manager that may be needed.
+fn is_to_be_tried(role: Role, is_news: bool, session: &SessionStatus) -> bool {
+    role == Role::Manager && (is_news || *session != SessionStatus::Connected)
 }
 
 /// What came on a channel that is of no other use, if it is where the other side is.
@@ -215,3 +219,19 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Handshakes under way at a time.
 const AT_ONCE: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_managers_alone_are_tried_and_known_ones_only_without_a_session() {
+        let (lost, held) = (SessionStatus::Connecting, SessionStatus::Connected);
+        for (is_news, session, expected) in
+            [(true, &lost, true), (true, &held, true), (false, &lost, true), (false, &held, false)]
+        {
+            assert_eq!(is_to_be_tried(Role::Manager, is_news, session), expected);
+            assert!(!is_to_be_tried(Role::Worker, is_news, session));
+        }
+    }
+}

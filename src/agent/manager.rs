@@ -5,7 +5,6 @@
 
 mod joins;
 mod nodes;
-mod notices;
 mod returning;
 mod sessions;
 mod token_clock;

@@ -19,7 +19,6 @@ use super::audit;
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
-use super::notices;
 use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::rekey::Wished;
@@ -144,8 +143,7 @@ impl Member {
         let manager = start_manager(store, &credentials, events).await?;
         let doors = open_doors(&mut tasks, manager.as_ref(), events, &failed);
         let (channels, connected) = mpsc::channel(64);
-        let (notify, notices) = mpsc::channel(8);
-        let doors = Doors { key_channels: channels, notices: notify, manager: doors, events: events.clone() };
+        let doors = Doors { key_channels: channels, manager: doors, events: events.clone() };
         let (relisten, listening) = mpsc::channel(1);
         tasks.spawn("the TLS port", underlay::listen_on((tls, listening), Arc::clone(&credentials), doors));
         let (rekeys, wished) = mpsc::channel(64);
@@ -165,12 +163,6 @@ impl Member {
         tasks.spawn("what managers are told", merge((underlay.clone(), told), changes));
         let session_kept = session::keep(client.clone(), request, changed, views, status);
         tasks.spawn("the session", session_kept);
-        let heeded = notices::heed(notices, client.clone(), session.clone());
-        tasks.spawn("the managers' notices", heeded);
-        if let Some(manager) = &manager {
-            let told = Arc::clone(manager).tell_whereabouts(underlay.clone());
-            tasks.spawn("the manager's notices", told);
-        }
         let (warnings, warned) = watch::channel(warnings);
         let follower = underlay::Follower {
             home: Home::new(settings),

@@ -23,7 +23,6 @@ mod log_limit;
 mod manager;
 mod member;
 mod nodes;
-mod notices;
 mod offloads;
 mod peer;
 mod peers;

@@ -123,40 +123,12 @@ pub enum CliError {
 impl CliError {
     /// What goes to standard output all the same.
     pub fn report(&self) -> Option<&str> {
-        match self {
-            Self::NotRenewed { report, .. } => Some(report),
-            Self::Usage(_)
-            | Self::Agent(_)
-            | Self::Netns(_)
-            | Self::Config(_)
-            | Self::File { .. }
-            | Self::Secret { .. }
-            | Self::TypedDifferently
-            | Self::FileExists { .. }
-            | Self::BackupFile { .. }
-            | Self::UnlockKey(_)
-            | Self::UnlockKeyAtLarge { .. }
-            | Self::System { .. } => None,
-        }
+        if let Self::NotRenewed { report, .. } = self { Some(report) } else { None }
     }
 
     /// The exit code that tells a wrong command (2) from one that was refused or failed (1).
     pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Usage(_) => 2,
-            Self::Agent(_)
-            | Self::Netns(_)
-            | Self::Config(_)
-            | Self::NotRenewed { .. }
-            | Self::File { .. }
-            | Self::Secret { .. }
-            | Self::TypedDifferently
-            | Self::FileExists { .. }
-            | Self::BackupFile { .. }
-            | Self::UnlockKey(_)
-            | Self::UnlockKeyAtLarge { .. }
-            | Self::System { .. } => 1,
-        }
+        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
     }
 }
 

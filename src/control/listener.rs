@@ -20,12 +20,10 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 use super::enrol::MAX_MESSAGE_BYTES;
 use super::frame::Frames;
 use super::key_channel::KeyChannel;
-use super::notice::Notice;
 use super::refusal_log::RefusalLog;
 use super::tls::peer::{PeerStream, tune};
 use super::tls::{Credentials, Protocol, refusal_in};
 use super::trust::Refusal;
-use crate::cluster::Role;
 use crate::events::{Event, Events, Reason};
 
 /// Where accepted connections go.
@@ -33,8 +31,6 @@ use crate::events::{Event, Events, Reason};
 pub struct Doors {
     /// Key channels that peers opened.
     pub key_channels: mpsc::Sender<KeyChannel>,
-    /// What managers say of where they are.
-    pub notices: mpsc::Sender<Notice>,
     /// What only managers serve.
     pub manager: Option<ManagerDoors>,
     /// Where refusals are recorded.
@@ -172,13 +168,6 @@ async fn receive(
             let channel = KeyChannel::accept(stream).await.map_err(Rejected::Broken)?;
             doors.key_channels.send(channel).await.is_err()
         }
-        (Protocol::Notice, _) => {
-            let stream = PeerStream::new(TlsStream::Server(tls), node()?, from, credentials);
-            if stream.peer().role != Role::Manager {
-                return Err(Refusal::NotAManager { node: stream.peer().node }.into());
-            }
-            doors.notices.send(Notice::take(stream).await.map_err(Rejected::Broken)?).await.is_err()
-        }
         (Protocol::Manager, Some(manager)) => {
             let stream = PeerStream::new(TlsStream::Server(tls), node()?, from, credentials);
             manager.rpc.send(stream).await.is_err()
@@ -207,7 +196,7 @@ fn choose(start: &StartHandshake<TcpStream>, doors: &Doors) -> Result<Protocol, 
         .and_then(Protocol::offered)
         .ok_or((Refusal::NoProtocol, ALERT_NO_APPLICATION_PROTOCOL))?;
     match protocol {
-        Protocol::Key | Protocol::Notice => Ok(protocol),
+        Protocol::Key => Ok(protocol),
         Protocol::Manager | Protocol::Enrol if doors.manager.is_some() => Ok(protocol),
         Protocol::Manager | Protocol::Enrol => {
             Err((Refusal::NotServed { protocol: protocol.name() }, ALERT_NO_APPLICATION_PROTOCOL))

@@ -7,7 +7,6 @@ pub mod frame;
 pub mod identity;
 pub mod key_channel;
 pub mod listener;
-pub mod notice;
 mod refusal_log;
 pub mod renewal;
 pub mod rpc;

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use overlayd::cluster::{Membership, Role};
-use overlayd::control::notice::Notice;
 use overlayd::control::rpc::messages::{Leave, ListNetworks};
 use overlayd::control::rpc::{ErrorKind, ManagerClient};
 use overlayd::id::{Epoch, NetworkId, NodeId, Vni};
@@ -71,25 +70,6 @@ async fn worker_certificate_is_refused_where_a_manager_is_expected() {
 
     let error = join(server.address, &cluster.token(SECRET)).await.expect_err("a worker");
     assert!(error.to_string().contains("is a worker, not a manager"), "{error}");
-}
-
-#[tokio::test]
-async fn notice_of_a_managers_address_is_taken_from_managers_alone() {
-    let cluster = Cluster::new(1);
-    let mut server = Server::start(cluster.worker(2)).await;
-    let notice = Notice { manager: "192.0.2.1:2377".parse().expect("an address") };
-    let other = Notice { manager: "192.0.2.66:2377".parse().expect("an address") };
-
-    other.give(&cluster.worker(3), server.address, node(2)).await.expect_err("a worker");
-    server.logged(&format!("node {} is a worker, not a manager", node(3))).await;
-    let elsewhere = Cluster::new(9).manager(1);
-    other.give(&elsewhere, server.address, node(2)).await.expect_err("a manager of another cluster");
-    let wrong = other.give(&cluster.manager(1), server.address, node(5)).await.expect_err("another node");
-    assert!(wrong.to_string().contains(&node(5).to_string()), "{wrong}");
-    notice.give(&cluster.manager(1), server.address, node(2)).await.expect("a manager");
-
-    assert_eq!(server.notices.recv().await, Some(notice));
-    assert!(server.notices.try_recv().is_err(), "a notice of nobody's was taken");
 }
 
 #[tokio::test]

@@ -9,7 +9,6 @@ use overlayd::control::ca::CertificateAuthority;
 use overlayd::control::enrol::{self, JoinCounts};
 use overlayd::control::key_channel::KeyChannel;
 use overlayd::control::listener::{Doors, ManagerDoors, listen};
-use overlayd::control::notice::Notice;
 use overlayd::control::rpc;
 use overlayd::control::tls::Credentials;
 use overlayd::control::tls::peer::ConnectError;
@@ -29,7 +28,6 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) channels: mpsc::Receiver<KeyChannel>,
-    pub(crate) notices: mpsc::Receiver<Notice>,
     desk: Option<Arc<Desk>>,
     log: Log,
     _logging: tracing::subscriber::DefaultGuard,
@@ -60,7 +58,6 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (key_channels, channels) = mpsc::channel(8);
-        let (notify, notices) = mpsc::channel(8);
         let mut manager = None;
         let mut desk = None;
         let events = Events::default();
@@ -74,9 +71,9 @@ impl Server {
             manager = Some(ManagerDoors { rpc, enrol });
             desk = Some(new);
         }
-        let doors = Doors { key_channels, notices: notify, manager, events: events.clone() };
+        let doors = Doors { key_channels, manager, events: events.clone() };
         tokio::spawn(listen(listener, Arc::clone(&credentials), doors));
-        Self { events, joins, address, credentials, channels, notices, desk, log, _logging: logging }
+        Self { events, joins, address, credentials, channels, desk, log, _logging: logging }
     }
 
     pub(crate) async fn connect(&self, client: &Credentials) -> Result<KeyChannel, ConnectError> {

@@ -163,8 +163,7 @@ mod tests {
         let events = manager.events.clone();
         let service = Arc::new(Arc::clone(manager));
         tokio::spawn(enrol::serve(service, machines, events.clone(), manager.joins()));
-        let (notices, _) = mpsc::channel(8);
-        let doors = Doors { key_channels, notices, manager: Some(ManagerDoors { rpc, enrol }), events };
+        let doors = Doors { key_channels, manager: Some(ManagerDoors { rpc, enrol }), events };
         tokio::spawn(listen(listener, Arc::clone(&manager.credentials), doors));
         address
     }

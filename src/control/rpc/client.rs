@@ -64,7 +64,7 @@ impl ManagerClient {
     /// for [`Self::pointed`] is told.
     pub fn point_to(&self, address: SocketAddr) {
         let others = self.addresses().into_iter().filter(|other| *other != address);
-        self.set_addresses(std::iter::once(address).chain(others).collect());
+        self.set_addresses(std::iter::once(address).chain(others).take(MOST_ADDRESSES).collect());
         self.shared.dialer.next.store(0, Ordering::Relaxed);
         self.reconnect();
         self.shared.pointed.notify_one();
@@ -253,3 +253,5 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// A full view of a network with a million endpoints fits.
 const MAX_REPLY_BYTES: usize = 512 << 20;
+/// A manager that keeps moving must not make the search for others last for ever.
+const MOST_ADDRESSES: usize = 8;

@@ -119,7 +119,7 @@ impl Credentials {
         let (shown, trust) = (self.shown.load(), self.trust());
         let (builder, key) = match protocol {
             Protocol::Enrol => (builder.with_no_client_auth(), shown.key_with(trust.roots())),
-            Protocol::Manager | Protocol::Key | Protocol::Notice => {
+            Protocol::Manager | Protocol::Key => {
                 (builder.with_client_cert_verifier(Arc::new(verifier)), shown.key.clone())
             }
         };
@@ -150,17 +150,13 @@ pub enum Protocol {
     Manager,
     /// The peer key channel.
     Key,
-    /// A manager's word of where it is.
-    Notice,
 }
 
 impl Protocol {
     /// The protocol that a client's offer names, our own before `h2`.
     pub(super) fn offered<'a>(mut alpn: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
         alpn.find_map(|offer| {
-            [Self::Enrol, Self::Manager, Self::Key, Self::Notice]
-                .into_iter()
-                .find(|protocol| protocol.alpn() == offer)
+            [Self::Enrol, Self::Manager, Self::Key].into_iter().find(|protocol| protocol.alpn() == offer)
         })
     }
 
@@ -169,7 +165,6 @@ impl Protocol {
         match self {
             Self::Enrol => "overlayd-enrol/1",
             Self::Manager => "h2",
-            Self::Notice => "overlayd-notice/1",
             Self::Key if sa::ENCRYPTS => "overlayd-key/1",
             // Not to be confused with a node that encrypts.
             Self::Key => "overlayd-key/null",
