@@ -7,12 +7,12 @@ use super::{ClusterState, StateError};
 use crate::control::store::Store;
 
 impl ClusterState {
-    /// The certificate authority as it was given to [`Self::create`], from the file.
+    /// The certificate authority as it was given to [`Self::create`], from the file or etcd.
     ///
     /// # Errors
     /// When the file cannot be read, or the row was altered.
     pub fn ca(&self) -> Result<Zeroizing<Vec<u8>>, StateError> {
-        let digits = self.inner.store.read(|r| r.get(&AUTHORITY, ONLY))?.ok_or_else(|| {
+        let digits = self.rows().read(|r| r.get(&AUTHORITY, ONLY))?.0.ok_or_else(|| {
             StateError::Inconsistent { why: "the certificate authority is missing".to_owned() }
         })?;
         data_encoding::HEXLOWER.decode(digits.as_bytes()).map(Zeroizing::new).map_err(|e| {

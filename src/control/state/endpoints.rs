@@ -120,7 +120,7 @@ impl ClusterState {
         node: NodeId,
         known: &BTreeSet<EndpointId>,
     ) -> Result<Vec<EndpointId>, StateError> {
-        self.change(|model| {
+        self.change_if_needed(|model| {
             model.member(node)?;
             let changes = self.drop_endpoints(model, node, |e| !known.contains(&e.id))?;
             let dropped = model.endpoints_of(node).map(|e| e.id).filter(|id| !known.contains(id)).collect();

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::issued_tokens::TokenRefusal;
-use crate::control::store::StoreError;
+use crate::control::store::{CommitError, StoreError};
 use crate::id::{EndpointId, HostName, MacAddr, NetworkName, NodeId, TokenId};
 
 /// What kind of refusal it is, for callers that answer by status.
@@ -181,13 +181,24 @@ pub enum StateError {
     SigningRemovals { source: Box<dyn Error + Send + Sync> },
     #[error("the cluster's state contradicts itself ({why}): restore the state file from a backup")]
     Inconsistent { why: String },
+    #[error("other managers have changed the cluster's state again and again in between: try again")]
+    Contended,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+impl From<CommitError> for StateError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Conflict => Self::Contended,
+            CommitError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
 impl StateError {
     /// What kind of refusal it is.
-    pub const fn kind(&self) -> ErrorKind {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Pool { .. }
             | Self::CertificateExpiry
@@ -241,7 +252,8 @@ impl StateError {
             | Self::NetworkFull { .. }
             | Self::SubnetExhausted { .. }
             | Self::MacsExhausted { .. } => ErrorKind::Unavailable,
-            Self::Store(error) if error.is_full() => ErrorKind::Unavailable,
+            Self::Contended => ErrorKind::Unavailable,
+            Self::Store(error) if error.is_passing() => ErrorKind::Unavailable,
             Self::Signing { .. }
             | Self::SigningRemovals { .. }
             | Self::Inconsistent { .. }

@@ -138,7 +138,7 @@ impl ClusterState {
     /// # Errors
     /// When the disk refuses.
     pub fn settle_tokens(&self, now: u64) -> Result<(), StateError> {
-        self.change(|model| Ok(((), settle(model, now))))
+        self.change_if_needed(|model| Ok(((), settle(model, now))))
     }
 
     /// The latest moment that the tokens tell of: it has been that late once.
@@ -189,7 +189,7 @@ impl ClusterState {
         node: Node,
         secret: &[u8; 16],
         now: u64,
-        entry: impl FnOnce(&Model, Node) -> Result<Node, StateError>,
+        entry: impl Fn(&Model, Node) -> Result<Node, StateError>,
     ) -> Result<TokenName, StateError> {
         self.change(|model| {
             let found = find(model, secret, now)?;
@@ -200,7 +200,7 @@ impl ClusterState {
                 Found::Standing(role) => (TokenName::Standing(role), None),
                 Found::Issued(token) => (TokenName::Issued(token.id), Some(token.used_by(node.id, now))),
             };
-            let node = entry(model, node)?;
+            let node = entry(model, node.clone())?;
             subnets::check_node(model, &node)?;
             Ok((name, used.map(Change::PutToken).into_iter().chain([Change::PutNode(node)]).collect()))
         })

@@ -1,13 +1,14 @@
 //! The truth about a cluster, as its manager keeps it: nodes, networks, endpoints, memberships.
 //!
-//! Every operation is checked against the state in memory, written to the state file in one
-//! transaction, and only then seen by anybody. Calls block on the disk (async callers use
-//! `spawn_blocking`); [`ClusterState::versions`] wakes whoever passes changes on to the nodes. Who may
-//! call what is decided by the caller's certificate in `control::rpc`; here it is checked only that
-//! a node touches nothing of another's.
+//! Every operation is checked against the state in memory, written to the state file or to etcd in one
+//! transaction, and only then seen by anybody. Calls block on the disk or on etcd (async callers use
+//! `spawn_blocking`); [`ClusterState::versions`] wakes whoever passes changes on to the nodes, those of
+//! other managers too. Who may call what is decided by the caller's certificate in `control::rpc`; here
+//! it is checked only that a node touches nothing of another's.
 
 mod addresses;
 mod authority;
+mod changes;
 mod endpoints;
 mod error;
 mod issued_tokens;
@@ -18,6 +19,7 @@ mod nodes;
 mod overtake;
 mod pool;
 mod profiles;
+
 mod rotation;
 mod subnets;
 mod tokens;
@@ -26,16 +28,18 @@ mod views;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
+use std::thread::Thread;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use self::model::{COUNTERS, Change, Counters, Founding, MembershipRow, Model, NetworkState, ONLY};
+use self::changes::Memory;
+use self::model::{Change, Counters, Founding, MembershipRow, Model, NetworkState};
 use crate::boot_time::BootTime;
 use crate::cluster::Node;
-use crate::control::store::Store;
+use crate::control::store::{ClusterRows, CommitError, Revision, SharedStore, Store};
 use crate::id::{ClusterId, NodeId, Version};
 use crate::membership::{Roots, Signature, SignedMembership};
 
@@ -78,30 +82,30 @@ pub struct ClusterState {
 }
 
 struct Inner {
-    store: Store,
+    rows: RwLock<ClusterRows>,
     sign: Box<SignPayload>,
     /// One change at a time; readers are not kept waiting by its way to the disk.
     changing: Mutex<Memory>,
+    /// Follows the changes of other managers.
+    follower: OnceLock<Thread>,
+    reachable: watch::Sender<bool>,
     model: RwLock<Model>,
     versions: watch::Sender<Version>,
     last_seen: Mutex<BTreeMap<NodeId, BootTime>>,
 }
 
-/// Whether the model is what the file holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Memory {
-    Current,
-    /// The disk failed and could not be read since: what it holds is the truth.
-    Stale,
-}
-
 impl ClusterState {
-    /// Makes a cluster in the state file of this node.
+    /// Makes a cluster, in the state file of this node or in etcd.
     ///
     /// # Errors
-    /// When the node keeps a cluster's state already, a pool is not usable, or the disk refuses.
-    pub fn create(store: Store, new: NewCluster, sign: Box<SignPayload>) -> Result<Self, StateError> {
-        if let Some(present) = Self::load(&store)? {
+    /// When there is a cluster's state already, a pool is not usable, or the disk or etcd refuses.
+    pub fn create(
+        rows: impl Into<ClusterRows>,
+        new: NewCluster,
+        sign: Box<SignPayload>,
+    ) -> Result<Self, StateError> {
+        let rows = rows.into();
+        if let (Some(present), _) = Self::load(&rows)? {
             return Err(StateError::ClusterExists { id: present.founding.id.to_string() });
         }
         let pools = if new.pools.is_empty() { vec![AddressPool::standard()] } else { new.pools };
@@ -115,34 +119,57 @@ impl ClusterState {
             Founding { id: new.id, pools, certificate_life_seconds: new.certificate_life.as_secs() };
         let counters = Counters { version: Version::new(1), next_vni: networks::FIRST_VNI };
         let model = Model::founded(founding, new.tokens, counters, Roots::sole(new.root));
-        store.write(|w| model.write_founding(w, &new.ca))?;
-        Ok(Self::over(store, model, sign))
+        rows.found(new.id);
+        let revision = match rows.commit(Revision::NOTHING, &model.founding(&new.ca)?) {
+            Ok(revision) => revision,
+            // Somebody was faster.
+            Err(CommitError::Conflict) => return Err(StateError::ClusterExists { id: "another".to_owned() }),
+            Err(CommitError::Store(refused)) => return Err(refused.into()),
+        };
+        Ok(Self::over(rows, (model, revision), sign))
     }
 
     /// Opens the state of the cluster that this node manages.
     ///
     /// # Errors
-    /// When the node keeps no cluster's state, or the state cannot be read or contradicts itself.
-    pub fn open(store: Store, sign: Box<SignPayload>) -> Result<Self, StateError> {
-        let model = Self::load(&store)?.ok_or(StateError::NoCluster)?;
-        authority::set_apart(&store, &model.founding)?;
-        Ok(Self::over(store, model, sign))
+    /// When there is no cluster's state, or it cannot be read or contradicts itself.
+    pub fn open(rows: impl Into<ClusterRows>, sign: Box<SignPayload>) -> Result<Self, StateError> {
+        let rows = rows.into();
+        let (model, revision) = Self::load_present(&rows)?;
+        if let ClusterRows::File(store) = &rows {
+            authority::set_apart(store, &model.founding)?;
+        }
+        Ok(Self::over(rows, (model, revision), sign))
     }
 
-    /// Whether the node keeps a cluster's state, that is, whether it is a manager.
+    /// Whether the node keeps a cluster's state, itself or in etcd: whether it is a manager.
     ///
     /// # Errors
-    /// When the state cannot be read.
+    /// When the state file cannot be read.
     pub fn exists(store: &Store) -> Result<bool, StateError> {
-        Ok(Self::load(store)?.is_some())
+        if store.shared_store()?.is_some() {
+            return Ok(true);
+        }
+        Ok(Self::load(&store.clone().into())?.0.is_some())
     }
 
-    /// The nodes of the cluster in a state file, none where there is no cluster.
+    /// The nodes of the cluster in a state file, none where there is no cluster, or it is in etcd.
     ///
     /// # Errors
     /// When the state cannot be read.
     pub fn nodes_in(store: &Store) -> Result<Vec<Node>, StateError> {
-        Ok(Self::load(store)?.into_iter().flat_map(|model| model.nodes.into_values()).collect())
+        let (model, _) = Self::load(&store.clone().into())?;
+        Ok(model.into_iter().flat_map(|model| model.nodes.into_values()).collect())
+    }
+
+    /// Where the state is.
+    pub fn rows(&self) -> ClusterRows {
+        self.inner.rows.read().expect(NO_PANIC).clone()
+    }
+
+    /// What another manager needs to share this state; `None` where there can be no other.
+    pub fn shared_store(&self) -> Option<SharedStore> {
+        self.rows().shared().cloned()
     }
 
     /// The cluster's id.
@@ -188,83 +215,25 @@ impl ClusterState {
         Ok(changes)
     }
 
-    fn over(store: Store, model: Model, sign: Box<SignPayload>) -> Self {
+    fn over(rows: ClusterRows, (model, revision): (Model, Revision), sign: Box<SignPayload>) -> Self {
         let (versions, _) = watch::channel(model.counters.version);
         let inner = Inner {
-            store,
+            rows: RwLock::new(rows),
             sign,
-            changing: Mutex::new(Memory::Current),
+            changing: Mutex::new(Memory { revision, is_stale: false }),
+            follower: OnceLock::new(),
+            reachable: watch::Sender::new(true),
             model: RwLock::new(model),
             versions,
             last_seen: Mutex::new(BTreeMap::new()),
         };
-        Self { inner: Arc::new(inner) }
-    }
-
-    fn load(store: &Store) -> Result<Option<Model>, StateError> {
-        store.read(Model::load)?.map_err(|why| StateError::Inconsistent { why })
+        let state = Self { inner: Arc::new(inner) };
+        state.follow();
+        state
     }
 
     fn model(&self) -> RwLockReadGuard<'_, Model> {
         self.inner.model.read().expect(NO_PANIC)
-    }
-
-    /// Plans against the state, writes the changes, applies them. No changes, no new version.
-    fn change<T>(
-        &self,
-        plan: impl FnOnce(&Model) -> Result<(T, Vec<Change>), StateError>,
-    ) -> Result<T, StateError> {
-        let mut memory = self.inner.changing.lock().expect(NO_PANIC);
-        if *memory == Memory::Stale {
-            self.reload()?;
-            *memory = Memory::Current;
-        }
-        let (answer, counters, changes) = {
-            let model = self.model();
-            let (answer, changes) = plan(&model)?;
-            let mut counters = model.counters;
-            counters.version = Version::new(counters.version.get() + 1);
-            for change in &changes {
-                if let Change::SetNextVni(next) = change {
-                    counters.next_vni = *next;
-                }
-            }
-            (answer, counters, changes)
-        };
-        if changes.is_empty() {
-            return Ok(answer);
-        }
-        let written = self.inner.store.write(|w| {
-            w.put(&COUNTERS, ONLY, &counters)?;
-            changes.iter().try_for_each(|change| change.write(w))
-        });
-        if let Err(refused) = written {
-            // A disk that fails late may have taken the change all the same.
-            *memory = Memory::Stale;
-            if self.reload().is_ok() {
-                *memory = Memory::Current;
-            }
-            return Err(refused.into());
-        }
-        let mut model = self.inner.model.write().expect(NO_PANIC);
-        model.counters = counters;
-        for change in changes {
-            model.apply(change).map_err(|why| StateError::Inconsistent { why })?;
-        }
-        drop(model);
-        self.inner.versions.send_replace(counters.version);
-        Ok(answer)
-    }
-
-    /// Takes what the file holds for the truth, if it is not what we have.
-    fn reload(&self) -> Result<(), StateError> {
-        let truth = Self::load(&self.inner.store)?.ok_or(StateError::NoCluster)?;
-        let mut model = self.inner.model.write().expect(NO_PANIC);
-        if truth.counters != model.counters {
-            self.inner.versions.send_replace(truth.counters.version);
-            *model = truth;
-        }
-        Ok(())
     }
 
     /// The change to the next membership of a network, signed.

@@ -16,7 +16,7 @@ use super::pool::AddressPool;
 use super::rotation::{COMING_CA, ROOTS, RootStanding, RootsRow, STANDINGS, SecretDigits};
 use super::tokens::Tokens;
 use crate::cluster::{Endpoint, Membership, Network, Node, NodeProfile};
-use crate::control::store::{Reading, StoreError, Table, Writing};
+use crate::control::store::{Batch, Reading, StoreError, Table};
 use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, TokenId, Version,
 };
@@ -89,40 +89,41 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// Writes the row.
-    pub(super) fn write(&self, w: &Writing<'_>) -> Result<(), StoreError> {
+    /// Adds the row to what is to be written.
+    pub(super) fn write(&self, to: &mut Batch) -> Result<(), StoreError> {
         match self {
-            Self::SetTokens(tokens) => w.put(&TOKENS, ONLY, tokens),
-            Self::PutToken(token) => w.put(&ISSUED_TOKENS, token.id.as_str(), token),
-            Self::ForgetToken(id) => w.remove(&ISSUED_TOKENS, id.as_str()),
+            Self::SetTokens(tokens) => to.put(&TOKENS, ONLY, tokens)?,
+            Self::PutToken(token) => to.put(&ISSUED_TOKENS, token.id.as_str(), token)?,
+            Self::ForgetToken(id) => to.remove(&ISSUED_TOKENS, id.as_str()),
             // Written with the version, by the operation.
-            Self::SetNextVni(_) => Ok(()),
-            Self::PutCa(ca) => w.put(&AUTHORITY, ONLY, &ca.0),
-            Self::PutComingCa(ca) => w.put(&COMING_CA, ONLY, &ca.0),
-            Self::DropComingCa => w.remove(&COMING_CA, ONLY),
-            Self::PutRoots(row) => w.put(&ROOTS, ONLY, row),
-            Self::PutStanding(id, standing) => w.put(&STANDINGS, id.as_str(), standing),
-            Self::PutNode(node) => w.put(&NODES, node.id.as_str(), node),
-            Self::PutProfile(id, profile) => w.put(&PROFILES, id.as_str(), profile),
+            Self::SetNextVni(_) => {}
+            Self::PutCa(ca) => to.put(&AUTHORITY, ONLY, &ca.0)?,
+            Self::PutComingCa(ca) => to.put(&COMING_CA, ONLY, &ca.0)?,
+            Self::DropComingCa => to.remove(&COMING_CA, ONLY),
+            Self::PutRoots(row) => to.put(&ROOTS, ONLY, row)?,
+            Self::PutStanding(id, standing) => to.put(&STANDINGS, id.as_str(), standing)?,
+            Self::PutNode(node) => to.put(&NODES, node.id.as_str(), node)?,
+            Self::PutProfile(id, profile) => to.put(&PROFILES, id.as_str(), profile)?,
             Self::RemoveNode(id, expiry) => {
-                w.remove(&NODES, id.as_str())?;
-                w.remove(&STANDINGS, id.as_str())?;
-                w.remove(&PROFILES, id.as_str())?;
-                w.put(&REMOVED, id.as_str(), expiry)
+                to.remove(&NODES, id.as_str());
+                to.remove(&STANDINGS, id.as_str());
+                to.remove(&PROFILES, id.as_str());
+                to.put(&REMOVED, id.as_str(), expiry)?;
             }
-            Self::ForgetRemoved(id) => w.remove(&REMOVED, id.as_str()),
-            Self::PutRemovals(row) => w.put(&REMOVALS, ONLY, row),
-            Self::PutNetwork(network) => w.put(&NETWORKS, network.id.as_str(), network),
+            Self::ForgetRemoved(id) => to.remove(&REMOVED, id.as_str()),
+            Self::PutRemovals(row) => to.put(&REMOVALS, ONLY, row)?,
+            Self::PutNetwork(network) => to.put(&NETWORKS, network.id.as_str(), network)?,
             Self::DropNetwork(id) => {
-                w.remove(&LAST_GIVEN, id.as_str())?;
-                w.remove(&MEMBERSHIPS, id.as_str())?;
-                w.remove(&NETWORKS, id.as_str())
+                to.remove(&LAST_GIVEN, id.as_str());
+                to.remove(&MEMBERSHIPS, id.as_str());
+                to.remove(&NETWORKS, id.as_str());
             }
-            Self::PutMembership(id, row) => w.put(&MEMBERSHIPS, id.as_str(), row),
-            Self::PutLastGiven(id, last) => w.put(&LAST_GIVEN, id.as_str(), last),
-            Self::PutEndpoint(endpoint) => w.put(&ENDPOINTS, endpoint.id.as_str(), endpoint),
-            Self::DropEndpoint(endpoint) => w.remove(&ENDPOINTS, endpoint.id.as_str()),
+            Self::PutMembership(id, row) => to.put(&MEMBERSHIPS, id.as_str(), row)?,
+            Self::PutLastGiven(id, last) => to.put(&LAST_GIVEN, id.as_str(), last)?,
+            Self::PutEndpoint(endpoint) => to.put(&ENDPOINTS, endpoint.id.as_str(), endpoint)?,
+            Self::DropEndpoint(endpoint) => to.remove(&ENDPOINTS, endpoint.id.as_str()),
         }
+        Ok(())
     }
 }
 
@@ -191,12 +192,14 @@ impl Model {
     }
 
     /// Writes what is written once; the authority stays out of memory from then on.
-    pub(super) fn write_founding(&self, w: &Writing<'_>, ca: &[u8]) -> Result<(), StoreError> {
-        w.put(&FOUNDING, ONLY, &self.founding)?;
-        w.put(&AUTHORITY, ONLY, &Zeroizing::new(data_encoding::HEXLOWER.encode(ca)))?;
-        w.put(&ROOTS, ONLY, &self.roots)?;
-        w.put(&TOKENS, ONLY, &self.tokens)?;
-        w.put(&COUNTERS, ONLY, &self.counters)
+    pub(super) fn founding(&self, ca: &[u8]) -> Result<Batch, StoreError> {
+        let mut batch = Batch::default();
+        batch.put(&FOUNDING, ONLY, &self.founding)?;
+        batch.put(&AUTHORITY, ONLY, &Zeroizing::new(data_encoding::HEXLOWER.encode(ca)))?;
+        batch.put(&ROOTS, ONLY, &self.roots)?;
+        batch.put(&TOKENS, ONLY, &self.tokens)?;
+        batch.put(&COUNTERS, ONLY, &self.counters)?;
+        Ok(batch)
     }
 
     /// The state in the file; `None` if the node keeps no cluster's state. The error of the inner

@@ -47,6 +47,7 @@ impl ClusterState {
     pub fn create_network(&self, new: NewNetwork) -> Result<Network, StateError> {
         let id = NetworkId::from_entropy(rand::random());
         self.change(|model| {
+            let new = new.clone();
             if model.network_names.contains_key(&new.name) {
                 return Err(StateError::NetworkExists { name: new.name });
             }

@@ -44,7 +44,7 @@ impl ClusterState {
                 return Err(StateError::NodeExists { node: node.id });
             }
             subnets::check_node(model, &node)?;
-            Ok(((), vec![Change::PutNode(node)]))
+            Ok(((), vec![Change::PutNode(node.clone())]))
         })
     }
 
@@ -59,7 +59,7 @@ impl ClusterState {
         data: SocketAddr,
         underlay_mtu: u32,
     ) -> Result<(), StateError> {
-        self.change(|model| {
+        self.change_if_needed(|model| {
             let present = model.member(id)?;
             let node = Node { advertise, data, underlay_mtu, ..present.clone() };
             if node == *present {
@@ -100,7 +100,7 @@ impl ClusterState {
     /// # Errors
     /// When the disk refuses.
     pub fn forget_expired(&self, now: u64) -> Result<(), StateError> {
-        self.change(|model| {
+        self.change_if_needed(|model| {
             let mut left = model.removed.clone();
             left.retain(|_, expiry| *expiry >= now);
             let expired = model.removed.keys().filter(|id| !left.contains_key(id));

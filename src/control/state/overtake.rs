@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::model::{COUNTERS, Change, ONLY};
 use super::{ClusterState, SignPayload, StateError, subnets};
 use crate::cluster::Node;
-use crate::control::store::Store;
+use crate::control::store::{Batch, Revision, Store};
 use crate::id::{Epoch, HostName, NodeId, Version};
 
 /// Where the manager is that a state was restored for.
@@ -48,10 +48,12 @@ impl ClusterState {
             membership.epoch = Epoch::new(raised(membership.epoch.get()));
             changes.push(state.membership_of(network, &membership)?);
         }
-        Ok(state.inner.store.write(|w| {
-            w.put(&COUNTERS, ONLY, &counters)?;
-            changes.iter().try_for_each(|change| change.write(w))
-        })?)
+        drop(model);
+        let mut batch = Batch::default();
+        changes.iter().try_for_each(|change| change.write(&mut batch))?;
+        batch.put(&COUNTERS, ONLY, &counters)?;
+        state.rows().commit(Revision::NOTHING, &batch)?;
+        Ok(())
     }
 }
 

@@ -105,7 +105,7 @@ impl ClusterState {
     /// # Errors
     /// When the disk refuses.
     pub fn name_root(&self, der: &[u8]) -> Result<(), StateError> {
-        self.change(|model| {
+        self.change_if_needed(|model| {
             if !model.roots.root.is_empty() {
                 return Ok(((), Vec::new()));
             }
@@ -122,7 +122,7 @@ impl ClusterState {
             if model.roots.rotation.is_some() {
                 return Err(StateError::RotationUnderWay);
             }
-            let NewRotation { new, ca, now } = new;
+            let NewRotation { new, ca, now } = new.clone();
             let old = model
                 .roots
                 .root
@@ -144,8 +144,6 @@ impl ClusterState {
     /// # Errors
     /// A membership cannot be signed or the disk refuses; then nothing has changed.
     pub fn advance_rotation(&self) -> Result<Advance, StateError> {
-        let is_due = self.rotation().is_some_and(|(rotation, _)| rotation.step == RotationStep::Trust);
-        let coming = if is_due { self.inner.store.read(|r| r.get(&COMING_CA, ONLY))? } else { None };
         self.change(|model| {
             let Some(rotation) = &model.roots.rotation else { return Ok((Advance::Waiting, Vec::new())) };
             if model.waited_for(rotation).next().is_some() {
@@ -157,6 +155,8 @@ impl ClusterState {
             };
             Ok(match rotation.step {
                 RotationStep::Trust => {
+                    // What is read is of this moment or later, and later the change is decided again.
+                    let (coming, _) = self.rows().read(|r| r.get(&COMING_CA, ONLY))?;
                     let ca = coming.ok_or_else(|| StateError::Inconsistent {
                         why: "the authority that is to come is missing".to_owned(),
                     })?;
@@ -186,12 +186,12 @@ impl ClusterState {
     /// # Errors
     /// It is no member, or the disk refuses.
     pub fn note_standing(&self, node: NodeId, standing: RootStanding) -> Result<(), StateError> {
-        self.change(|model| {
+        self.change_if_needed(|model| {
             model.member(node)?;
             if model.standings.get(&node) == Some(&standing) {
                 return Ok(((), Vec::new()));
             }
-            Ok(((), vec![Change::PutStanding(node, standing)]))
+            Ok(((), vec![Change::PutStanding(node, standing.clone())]))
         })
     }
 }

@@ -1,10 +1,11 @@
-//! All that a state file holds, in clear: for a file that takes its place under another key.
+//! All that a state file holds, or etcd, in clear: for what takes its place under another key.
 
 use std::path::Path;
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use zeroize::Zeroizing;
 
+use super::etcd::{Etcd, Snapshot};
 use super::file::HEADER_TABLE;
 use super::seal::Seal;
 use super::{StoreError, rows_of, unopened};
@@ -33,6 +34,17 @@ pub(super) fn sealed(path: &Path, database: &Database, seal: &Seal) -> Result<Ve
         }
     }
     Ok(all)
+}
+
+/// Every row in etcd.
+pub(super) fn of_etcd(etcd: &Etcd, snapshot: Snapshot<'_>) -> Result<Vec<RowInClear>, StoreError> {
+    let rows = snapshot.everything()?.into_iter().map(|(table, index, sealed)| {
+        let row = etcd.seal().open(&table, &index, &sealed);
+        let row = row.map_err(|_| unopened(etcd.place(), &table, &index))?;
+        let json = Zeroizing::new(row.json().to_vec());
+        Ok(RowInClear { table, key: row.key, json })
+    });
+    rows.collect()
 }
 
 /// Every row of a file from before rows were sealed.

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::etcd::EtcdError;
+
 /// Why the state file could not be used, and what the operator does next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -163,6 +165,9 @@ pub enum StoreError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The cluster's rows in etcd.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// A value that JSON cannot carry, like a path that is not UTF-8.
     #[error("row {key:?} of table {table:?} cannot be written as JSON: {source}")]
     Unwritable {
@@ -179,6 +184,11 @@ impl StoreError {
     /// True when the disk is full: the operation may be tried again once there is space.
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
+    }
+
+    /// True when somebody else has to do something first, and then the same may work.
+    pub fn is_passing(&self) -> bool {
+        self.is_full() || matches!(self, Self::Etcd(error) if error.is_passing())
     }
 
     /// True after failures of the disk, which redb answers by refusing everything that follows.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::file::Keep;
-use super::{Store, StoreError, Table};
+use super::{Store, StoreError, Table, shared};
 use crate::cluster::{Endpoint, View};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::membership::SignedRemovals;
@@ -209,10 +209,15 @@ impl Store {
 }
 
 const ATTACHMENTS: Table<Attachment> = Table::new("attachments");
-/// Whether a row is of no use on another machine: what is attached to this one, and what a
-/// manager tells anew.
+/// Whether a row is of no use on another machine: what is attached to this one, what a manager tells
+/// anew, and how this one enters a store that managers share.
 pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {
-    table == ATTACHMENTS.name || (table == NODE_TABLE && [VIEW, REMOVALS].contains(&key))
+    table == ATTACHMENTS.name || (table == NODE_TABLE && [VIEW, REMOVALS, shared::KEPT].contains(&key))
+}
+
+/// Whether a table is the node's own, and not the cluster's.
+pub(super) fn is_of_the_node(table: &str) -> bool {
+    [NODE_TABLE, ATTACHMENTS.name].contains(&table)
 }
 
 /// Whether a row is of those that [`Store::put_enrolment`] writes.

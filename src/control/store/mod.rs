@@ -1,4 +1,5 @@
-//! The state file of one node: everything that must outlive the agent, in one `redb` file.
+//! The state file of one node: everything that must outlive the agent, in one `redb` file. A cluster with
+//! several managers has its own rows in [`etcd`](self::Etcd) instead; [`ClusterRows`] is either.
 //!
 //! Rows are JSON in typed tables, sealed (`seal`) under a key that lies in a file of its own
 //! (`key_file`), which on a manager may take an unlock key (`autolock`). A change that was acknowledged is on the disk; a change that failed left nothing
@@ -8,28 +9,35 @@
 
 mod autolock;
 mod backup;
+mod batch;
 mod contents;
 mod error;
+mod etcd;
 mod file;
 mod key_file;
 pub mod local;
+mod reading;
+mod rows;
 mod seal;
+mod shared;
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
-use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use self::autolock::Autolock;
 pub use self::backup::{Backup, BackupError};
+pub use self::batch::Batch;
 pub use self::error::StoreError;
+pub use self::etcd::{Etcd, EtcdAccess, EtcdAddress, EtcdError, SharedStore};
 pub use self::file::{LOCK_FILE, STATE_FILE};
 pub use self::key_file::KEY_FILE;
+pub use self::reading::Reading;
+pub use self::rows::{ClusterRows, CommitError, Revision};
 use self::seal::Seal;
 
 /// The open state file; clones share it. While one exists no other agent can open its directory.
@@ -103,7 +111,7 @@ impl Store {
         self.inner.with_database(|database, seal| {
             let transaction =
                 database.begin_read().map_err(|e| StoreError::redb(&self.inner.file, "read", e))?;
-            read(&Reading { file: &self.inner.file, seal, transaction })
+            read(&Reading::of_file(&self.inner.file, seal, transaction))
         })
     }
 
@@ -188,74 +196,6 @@ impl<V> Table<V> {
     pub const fn new(name: &'static str) -> Self {
         Self { name, rows: PhantomData }
     }
-
-    fn definition(&self) -> Definition<'static> {
-        rows_of(self.name)
-    }
-}
-
-/// One snapshot of the state file.
-pub struct Reading<'s> {
-    file: &'s Path,
-    seal: &'s Seal,
-    transaction: ReadTransaction,
-}
-
-impl Reading<'_> {
-    /// The row of `key`.
-    ///
-    /// # Errors
-    /// When the file cannot be read or the row is no `V`.
-    pub fn get<V: DeserializeOwned>(&self, table: &Table<V>, key: &str) -> Result<Option<V>, StoreError> {
-        let rows = match self.transaction.open_table(table.definition()) {
-            Ok(rows) => rows,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(e) => return Err(StoreError::redb(self.file, "read", e)),
-        };
-        let index = self.seal.index(table.name, key);
-        let row = rows.get(index.as_slice()).map_err(|e| StoreError::redb(self.file, "read", e))?;
-        row.map(|row| Ok(self.open(table, &index, row.value())?.1)).transpose()
-    }
-
-    /// Every row, in the order of the keys.
-    ///
-    /// # Errors
-    /// When the file cannot be read or a row is no `V`.
-    pub fn all<V: DeserializeOwned>(&self, table: &Table<V>) -> Result<Vec<(String, V)>, StoreError> {
-        let failed = |e: redb::StorageError| StoreError::redb(self.file, "read", e);
-        let rows = match self.transaction.open_table(table.definition()) {
-            Ok(rows) => rows,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            Err(e) => return Err(StoreError::redb(self.file, "read", e)),
-        };
-        let mut all = Vec::new();
-        for row in rows.iter().map_err(failed)? {
-            let (index, row) = row.map_err(failed)?;
-            all.push(self.open(table, index.value(), row.value())?);
-        }
-        // They lie in the order of what their keys were made into.
-        all.sort_by(|(one, _), (other, _)| one.cmp(other));
-        Ok(all)
-    }
-
-    fn open<V: DeserializeOwned>(
-        &self,
-        table: &Table<V>,
-        index: &[u8],
-        sealed: &[u8],
-    ) -> Result<(String, V), StoreError> {
-        let row = self
-            .seal
-            .open(table.name, index, sealed)
-            .map_err(|seal::Unopened| unopened(self.file, table.name, index))?;
-        let value = serde_json::from_slice(row.json()).map_err(|source| StoreError::Row {
-            file: self.file.to_owned(),
-            table: table.name,
-            key: row.key.clone(),
-            source,
-        })?;
-        Ok((row.key, value))
-    }
 }
 
 /// One transaction; nothing of it counts before it is committed.
@@ -298,12 +238,7 @@ impl<'s> Writing<'s> {
 
     /// Sets a row to JSON that there is already.
     fn put_json(&self, table: &str, key: &str, json: &[u8]) -> Result<(), StoreError> {
-        let write = |to: &mut Vec<u8>| {
-            to.extend_from_slice(json);
-            Ok::<_, Infallible>(())
-        };
-        let Ok(sealed) = self.seal.seal(table, key, write);
-        self.insert(table, key, &sealed)
+        self.insert(table, key, &self.seal.seal_json(table, key, json))
     }
 
     fn insert(&self, table: &str, key: &str, sealed: &[u8]) -> Result<(), StoreError> {
@@ -318,9 +253,13 @@ impl<'s> Writing<'s> {
     /// # Errors
     /// When the file cannot be written.
     pub fn remove<V>(&self, table: &Table<V>, key: &str) -> Result<(), StoreError> {
+        self.remove_row(table.name, key)
+    }
+
+    fn remove_row(&self, table: &str, key: &str) -> Result<(), StoreError> {
         let failed = |e: redb::Error| StoreError::redb(self.file, "write", e);
-        let mut rows = self.transaction.open_table(table.definition()).map_err(|e| failed(e.into()))?;
-        rows.remove(self.seal.index(table.name, key).as_slice()).map_err(|e| failed(e.into()))?;
+        let mut rows = self.transaction.open_table(rows_of(table)).map_err(|e| failed(e.into()))?;
+        rows.remove(self.seal.index(table, key).as_slice()).map_err(|e| failed(e.into()))?;
         Ok(())
     }
 
@@ -329,10 +268,19 @@ impl<'s> Writing<'s> {
     /// # Errors
     /// When the file cannot be written.
     pub fn clear(&self) -> Result<(), StoreError> {
+        self.delete_tables(|table| table != file::HEADER_TABLE)
+    }
+
+    /// Removes the cluster's rows, leaving those that the node keeps for itself.
+    fn clear_cluster(&self) -> Result<(), StoreError> {
+        self.delete_tables(|table| table != file::HEADER_TABLE && !local::is_of_the_node(table))
+    }
+
+    fn delete_tables(&self, which: impl Fn(&str) -> bool) -> Result<(), StoreError> {
         let failed = |e: redb::Error| StoreError::redb(self.file, "write", e);
         let tables = self.transaction.list_tables().map_err(|e| failed(e.into()))?;
         for table in tables.collect::<Vec<_>>() {
-            if redb::TableHandle::name(&table) != file::HEADER_TABLE {
+            if which(redb::TableHandle::name(&table)) {
                 self.transaction.delete_table(table).map_err(|e| failed(e.into()))?;
             }
         }

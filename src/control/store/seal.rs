@@ -14,6 +14,7 @@
 //! with the machine that it is on: two machines that begin with the same random numbers seal under
 //! the same nonce, which gives away that two rows are equal, where GCM would give away its key.
 
+use std::convert::Infallible;
 use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -147,6 +148,16 @@ impl Seal {
         Ok([nonce.as_slice(), content.as_slice(), tag.as_ref()].concat())
     }
 
+    /// Seals the row `key`, whose value is JSON already.
+    pub(super) fn seal_json(&self, table: &str, key: &str, json: &[u8]) -> Vec<u8> {
+        let write = |to: &mut Vec<u8>| {
+            to.extend_from_slice(json);
+            Ok::<_, Infallible>(())
+        };
+        let Ok(sealed) = self.seal(table, key, write);
+        sealed
+    }
+
     /// Opens what lies in the file under `index`.
     pub(super) fn open(&self, table: &str, index: &[u8], sealed: &[u8]) -> Result<Row, Unopened> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(Unopened)?;
@@ -227,11 +238,6 @@ mod tests {
     }
 
     fn put(seal: &Seal, table: &str, key: &str, json: &str) -> Vec<u8> {
-        let write = |to: &mut Vec<u8>| {
-            to.extend_from_slice(json.as_bytes());
-            Ok::<_, std::convert::Infallible>(())
-        };
-        let Ok(sealed) = seal.seal(table, key, write);
-        sealed
+        seal.seal_json(table, key, json.as_bytes())
     }
 }

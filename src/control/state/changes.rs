@@ -1,0 +1,228 @@
+//! How the state changes: planned in memory, written under the condition that the memory was right, then
+//! seen. And how the changes of other managers come into the memory.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::model::{COUNTERS, Change, Counters, Model, ONLY};
+use super::{ClusterState, Inner, NO_PANIC, StateError};
+use crate::control::store::{Batch, ClusterRows, CommitError, Revision};
+use crate::id::Version;
+
+/// What the model is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Memory {
+    /// The moment that it is of.
+    pub(super) revision: Revision,
+    /// What is written may be something else: others have changed it, or a write has failed late.
+    pub(super) is_stale: bool,
+}
+
+/// What an operation that changes nothing needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// That the memory on which it was decided is right.
+    Wanted,
+    /// The same, unless that cannot be found out.
+    IfPossible,
+}
+
+impl ClusterState {
+    /// Plans against the state, writes the changes, applies them. No changes, no new version. What was
+    /// decided on a state that others have changed meanwhile is decided again.
+    pub(super) fn change<T>(
+        &self,
+        plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
+    ) -> Result<T, StateError> {
+        self.change_with(Proof::Wanted, plan)
+    }
+
+    /// The same for what is asked only in case it was not so already: goes on by memory where etcd cannot
+    /// be reached.
+    pub(super) fn change_if_needed<T>(
+        &self,
+        plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
+    ) -> Result<T, StateError> {
+        self.change_with(Proof::IfPossible, plan)
+    }
+
+    fn change_with<T>(
+        &self,
+        proof: Proof,
+        plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
+    ) -> Result<T, StateError> {
+        let mut memory = self.inner.changing.lock().expect(NO_PANIC);
+        let rows = self.rows();
+        for attempt in 0..ATTEMPTS {
+            if memory.is_stale {
+                match self.reload(&rows, &mut memory) {
+                    Err(StateError::Store(error)) if proof == Proof::IfPossible && error.is_passing() => {}
+                    reloaded => reloaded?,
+                }
+            }
+            let planned = plan(&self.model());
+            let (answer, changes) = match planned {
+                Ok((answer, changes)) if !changes.is_empty() => (answer, changes),
+                decided => match rows.is_current(memory.revision) {
+                    Ok(false) => {
+                        memory.is_stale = true;
+                        continue;
+                    }
+                    Err(error) if proof == Proof::Wanted => return Err(error.into()),
+                    Ok(true) | Err(_) => return decided.map(|(answer, _)| answer),
+                },
+            };
+            let (counters, batch) = self.batch(&changes)?;
+            match rows.commit(memory.revision, &batch) {
+                Ok(revision) => {
+                    memory.revision = revision;
+                    self.apply(counters, changes)?;
+                    return Ok(answer);
+                }
+                Err(CommitError::Conflict) => {
+                    memory.is_stale = true;
+                    // Whoever lost often steps back, so that somebody wins.
+                    thread::sleep(STEP_BACK * rand::random_range(0..=attempt));
+                }
+                Err(CommitError::Store(refused)) => {
+                    // A disk that fails late may have taken the change all the same.
+                    memory.is_stale = true;
+                    if matches!(rows, ClusterRows::File(_)) {
+                        // What fails now is tried again by the next change.
+                        let _ = self.reload(&rows, &mut memory);
+                    }
+                    return Err(refused.into());
+                }
+            }
+        }
+        Err(StateError::Contended)
+    }
+
+    fn batch(&self, changes: &[Change]) -> Result<(Counters, Batch), StateError> {
+        let mut counters = self.model().counters;
+        counters.version = Version::new(counters.version.get() + 1);
+        let mut batch = Batch::default();
+        for change in changes {
+            if let Change::SetNextVni(next) = change {
+                counters.next_vni = *next;
+            }
+            change.write(&mut batch)?;
+        }
+        batch.put(&COUNTERS, ONLY, &counters)?;
+        Ok((counters, batch))
+    }
+
+    fn apply(&self, counters: Counters, changes: Vec<Change>) -> Result<(), StateError> {
+        let mut model = self.inner.model.write().expect(NO_PANIC);
+        model.counters = counters;
+        for change in changes {
+            model.apply(change).map_err(|why| StateError::Inconsistent { why })?;
+        }
+        drop(model);
+        self.inner.versions.send_replace(counters.version);
+        Ok(())
+    }
+
+    /// Takes what is written for the truth, if it is not what we have.
+    pub(super) fn reload(&self, rows: &ClusterRows, memory: &mut Memory) -> Result<(), StateError> {
+        let (truth, revision) = Self::load_present(rows)?;
+        *memory = Memory { revision, is_stale: false };
+        let mut model = self.inner.model.write().expect(NO_PANIC);
+        if truth.counters != model.counters {
+            let version = truth.counters.version;
+            *model = truth;
+            drop(model);
+            self.inner.versions.send_replace(version);
+        }
+        Ok(())
+    }
+
+    /// The model in the rows, which are those of a cluster.
+    pub(super) fn load_present(rows: &ClusterRows) -> Result<(Model, Revision), StateError> {
+        let (model, revision) = Self::load(rows)?;
+        match (model, rows) {
+            (Some(model), _) => Ok((model, revision)),
+            (None, ClusterRows::File(_)) => Err(StateError::NoCluster),
+            (None, ClusterRows::Etcd(etcd)) => Err(StateError::Store(etcd.empty().into())),
+        }
+    }
+
+    pub(super) fn load(rows: &ClusterRows) -> Result<(Option<Model>, Revision), StateError> {
+        let (model, revision) = rows.read(Model::load)?;
+        Ok((model.map_err(|why| StateError::Inconsistent { why })?, revision))
+    }
+
+    /// Brings the changes of other managers into the memory from now on, where there can be others.
+    pub(super) fn follow(&self) {
+        if self.rows().shared().is_none() || self.inner.follower.get().is_some() {
+            return;
+        }
+        let inner = Arc::downgrade(&self.inner);
+        let following = thread::Builder::new().name("state".to_owned()).spawn(move || {
+            while let Some(inner) = inner.upgrade() {
+                Self { inner }.hear();
+                thread::park();
+            }
+        });
+        match following {
+            Ok(follower) => {
+                self.rows().wake(follower.thread().clone());
+                // Set once: there is one follower.
+                let _ = self.inner.follower.set(follower.thread().clone());
+            }
+            Err(error) => {
+                tracing::error!(%error, "changes of other managers are seen with the next of our own")
+            }
+        }
+    }
+
+    /// Brings the memory up to what all managers together have acknowledged by now.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn catch_up(&self) -> Result<(), StateError> {
+        let mut memory = self.inner.changing.lock().expect(NO_PANIC);
+        let rows = self.rows();
+        if rows.is_current(memory.revision)? && !memory.is_stale {
+            return Ok(());
+        }
+        self.reload(&rows, &mut memory)
+    }
+
+    /// Whether the state can be reached, as far as is known: without it nothing can be changed.
+    pub fn reachable(&self) -> watch::Receiver<bool> {
+        self.inner.reachable.subscribe()
+    }
+
+    fn hear(&self) {
+        let rows = self.rows();
+        let is_reachable = rows.trouble().is_none();
+        self.inner.reachable.send_if_modified(|known| std::mem::replace(known, is_reachable) != is_reachable);
+        let known = self.inner.changing.lock().expect(NO_PANIC).revision;
+        if !rows.news(known) {
+            return;
+        }
+        if let Err(error) = self.catch_up() {
+            tracing::warn!(%error, "the changes of other managers cannot be read");
+            thread::sleep(PAUSE);
+            rows.again();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(follower) = self.follower.get() {
+            follower.unpark();
+        }
+    }
+}
+
+/// How often a change is decided again before it is given up: others succeed meanwhile.
+const ATTEMPTS: u32 = 100;
+const STEP_BACK: Duration = Duration::from_millis(1);
+/// Before changes that could not be read are read again.
+const PAUSE: Duration = Duration::from_secs(1);

@@ -1,0 +1,128 @@
+//! Why the cluster's rows in etcd could not be read or changed.
+
+/// Why etcd could not be used, and what the operator does next.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EtcdError {
+    /// No address.
+    #[error("{address:?} leads to no etcd: {why}; write etcd://HOST:2379[,HOST:2379...][/PREFIX]")]
+    Address {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// What is to encrypt connections cannot.
+    #[error("etcd cannot be reached over TLS as asked for: {why}")]
+    Tls {
+        /// What is wrong.
+        why: String,
+    },
+    /// No member answers, or none that has a leader. Nothing was asked of it that could have an effect.
+    #[error(
+        "the cluster's state in etcd cannot be reached, so nothing was changed ({why}): traffic goes on; see to it \
+         that a majority of etcd's members run and can be reached from here, then try again"
+    )]
+    Unreachable {
+        /// What each member said.
+        why: String,
+    },
+    /// The connection was lost in a change, and what became of it cannot be read.
+    #[error(
+        "etcd was lost in the middle of this change ({why}), so it is not known yet whether it was made: look before \
+         you ask for it again, once etcd is back"
+    )]
+    Unsettled {
+        /// What each member said.
+        why: String,
+    },
+    /// It knows us and does not let us, or does not know us.
+    #[error(
+        "etcd refuses this manager ({why}): give it the user and password, or the client certificate, of an etcd \
+         user that may read and write the keys below {prefix:?}; nothing was changed"
+    )]
+    Denied {
+        /// What etcd said.
+        why: String,
+        /// What all keys begin with.
+        prefix: String,
+    },
+    /// Others are there.
+    #[error(
+        "{address} holds the state of cluster {cluster} already: choose another prefix, as in \
+         {address}-2, or remove that one for good with `etcdctl del --prefix {prefix}/`; nothing was changed"
+    )]
+    Taken {
+        /// Where.
+        address: String,
+        /// What all keys begin with.
+        prefix: String,
+        /// Whose state it is.
+        cluster: String,
+    },
+    /// What is there is not what this node's cluster wrote.
+    #[error(
+        "{address} does not hold the state of this node's cluster ({why}): is it the etcd of another cluster, or was \
+         it emptied? Restore etcd's own snapshot, or a backup with `overlayd restore`"
+    )]
+    Foreign {
+        /// Where.
+        address: String,
+        /// What is there instead.
+        why: String,
+    },
+    /// A later overlayd wrote it.
+    #[error(
+        "{address} has format {found}, this overlayd knows format {known}: run the overlayd that wrote it"
+    )]
+    Newer {
+        /// Where.
+        address: String,
+        /// Its format.
+        found: u32,
+        /// The one that we know.
+        known: u32,
+    },
+    /// More than etcd takes at once.
+    #[error(
+        "this change is too large for etcd ({why}): start its members with a larger --max-request-bytes and \
+         --max-txn-ops; nothing was changed"
+    )]
+    TooLarge {
+        /// What etcd said.
+        why: String,
+    },
+    /// Its disk quota is used up.
+    #[error(
+        "etcd has no space left ({why}): compact and defragment it, clear the alarm with `etcdctl alarm disarm`, and \
+         try again; nothing was changed"
+    )]
+    Full {
+        /// What etcd said.
+        why: String,
+    },
+    /// It said no in another way.
+    #[error("etcd refuses: {why}; nothing was changed")]
+    Refused {
+        /// What etcd said.
+        why: String,
+    },
+    /// What was being read is gone.
+    #[error("etcd was compacted while the cluster's state was being read: try again")]
+    Compacted,
+    /// The key that the rows are sealed with is none.
+    #[error(
+        "the key of the cluster's rows in etcd is damaged: restore this manager's state directory from a backup"
+    )]
+    Key,
+}
+
+impl EtcdError {
+    /// Whether the same may work later without anybody changing anything here.
+    pub const fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Unsettled { .. } | Self::Full { .. } | Self::Compacted
+        )
+    }
+}

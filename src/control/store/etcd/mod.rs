@@ -1,0 +1,473 @@
+//! A cluster's rows in etcd, sealed as in a state file, shared by all managers of the cluster.
+//!
+//! ```text
+//! PREFIX/head                  in clear: what this is, whose it is, the name of the data key
+//! PREFIX/last/WRITER           the last transaction of each manager
+//! PREFIX/rows/TABLE/INDEX      sealed rows; INDEX is the row's key in `seal`, hexadecimal
+//! ```
+//! Every change is one transaction that writes the head and stands under the condition that the head's
+//! last change is the one that it was decided on. What became of a transaction whose answer was lost
+//! is read from the row of its writer. Rows are read at one revision of etcd.
+//!
+//! Calls block until etcd has answered, on whatever thread; the connections live on a thread of
+//! their own (`etcd`). How rows are sealed is the business of `seal`.
+
+mod access;
+mod error;
+mod members;
+mod proto;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+pub use self::access::{EtcdAccess, EtcdAddress, SharedStore};
+pub use self::error::EtcdError;
+use self::members::{Failure, Members};
+use self::proto::{
+    Compare, DeleteRangeRequest, EQUAL, KeyValue, MOD, PutRequest, RangeRequest, RangeResponse, Request,
+    RequestOp, TargetUnion, TxnRequest,
+};
+use self::watch::Watch;
+use super::StoreError;
+use super::batch::Batch;
+use super::rows::{CommitError, Revision};
+use super::seal::Seal;
+use crate::id::ClusterId;
+
+/// The rows of one cluster; clones share the connections.
+#[derive(Clone)]
+pub struct Etcd {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Option<tokio::runtime::Runtime>,
+    members: Arc<Members>,
+    shared: SharedStore,
+    seal: Seal,
+    /// The name of the data key.
+    key: String,
+    /// The address, for messages.
+    place: PathBuf,
+    /// Under which this manager's transactions are known.
+    writer: String,
+    cluster: OnceLock<ClusterId>,
+    watch: Arc<Watch>,
+}
+
+impl Etcd {
+    /// Opens the rows in `shared`. Nothing is asked of etcd yet.
+    ///
+    /// # Errors
+    /// The TLS that is asked for cannot be, or the data key is none.
+    pub(super) fn open(shared: SharedStore, writer: String) -> Result<Self, EtcdError> {
+        shared.access.check()?;
+        let members = Arc::new(Members::new(&shared.access)?);
+        let key = shared.data_key()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("etcd")
+            .enable_all()
+            .build()
+            .map_err(|error| EtcdError::Refused { why: format!("no thread for its connections: {error}") })?;
+        let address = &shared.access.address;
+        let inner = Inner {
+            members,
+            seal: key.seal(),
+            key: key.id().to_string(),
+            place: PathBuf::from(address.to_string()),
+            writer,
+            cluster: OnceLock::new(),
+            watch: Arc::default(),
+            runtime: Some(runtime),
+            shared,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// All that another manager needs to use the same rows.
+    pub fn shared(&self) -> &SharedStore {
+        &self.inner.shared
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &EtcdAddress {
+        &self.inner.shared.access.address
+    }
+
+    pub(super) fn place(&self) -> &Path {
+        &self.inner.place
+    }
+
+    pub(super) fn seal(&self) -> &Seal {
+        &self.inner.seal
+    }
+
+    /// Tells who is at home there: `None` for nobody.
+    ///
+    /// # Errors
+    /// etcd cannot be asked, or others are there.
+    pub(super) fn head(&self) -> Result<(Option<ClusterId>, Revision), EtcdError> {
+        let (head, revision, _) = self.read_head()?;
+        Ok((head, revision))
+    }
+
+    /// Runs `read` on the rows of one moment.
+    pub(super) fn read<T>(
+        &self,
+        mut read: impl FnMut(Snapshot<'_>) -> Result<T, StoreError>,
+    ) -> Result<(T, Revision), StoreError> {
+        let mut attempts = 0;
+        loop {
+            let (_, revision, at) = self.read_head()?;
+            match read(Snapshot { etcd: self, at }) {
+                Err(StoreError::Etcd(EtcdError::Compacted)) if attempts < 3 => attempts += 1,
+                Err(error) => return Err(error),
+                Ok(done) => return Ok((done, revision)),
+            }
+        }
+    }
+
+    /// Makes the changes of `batch`, if the rows are as they were at `since`.
+    pub(super) fn commit(&self, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
+        let id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
+        let cluster = self.inner.cluster.get().ok_or_else(|| self.foreign("it was not read before"))?;
+        let head =
+            Head { magic: MAGIC.to_owned(), format: FORMAT, cluster: *cluster, key: self.inner.key.clone() };
+        let head = serde_json::to_vec(&head).expect("text and numbers have a JSON form");
+        let mut operations = vec![put(self.key("head"), head), put(self.last(), id.clone().into_bytes())];
+        let rows = batch.rows().map(|(table, key, json)| {
+            let index = self.inner.seal.index(table, key);
+            let place = self.row(table, &index);
+            match json {
+                Some(json) => put(place, self.inner.seal.seal_json(table, key, json)),
+                None => delete(place, Vec::new()),
+            }
+        });
+        operations.extend(nested(rows.collect()));
+        let request = TxnRequest { compare: vec![self.unchanged(since)], success: operations };
+        let this = self.clone();
+        self.run(async move { this.settle(request, id, since).await })
+            .map_err(CommitError::from)?
+            .map_err(CommitError::from)?
+            .ok_or(CommitError::Conflict)
+    }
+
+    /// Says whose the rows will be that are made first.
+    pub(super) fn found(&self, cluster: ClusterId) {
+        // Known already, it is the same.
+        let _ = self.inner.cluster.set(cluster);
+    }
+
+    /// Removes all rows, if they are as they were at `since`.
+    pub(super) fn clear(&self, since: Revision) -> Result<(), CommitError> {
+        // Another cluster's prefix may begin as ours does.
+        let below = ["last/", "rows/"].map(|rest| self.key(rest)).map(|all| {
+            let end = end_of(&all);
+            delete(all, end)
+        });
+        let success = below.into_iter().chain([delete(self.key("head"), Vec::new())]).collect();
+        let request = TxnRequest { compare: vec![self.unchanged(since)], success };
+        let members = Arc::clone(&self.inner.members);
+        match self.run(async move { members.txn(&request).await })? {
+            Ok(answer) if answer.succeeded => Ok(()),
+            Ok(_) => Err(CommitError::Conflict),
+            Err(Failure::Refused(error)) => Err(error.into()),
+            Err(Failure::NotAsked(why)) => Err(EtcdError::Unreachable { why }.into()),
+            Err(Failure::Unknown(why)) => Err(EtcdError::Unsettled { why }.into()),
+        }
+    }
+
+    /// What brings a transaction to its end: `None` when the rows had been changed before.
+    async fn settle(
+        &self,
+        request: TxnRequest,
+        id: String,
+        since: Revision,
+    ) -> Result<Option<Revision>, EtcdError> {
+        let members = &self.inner.members;
+        let deadline = Instant::now() + PATIENCE;
+        // Whether an attempt before may have been carried out, or may be yet.
+        let mut sent = false;
+        loop {
+            let why = match members.txn(&request).await {
+                Ok(done) if done.succeeded => {
+                    return Ok(Some(Revision::new(done.header.unwrap_or_default().revision)));
+                }
+                Ok(_) if !sent => return Ok(None),
+                Err(Failure::NotAsked(why)) if !sent => return Err(EtcdError::Unreachable { why }),
+                Err(Failure::Refused(error)) if !sent => return Err(error),
+                Ok(_) => String::new(),
+                Err(Failure::Refused(error)) => error.to_string(),
+                Err(Failure::NotAsked(why) | Failure::Unknown(why)) => why,
+            };
+            sent = true;
+            let why = match self.read_back(&id, since).await {
+                Ok(Landed::Yes(revision)) => return Ok(Some(revision)),
+                Ok(Landed::Never) => return Ok(None),
+                // The same transaction again: both cannot be carried out, as the first changes the head.
+                Ok(Landed::NotYet) => why,
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() > deadline {
+                return Err(EtcdError::Unsettled { why });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn read_back(&self, id: &str, since: Revision) -> Result<Landed, EtcdError> {
+        // In this order: what has not landed while the head is another's never will, and then the
+        // row of the writer, which nobody else writes, tells for good.
+        let head = self.inner.members.range(&one(self.key("head"))).await?;
+        let is_unchanged = revision_of(&head) == since;
+        let last = self.inner.members.range(&one(self.last())).await?;
+        match last.kvs.first() {
+            Some(row) if row.value == id.as_bytes() => Ok(Landed::Yes(Revision::new(row.mod_revision))),
+            Some(_) | None if is_unchanged => Ok(Landed::NotYet),
+            Some(_) | None => Ok(Landed::Never),
+        }
+    }
+
+    /// Whose the rows are, the revision of their last change, and the one of etcd at which this is so.
+    fn read_head(&self) -> Result<(Option<ClusterId>, Revision, i64), EtcdError> {
+        let answer = self.range(one(self.key("head")))?;
+        let revision = revision_of(&answer);
+        let at = answer.header.unwrap_or_default().revision;
+        let Some(row) = answer.kvs.into_iter().next() else { return Ok((None, revision, at)) };
+        let format: Format =
+            serde_json::from_slice(&row.value).map_err(|_| self.foreign("another program wrote it"))?;
+        if format.magic != MAGIC {
+            return Err(self.foreign("another program wrote it"));
+        }
+        if format.format > FORMAT {
+            let address = self.address().to_string();
+            return Err(EtcdError::Newer { address, found: format.format, known: FORMAT });
+        }
+        let head: Head = serde_json::from_slice(&row.value)
+            .map_err(|_| self.foreign("what it says of itself is damaged"))?;
+        if head.key != self.inner.key {
+            return Err(EtcdError::Taken {
+                address: self.address().to_string(),
+                prefix: self.address().prefix().to_owned(),
+                cluster: head.cluster.to_string(),
+            });
+        }
+        self.found(head.cluster);
+        Ok((Some(head.cluster), revision, at))
+    }
+
+    /// That there is nothing where a cluster's rows should be.
+    pub(in crate::control) fn empty(&self) -> EtcdError {
+        self.foreign("there is nothing")
+    }
+
+    fn foreign(&self, why: &str) -> EtcdError {
+        EtcdError::Foreign { address: self.address().to_string(), why: why.to_owned() }
+    }
+
+    fn range(&self, request: RangeRequest) -> Result<RangeResponse, EtcdError> {
+        let members = Arc::clone(&self.inner.members);
+        self.run(async move { members.range(&request).await })?
+    }
+
+    pub(super) fn wake(&self, listener: std::thread::Thread) {
+        self.inner.watch.wake(listener);
+        let kept = Arc::clone(&self.inner.watch).keep(Arc::clone(&self.inner.members), self.key("head"));
+        self.runtime().spawn(kept);
+    }
+
+    pub(super) fn news(&self, known: Revision) -> bool {
+        self.inner.watch.news(known)
+    }
+
+    pub(super) fn again(&self) {
+        self.inner.watch.again();
+    }
+
+    /// Why changes of other managers are not heard of at present, if that is so.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.watch.trouble()
+    }
+
+    /// Waits for what runs on the thread of the connections.
+    fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T, EtcdError> {
+        let (done, answer) = mpsc::sync_channel(1);
+        self.runtime().spawn(async move {
+            // Nobody waits for it any more.
+            let _ = done.send(work.await);
+        });
+        answer.recv().map_err(|_| EtcdError::Unsettled { why: "a task of the agent died".to_owned() })
+    }
+
+    fn runtime(&self) -> &tokio::runtime::Runtime {
+        self.inner.runtime.as_ref().expect("it is there until the end")
+    }
+
+    fn unchanged(&self, since: Revision) -> Compare {
+        let target_union = Some(TargetUnion::ModRevision(since.get()));
+        Compare { result: EQUAL, target: MOD, key: self.key("head"), target_union }
+    }
+
+    fn key(&self, rest: &str) -> Vec<u8> {
+        format!("{}/{rest}", self.address().prefix()).into_bytes()
+    }
+
+    fn last(&self) -> Vec<u8> {
+        self.key(&format!("last/{}", self.inner.writer))
+    }
+
+    fn row(&self, table: &str, index: &[u8]) -> Vec<u8> {
+        self.key(&format!("rows/{table}/{}", data_encoding::HEXLOWER.encode(index)))
+    }
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Etcd").field("address", self.address()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Not waited for: it may be dropped by a task of another runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The rows of one moment.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::control::store) struct Snapshot<'e> {
+    etcd: &'e Etcd,
+    at: i64,
+}
+
+impl Snapshot<'_> {
+    /// The sealed row of that place.
+    pub(super) fn get(&self, table: &str, index: &[u8]) -> Result<Option<Vec<u8>>, EtcdError> {
+        let request = RangeRequest { revision: self.at, ..one(self.etcd.row(table, index)) };
+        Ok(self.etcd.range(request)?.kvs.into_iter().next().map(|row| row.value))
+    }
+
+    /// All sealed rows of a table, each with its place.
+    pub(super) fn all(&self, table: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, EtcdError> {
+        let rows = self.below(self.etcd.row(table, &[]))?.into_iter();
+        rows.map(|row| Ok((self.place_of(&row)?.1, row.value))).collect()
+    }
+
+    /// All sealed rows, each with its table and place.
+    pub(super) fn everything(&self) -> Result<Vec<(String, Vec<u8>, Vec<u8>)>, EtcdError> {
+        let rows = self.below(self.etcd.key("rows/"))?.into_iter();
+        let opened = rows.map(|row| {
+            let (table, index) = self.place_of(&row)?;
+            Ok((table, index, row.value))
+        });
+        opened.collect()
+    }
+
+    fn below(&self, start: Vec<u8>) -> Result<Vec<KeyValue>, EtcdError> {
+        let range_end = end_of(&start);
+        let mut request = RangeRequest { key: start, range_end, limit: PAGE, revision: self.at };
+        let mut all = Vec::new();
+        loop {
+            let page = self.etcd.range(request.clone())?;
+            let last = page.kvs.last().map(|row| row.key.clone());
+            all.extend(page.kvs);
+            match last.filter(|_| page.more) {
+                Some(mut last) => {
+                    last.push(0);
+                    request.key = last;
+                }
+                None => return Ok(all),
+            }
+        }
+    }
+
+    fn place_of(&self, row: &KeyValue) -> Result<(String, Vec<u8>), EtcdError> {
+        let below = self.etcd.key("rows/");
+        let place = row.key.strip_prefix(below.as_slice()).and_then(|rest| {
+            let (table, index) = std::str::from_utf8(rest).ok()?.rsplit_once('/')?;
+            Some((table.to_owned(), data_encoding::HEXLOWER.decode(index.as_bytes()).ok()?))
+        });
+        place.ok_or_else(|| self.etcd.foreign("a key below it is not one of ours"))
+    }
+}
+
+/// What became of a transaction whose answer was lost.
+enum Landed {
+    Yes(Revision),
+    NotYet,
+    Never,
+}
+
+/// What is said in clear.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    magic: String,
+    format: u32,
+    cluster: ClusterId,
+    key: String,
+}
+
+/// What every head tells first.
+#[derive(Deserialize)]
+struct Format {
+    magic: String,
+    format: u32,
+}
+
+fn one(key: Vec<u8>) -> RangeRequest {
+    RangeRequest { key, range_end: Vec::new(), limit: 0, revision: 0 }
+}
+
+/// The end of the range of all keys that begin with `start`, which ends with a slash.
+fn end_of(start: &[u8]) -> Vec<u8> {
+    let mut end = start.to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+fn revision_of(head: &RangeResponse) -> Revision {
+    Revision::new(head.kvs.first().map_or(0, |row| row.mod_revision))
+}
+
+fn put(key: Vec<u8>, value: Vec<u8>) -> RequestOp {
+    RequestOp { request: Some(Request::Put(PutRequest { key, value })) }
+}
+
+fn delete(key: Vec<u8>, range_end: Vec<u8>) -> RequestOp {
+    RequestOp { request: Some(Request::DeleteRange(DeleteRangeRequest { key, range_end })) }
+}
+
+/// As many operations as etcd takes in one list (`--max-txn-ops`, 128), the others within transactions
+/// in it: `checkTxnRequest` of etcd's `api/v3rpc/key.go` allows a list within a list what the outer one
+/// has left over.
+fn nested(operations: Vec<RequestOp>) -> Vec<RequestOp> {
+    if operations.len() <= MOST_OUTER {
+        return operations;
+    }
+    let within = operations.chunks(MOST_INNER).map(|some| {
+        let inner = TxnRequest { compare: Vec::new(), success: some.to_vec() };
+        RequestOp { request: Some(Request::Txn(inner)) }
+    });
+    within.collect()
+}
+
+const MAGIC: &str = "overlayd state";
+const FORMAT: u32 = 1;
+/// Rows in one answer.
+const PAGE: i64 = 1000;
+const MOST_OUTER: usize = 100;
+const MOST_INNER: usize = 60;
+/// How long a transaction whose answer was lost is followed up.
+const PATIENCE: Duration = Duration::from_secs(8);
+const PAUSE: Duration = Duration::from_millis(100);

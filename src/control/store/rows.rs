@@ -1,0 +1,170 @@
+//! The rows of a cluster, wherever its managers keep them: one interface over two stores.
+//!
+//! In the state file there is one manager, whose directory's lock keeps others out. In etcd there may be
+//! several: a change is made only if nobody has changed anything since the moment that it was decided on.
+
+use std::thread::Thread;
+
+use super::batch::Batch;
+use super::contents::{self, RowInClear};
+use super::etcd::{Etcd, EtcdError, SharedStore};
+use super::{Reading, Store, StoreError};
+use crate::id::ClusterId;
+
+/// Where the rows of a cluster are; clones share it.
+#[derive(Debug, Clone)]
+pub enum ClusterRows {
+    /// In the state file of the only manager.
+    File(Store),
+    /// In etcd, for several managers.
+    Etcd(Etcd),
+}
+
+impl ClusterRows {
+    /// Runs `read` on the rows of one moment, and says which moment that is. It may be run again when that
+    /// moment is forgotten meanwhile.
+    ///
+    /// # Errors
+    /// What `read` returns, or that the rows could not be read.
+    pub fn read<T>(
+        &self,
+        mut read: impl FnMut(&Reading<'_>) -> Result<T, StoreError>,
+    ) -> Result<(T, Revision), StoreError> {
+        match self {
+            Self::File(store) => Ok((store.read(read)?, Revision::FILE)),
+            Self::Etcd(etcd) => etcd.read(|snapshot| read(&Reading::of_etcd(etcd, snapshot))),
+        }
+    }
+
+    /// Makes the changes of `batch`, all or none, if the rows are as they were at `since`.
+    ///
+    /// # Errors
+    /// Others have changed the rows, or they could not be written. After [`EtcdError::Unsettled`] alone
+    /// it is open whether they were.
+    pub fn commit(&self, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
+        match self {
+            Self::File(store) => {
+                store.write(|w| {
+                    batch.rows().try_for_each(|(table, key, json)| match json {
+                        Some(json) => w.put_json(table, key, json),
+                        None => w.remove_row(table, key),
+                    })
+                })?;
+                Ok(Revision::FILE)
+            }
+            Self::Etcd(etcd) => etcd.commit(since, batch),
+        }
+    }
+
+    /// Whether the rows are as they were at `known`.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn is_current(&self, known: Revision) -> Result<bool, StoreError> {
+        match self {
+            Self::File(_) => Ok(true),
+            Self::Etcd(etcd) => Ok(etcd.head()?.1 == known),
+        }
+    }
+
+    /// Wakes `listener` from now on whenever others may have changed the rows; in a file nobody does.
+    pub fn wake(&self, listener: Thread) {
+        if let Self::Etcd(etcd) = self {
+            etcd.wake(listener);
+        }
+    }
+
+    /// Whether others may have changed the rows since `known`; asked once, it is taken to be looked at.
+    pub fn news(&self, known: Revision) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Etcd(etcd) => etcd.news(known),
+        }
+    }
+
+    /// Has [`Self::news`] tell again what could not be looked at.
+    pub fn again(&self) {
+        if let Self::Etcd(etcd) = self {
+            etcd.again();
+        }
+    }
+
+    /// Why the changes of others are not heard of at present, if that is so.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::File(_) => None,
+            Self::Etcd(etcd) => etcd.trouble(),
+        }
+    }
+
+    /// Says whose the rows will be that are made first.
+    pub fn found(&self, cluster: ClusterId) {
+        if let Self::Etcd(etcd) = self {
+            etcd.found(cluster);
+        }
+    }
+
+    /// What another manager needs to use the same rows; `None` where there can be no other.
+    pub fn shared(&self) -> Option<&SharedStore> {
+        match self {
+            Self::File(_) => None,
+            Self::Etcd(etcd) => Some(etcd.shared()),
+        }
+    }
+
+    /// Every row of one moment, in clear, but for those that the node keeps for itself.
+    pub(super) fn contents(&self) -> Result<(Vec<RowInClear>, Revision), StoreError> {
+        match self {
+            Self::File(store) => {
+                let mut rows = store
+                    .inner
+                    .with_database(|database, seal| contents::sealed(store.file(), database, seal))?;
+                rows.retain(|row| !super::local::is_of_the_node(&row.table));
+                Ok((rows, Revision::FILE))
+            }
+            Self::Etcd(etcd) => etcd.read(|snapshot| contents::of_etcd(etcd, snapshot)),
+        }
+    }
+}
+
+impl From<Store> for ClusterRows {
+    fn from(store: Store) -> Self {
+        Self::File(store)
+    }
+}
+
+/// A moment in the life of a cluster's rows; later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(i64);
+
+impl Revision {
+    /// Of the rows in a file, which nobody else changes.
+    const FILE: Self = Self(0);
+    /// Before there were any rows.
+    pub const NOTHING: Self = Self(0);
+
+    pub(super) const fn new(revision: i64) -> Self {
+        Self(revision)
+    }
+
+    pub(super) const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Others have changed the rows since: it has to be decided again.
+    #[error("other managers have changed the cluster's state in between: try again")]
+    Conflict,
+    /// They could not be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<EtcdError> for CommitError {
+    fn from(error: EtcdError) -> Self {
+        Self::Store(error.into())
+    }
+}

@@ -1,0 +1,59 @@
+//! What a manager keeps of a store that it shares with others: where it is, how it is entered, its data
+//! key. It lies sealed in the manager's own state file, and under autolock takes its unlock key with it.
+
+use serde::{Deserialize, Serialize};
+
+use super::etcd::{Etcd, SharedStore};
+use super::local::NODE_TABLE;
+use super::{ClusterRows, Store, StoreError, Table};
+
+/// A shared store as this manager uses it.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    shared: SharedStore,
+    /// Under which this manager's transactions are known there.
+    writer: String,
+}
+
+impl Store {
+    /// Where the rows of the cluster are that this node manages. Nothing is asked of etcd yet.
+    ///
+    /// # Errors
+    /// When the state file cannot be read, or what it says of etcd is not usable.
+    pub fn cluster_rows(&self) -> Result<ClusterRows, StoreError> {
+        let kept = self.read(|r| r.get(&SHARED, KEPT))?;
+        let Some(Kept { shared, writer }) = kept else { return Ok(self.clone().into()) };
+        Ok(ClusterRows::Etcd(Etcd::open(shared, writer)?))
+    }
+
+    /// The store that this manager shares with others, if its cluster's rows are in one.
+    ///
+    /// # Errors
+    /// When the state file cannot be read.
+    pub fn shared_store(&self) -> Result<Option<SharedStore>, StoreError> {
+        Ok(self.read(|r| r.get(&SHARED, KEPT))?.map(|kept| kept.shared))
+    }
+
+    /// From now on the cluster's rows are in `shared`, and not in this file.
+    ///
+    /// # Errors
+    /// When it cannot be written; then they are where they were.
+    pub fn put_shared_store(&self, shared: &SharedStore) -> Result<(), StoreError> {
+        let writer = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>());
+        self.write(|w| {
+            w.clear_cluster()?;
+            w.put(&SHARED, KEPT, &Kept { shared: shared.clone(), writer: writer.clone() })
+        })
+    }
+
+    /// Forgets the store that this node shared with others, when it is no manager any more.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn forget_shared_store(&self) -> Result<(), StoreError> {
+        self.write(|w| w.remove(&SHARED, KEPT))
+    }
+}
+
+const SHARED: Table<Kept> = Table::new(NODE_TABLE);
+pub(super) const KEPT: &str = "shared_store";
