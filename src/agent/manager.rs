@@ -93,7 +93,12 @@ impl Manager {
         match Trust::new(self.state.id(), self.state.roots()) {
             Ok(trust) => {
                 self.credentials
-                    .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members));
+                    .replace_trust(
+                    trust
+                        .with_removed(self.state.removed_nodes())
+                        .with_demoted(self.state.demoted())
+                        .with_known(members),
+                );
             }
             Err(error) => tracing::error!(%error, "the cluster's root cannot be used"),
         }
@@ -148,7 +153,7 @@ impl Manager {
         let authority = StoredAuthority::open(&self.state);
         let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
         let certificate = authority
-            .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
+            .issue_at(self.state.version(), &request.csr, (node.id, role), wall_clock(), self.certificate_life())
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
         let token = match returning {
@@ -359,7 +364,7 @@ impl Manager {
         let life = self.certificate_life();
         let issue = move |state: &ClusterState| {
             Ok(StoredAuthority::open(state).map(|authority| {
-                let leaf = authority.issue(&csr, node, role, wall_clock(), life);
+                let leaf = authority.issue_at(state.version(), &csr, (node, role), wall_clock(), life);
                 leaf.map(|leaf| (leaf, authority.root().clone()))
             }))
         };

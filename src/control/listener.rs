@@ -23,7 +23,7 @@ use super::key_channel::KeyChannel;
 use super::refusal_log::RefusalLog;
 use super::tls::peer::{PeerStream, tune};
 use super::tls::{Credentials, Protocol, refusal_in};
-use super::trust::Refusal;
+use super::trust::{Expected, Refusal};
 use crate::events::{Event, Events, Reason};
 
 /// Where accepted connections go.
@@ -160,7 +160,8 @@ async fn receive(
     };
     let node = || {
         let proof = handshake.outcome.proof();
-        proof.ok_or(Rejected::Refused(Refusal::NoCertificate))
+        let proof = proof.ok_or(Rejected::Refused(Refusal::NoCertificate))?;
+        Ok::<_, Rejected>((proof, Expected::AnyNode))
     };
     let stopping = match (protocol, &doors.manager) {
         (Protocol::Key, _) => {
