@@ -40,7 +40,14 @@ impl Trust {
             Ok(Anchor { root: root.fingerprint(), store: Arc::new(store) })
         });
         let anchors = anchors.collect::<Result<_, _>>()?;
-        Ok(Self { cluster, roots: Arc::new(roots), anchors, removed: Arc::default(), demoted: Arc::default(), known: None })
+        Ok(Self {
+            cluster,
+            roots: Arc::new(roots),
+            anchors,
+            removed: Arc::default(),
+            demoted: Arc::default(),
+            known: None,
+        })
     }
 
     /// Trusts every node of the cluster that `identity` is of.

@@ -22,8 +22,9 @@ use super::messages::{
     Token, TokenRequest, ViewUpdate,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
-use crate::control::tls::peer::{ConnectError, PeerStream};
+use super::messages::{Presence, PresenceRequest};
 use crate::control::tls::Credentials;
+use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::trust::Refusal;
 
 /// Calls the managers. Clones share the connection.
@@ -169,6 +170,8 @@ unary! {
     change_node(ChangeNode) -> ChangedNode;
     /// Begins to replace the root. Managers only.
     rotate_ca(RotateCa) -> Done;
+    /// Which nodes a manager has sessions with. Managers only.
+    presence(PresenceRequest) -> Presence;
     /// How far the replacement of the root is.
     ca_status(CaStatusRequest) -> CaStatus;
 }
