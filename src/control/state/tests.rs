@@ -1,6 +1,7 @@
 //! Tests of the state as a whole, with a fake signer; each module's own are beside it.
 
 mod histories;
+mod managers;
 mod refusals;
 mod restored;
 mod rotation;
