@@ -21,6 +21,7 @@ const METHODS: &[(&str, &str, &str, &str)] = &[
     ("inspect_node", "InspectNode", "InspectNode", "NodeDetail"),
     ("change_node", "ChangeNode", "ChangeNode", "ChangedNode"),
     ("rotate_ca", "RotateCa", "RotateCa", "Done"),
+    ("presence", "Presence", "PresenceRequest", "Presence"),
     ("ca_status", "CaStatus", "CaStatusRequest", "CaStatus"),
 ];
 

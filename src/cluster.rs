@@ -3,6 +3,7 @@
 //! Plain data with serde; every field is already a checked newtype, so what parses is meaningful.
 //! Who may change them and how is `control::state`'s business.
 
+mod managers;
 mod rotation;
 mod tokens;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version, Vni};
 use crate::membership::{Roots, SignedMembership, SignedRemovals};
 
+pub use managers::ManagerState;
 pub use rotation::RotationStep;
 
 pub use self::tokens::{TokenInfo, TokenName, TokenState};

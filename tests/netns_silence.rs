@@ -54,7 +54,11 @@ fn assert_noticed(idle: Duration, they_send: bool) {
                 on(host, async move {
                     let listener = TcpListener::bind(address).await.unwrap();
                     let (channels, mut accepted) = tokio::sync::mpsc::channel(1);
-                    let doors = Doors { key_channels: channels, manager: None, events: Events::default() };
+                    let doors = Doors {
+                        key_channels: channels,
+                        manager: tokio::sync::watch::channel(None).1,
+                        events: Events::default(),
+                    };
                     let _port = tokio::spawn(listen(listener, acceptor, doors));
                     open.send(()).unwrap();
                     use_until_broken(accepted.recv().await.unwrap(), they_send, &open).await

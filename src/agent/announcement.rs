@@ -5,7 +5,7 @@
 //! another address, nobody could find it otherwise. Certificates prove who speaks, as on every key
 //! channel; an address that a manager says is one more to try, where its certificate is asked for again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::dataplane::DataPlane;
 use super::keys::Keys;
-use super::manager::Manager;
+use super::office::Office;
 use super::underlay::Underlay;
 use crate::boot_time::BootTime;
 use crate::cluster::{Node, Role};
@@ -71,7 +71,7 @@ pub(crate) async fn hear_out(mut channel: KeyChannel, keys: Arc<Keys>) -> Option
 /// Says where this node is to those who may not know.
 pub(crate) struct Crier {
     keys: Arc<Keys>,
-    manager: Option<Arc<Manager>>,
+    office: Arc<Office>,
     underlay: watch::Receiver<Underlay>,
     untold: BTreeMap<NodeId, Untold>,
     dialing: JoinSet<(NodeId, bool)>,
@@ -87,9 +87,9 @@ struct Untold {
 }
 
 impl Crier {
-    pub(crate) fn new(keys: Arc<Keys>, manager: Option<Arc<Manager>>) -> Self {
+    pub(crate) fn new(keys: Arc<Keys>, office: Arc<Office>) -> Self {
         let underlay = keys.underlay.clone();
-        Self { keys, manager, underlay, untold: BTreeMap::new(), dialing: JoinSet::new() }
+        Self { keys, office, underlay, untold: BTreeMap::new(), dialing: JoinSet::new() }
     }
 
     pub(crate) async fn run(mut self) {
@@ -142,7 +142,7 @@ impl Crier {
     async fn others(&self) -> Vec<Node> {
         let view = self.keys.dataplane.view().await;
         let viewed = view.networks.values().flat_map(|network| network.nodes.clone());
-        let managed = self.manager.iter().flat_map(|manager| manager.others());
+        let managed = self.office.manager().into_iter().flat_map(|manager| manager.others());
         let others: BTreeMap<NodeId, Node> = viewed.chain(managed).map(|node| (node.id, node)).collect();
         let peers = self.keys.dataplane.peers();
         let peers = peers.borrow();
@@ -152,11 +152,15 @@ impl Crier {
 
     /// A manager looks for nodes that have no session with it.
     async fn look(&mut self) {
-        if self.manager.is_none() && self.untold.is_empty() {
+        let manager = self.office.manager();
+        if manager.is_none() && self.untold.is_empty() {
             return;
         }
         let others = self.others().await;
-        let absent = self.manager.as_ref().map(|manager| manager.absent()).unwrap_or_default();
+        let absent = match manager {
+            Some(manager) => manager.absent().await,
+            None => BTreeSet::new(),
+        };
         self.untold.retain(|id, untold| {
             if untold.has_moved { others.iter().any(|node| node.id == *id) } else { absent.contains(id) }
         });

@@ -53,7 +53,7 @@ impl Inner {
     /// The manager's unlock key, a new one if that is wanted.
     pub(super) async fn unlock_key(&self, request: UnlockKeyRequest) -> Result<UnlockKeyResponse, ApiError> {
         let _one = self.forming.lock().await;
-        if self.member().await?.manager.is_none() {
+        if self.member().await?.manager().is_none() {
             return Err(ApiError::conflict(
                 "this node is a worker: only managers have an unlock key, each its own",
             ));

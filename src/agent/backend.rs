@@ -204,8 +204,7 @@ impl Backend for Daemon {
             inner.refuse_member().await?;
             let formed = formation::init(&inner.store, request, inner.lanes, &inner.config).await?;
             let member = inner.begin_new(formed).await?;
-            let manager =
-                member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
+            let manager = member.manager().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
             Ok(InitResponse {
                 cluster: member.credentials.identity().cluster(),
                 node: member.node.id,

@@ -16,7 +16,7 @@ impl Inner {
     /// The state of this moment, sealed.
     pub(super) async fn backup(&self, request: BackupRequest) -> Result<BackupResponse, ApiError> {
         let member = self.member().await?;
-        let Some(manager) = &member.manager else {
+        let Some(manager) = member.manager() else {
             return Err(ApiError::conflict(
                 "this node is a worker: a cluster is backed up on its manager, which `overlayd node ls` names",
             ));
@@ -63,8 +63,7 @@ impl Inner {
                 return Err(ApiError::internal(format!("nothing was restored: {error:#}")));
             }
         };
-        let manager =
-            member.manager.as_ref().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
+        let manager = member.manager().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
         tracing::info!(cluster = %member.credentials.identity().cluster(), "restored from a backup");
         Ok(RestoreResponse {
             cluster: member.credentials.identity().cluster(),

@@ -48,6 +48,8 @@ pub(crate) struct DataPlane {
 pub(crate) struct Removed {
     /// Who is refused.
     pub(crate) nodes: Arc<BTreeSet<NodeId>>,
+    /// Who is a manager no more by any certificate that was issued until then.
+    pub(crate) demoted: BTreeMap<NodeId, Version>,
     /// The newest signed list, to be passed on.
     pub(crate) signed: Option<Arc<SignedRemovals>>,
 }
@@ -290,6 +292,7 @@ impl DataPlane {
             if is_news {
                 *told = Removed {
                     nodes: Arc::new(placement.removed().clone()),
+                    demoted: placement.demoted(),
                     signed: placement.signed_removals().cloned().map(Arc::new),
                 };
             }

@@ -3,10 +3,12 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
+mod colleagues;
 mod joins;
 mod nodes;
 mod returning;
 mod sessions;
+mod tenure;
 mod token_clock;
 mod tokens;
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use self::colleagues::Colleagues;
 use self::sessions::{Begun, Sessions};
 use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role, View};
@@ -30,6 +33,7 @@ use crate::control::rpc::messages::{
     SessionRequest, Token, TokenRequest,
 };
 use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
+use crate::control::rpc::messages::{Presence, PresenceRequest};
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use crate::control::state::{self, ClusterState, StateError, Takes};
 use crate::control::tls::Credentials;
@@ -51,6 +55,7 @@ pub(crate) struct Manager {
     events: Events,
     joins: Arc<JoinCounts>,
     pub(super) sessions: Sessions,
+    colleagues: Colleagues,
 }
 
 impl Manager {
@@ -70,6 +75,7 @@ impl Manager {
             events,
             joins: Arc::default(),
             sessions: Sessions::default(),
+            colleagues: Colleagues::default(),
         };
         // Before the first connection is accepted.
         manager.renew_trust();
@@ -92,8 +98,12 @@ impl Manager {
         let members = self.state.nodes().into_iter().map(|status| status.node.id).collect();
         match Trust::new(self.state.id(), self.state.roots()) {
             Ok(trust) => {
-                self.credentials
-                    .replace_trust(trust.with_removed(self.state.removed_nodes()).with_known(members));
+                self.credentials.replace_trust(
+                    trust
+                        .with_removed(self.state.removed_nodes())
+                        .with_demoted(self.state.demoted())
+                        .with_known(members),
+                );
             }
             Err(error) => tracing::error!(%error, "the cluster's root cannot be used"),
         }
@@ -117,14 +127,19 @@ impl Manager {
         self.state.nodes().into_iter().map(|status| status.node).filter(|node| node.id != this).collect()
     }
 
-    /// The nodes that have no session.
-    pub(crate) fn absent(&self) -> BTreeSet<NodeId> {
+    /// The nodes that have no session, with any manager.
+    pub(crate) async fn absent(&self) -> BTreeSet<NodeId> {
         let others = self.others();
-        let sessions = self.sessions.nodes();
-        others.into_iter().map(|node| node.id).filter(|id| !sessions.contains(id)).collect()
+        let here = self.sessions.nodes();
+        if others.iter().all(|node| here.contains(&node.id)) {
+            return BTreeSet::new();
+        }
+        let census = self.census().await;
+        others.into_iter().map(|node| node.id).filter(|id| !census.connected.contains(id)).collect()
     }
 
     fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
+        self.require_office().map_err(|gone| EnrolRefusal::Unavailable(gone.message))?;
         let (secret, now) = (request.secret.as_bytes(), self.token_time());
         let role = self.state.role_for_secret(secret, now)?;
         if role == Role::Manager {
@@ -148,7 +163,13 @@ impl Manager {
         let authority = StoredAuthority::open(&self.state);
         let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
         let certificate = authority
-            .issue(&request.csr, node.id, role, wall_clock(), self.certificate_life())
+            .issue_at(
+                self.state.version(),
+                &request.csr,
+                (node.id, role),
+                wall_clock(),
+                self.certificate_life(),
+            )
             .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
         let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
         let token = match returning {
@@ -192,6 +213,7 @@ impl Manager {
             let changed = tokio::select! {
                 changed = versions.changed() => changed,
                 () = views.closed() => break,
+                () = self.dismissed() => break,
                 _ = &mut begun.replaced => break,
             };
             if changed.is_err() {
@@ -221,6 +243,14 @@ impl Enrol for Arc<Manager> {
 impl ManagerApi for Arc<Manager> {
     fn manager_addresses(&self) -> Vec<SocketAddr> {
         self.addresses()
+    }
+
+    fn serves(&self) -> Result<(), ManagerError> {
+        self.require_office()
+    }
+
+    fn role(&self, caller: &PeerIdentity) -> Role {
+        self.state.node(caller.node).map_or(Role::Worker, |node| node.role)
     }
 
     fn node_name(&self, node: NodeId) -> Option<HostName> {
@@ -303,9 +333,10 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn list_nodes(&self, _: PeerIdentity, _: ListNodes) -> Result<Nodes, ManagerError> {
-        let sessions = self.sessions.nodes();
+        let census = self.census().await;
         let nodes = self.state.nodes().into_iter().map(|status| NodeStatus {
-            connected: sessions.contains(&status.node.id),
+            connected: census.connected.contains(&status.node.id),
+            manager: census.manager(status.node.id),
             node: status.node,
             profile: status.profile,
             endpoints: status.endpoints,
@@ -324,7 +355,7 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn ca_status(&self, _: PeerIdentity, _: CaStatusRequest) -> Result<CaStatus, ManagerError> {
-        Ok(Manager::rotation_status(self))
+        Ok(Manager::rotation_status(self).await)
     }
 
     async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
@@ -338,7 +369,11 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn inspect_node(&self, _: PeerIdentity, node: InspectNode) -> Result<NodeDetail, ManagerError> {
-        self.describe(&node)
+        self.describe(&node).await
+    }
+
+    async fn presence(&self, _: PeerIdentity, _: PresenceRequest) -> Result<Presence, ManagerError> {
+        Ok(self.presence_here())
     }
 
     async fn change_node(&self, _: PeerIdentity, node: ChangeNode) -> Result<ChangedNode, ManagerError> {
@@ -349,8 +384,9 @@ impl ManagerApi for Arc<Manager> {
 /// A manager signs for itself: with an expired certificate it could call nobody.
 impl Signer for Arc<Manager> {
     async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
-        let identity = self.credentials.identity();
-        self.renewed(csr, identity.node(), identity.role()).await
+        let this = self.credentials.identity().node();
+        let node = self.state.node(this).ok_or(StateError::UnknownNode { node: this })?;
+        self.renewed(csr, this, node.role).await
     }
 }
 
@@ -359,7 +395,7 @@ impl Manager {
         let life = self.certificate_life();
         let issue = move |state: &ClusterState| {
             Ok(StoredAuthority::open(state).map(|authority| {
-                let leaf = authority.issue(&csr, node, role, wall_clock(), life);
+                let leaf = authority.issue_at(state.version(), &csr, (node, role), wall_clock(), life);
                 leaf.map(|leaf| (leaf, authority.root().clone()))
             }))
         };

@@ -19,6 +19,7 @@ use super::audit;
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
+use super::office::{self, Office};
 use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::rekey::Wished;
@@ -30,15 +31,15 @@ use super::underlay::{self, Home, Underlay};
 use crate::cluster::{Node, Role, View};
 use crate::config::AgentConfig;
 use crate::control::identity::NodeIdentity;
-use crate::control::listener::{Doors, ManagerDoors};
-use crate::control::rpc::{self, ManagerClient};
+use crate::control::listener::Doors;
+use crate::control::renewal;
+use crate::control::rpc::ManagerClient;
 use crate::control::session::{self, SessionStatus};
 use crate::control::state::{ClusterState, SignPayload};
 use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
 use crate::control::tls::{Credentials, verify_identity};
 use crate::control::trust::Trust;
-use crate::control::{enrol, renewal};
 use crate::events::{Event, Events};
 use crate::id::HostName;
 use crate::io::clock::wall_clock;
@@ -63,7 +64,7 @@ pub(crate) struct Member {
     pub(super) session: watch::Receiver<SessionStatus>,
     pub(super) standing: Arc<Standing>,
     underlay: watch::Receiver<Underlay>,
-    pub(super) manager: Option<Arc<Manager>>,
+    office: Arc<Office>,
     /// What the operator should know.
     pub(super) warnings: watch::Receiver<Vec<String>>,
     tasks: Mutex<Option<Watched>>,
@@ -140,10 +141,10 @@ impl Member {
         let (views, following) = watch::channel(Arc::new(view));
         let (status, session) = watch::channel(SessionStatus::Connecting);
         let mut tasks = Tasks::default();
-        let manager = start_manager(store, &credentials, events).await?;
-        let doors = open_doors(&mut tasks, manager.as_ref(), events, &failed);
+        let office = Office::new(start_manager(store, &credentials, events).await?);
+        tasks.spawn("the manager's office", Arc::clone(&office).keep(events.clone(), failed.clone()));
         let (channels, connected) = mpsc::channel(64);
-        let doors = Doors { key_channels: channels, manager: doors, events: events.clone() };
+        let doors = Doors { key_channels: channels, manager: office.doors(), events: events.clone() };
         let (relisten, listening) = mpsc::channel(1);
         tasks.spawn("the TLS port", underlay::listen_on((tls, listening), Arc::clone(&credentials), doors));
         let (rekeys, wished) = mpsc::channel(64);
@@ -153,8 +154,7 @@ impl Member {
         let (followed, roots) = (Arc::clone(&dataplane), Arc::clone(&standing));
         let views_followed = follow_views(following, store.clone(), followed, roots, failed.clone());
         tasks.spawn("the cluster's view", views_followed);
-        // A manager's trust follows its own list of members.
-        let refusing = manager.is_none().then(|| Arc::clone(&credentials));
+        let refusing = (Arc::clone(&credentials), Arc::clone(&office));
         let removed = removals::keep(dataplane.removed(), store.clone(), refusing);
         tasks.spawn("the removed nodes", removed);
         let (changes, changed) = watch::channel(());
@@ -170,13 +170,13 @@ impl Member {
             store: store.clone(),
             dataplane: Arc::clone(&dataplane),
             client: client.clone(),
-            manager: manager.clone(),
+            office: Arc::clone(&office),
             underlay: moving,
             relisten,
             warnings,
         };
         tasks.spawn("the underlay", follower.run(failed.clone()));
-        let crier = Crier::new(Arc::clone(&keys), manager.clone());
+        let crier = Crier::new(Arc::clone(&keys), Arc::clone(&office));
         tasks.spawn("what other nodes are told", crier.run());
         let listener = announcement::listen(heard, Arc::clone(&dataplane), (client.clone(), session.clone()));
         tasks.spawn("what other nodes say", listener);
@@ -186,7 +186,7 @@ impl Member {
         let forgeries = audit::tell_forgeries(Arc::clone(&dataplane), events.clone());
         tasks.spawn("the audit of packets", forgeries);
         let told = (&client, Arc::clone(&standing));
-        keep_certificate(&mut tasks, &credentials, (store, events), manager.as_ref(), told);
+        keep_certificate(&mut tasks, &credentials, (store, events), &office, told);
         let tasks = Mutex::new(Some(tasks.watch(failed)));
         Ok(Self {
             node,
@@ -200,7 +200,7 @@ impl Member {
             session,
             standing,
             underlay,
-            manager,
+            office,
             warnings: warned,
             tasks,
         })
@@ -209,6 +209,11 @@ impl Member {
     /// This node as it is now.
     pub(crate) fn node(&self) -> Node {
         self.underlay.borrow().of(&self.node)
+    }
+
+    /// The manager that this node is, if it is one now.
+    pub(crate) fn manager(&self) -> Option<Arc<Manager>> {
+        self.office.manager()
     }
 
     /// Ends every task and waits for it; the lanes go on until the last caller lets go of the member.
@@ -290,7 +295,7 @@ fn keep_certificate(
     tasks: &mut Tasks,
     credentials: &Arc<Credentials>,
     (store, events): (&Store, &Events),
-    manager: Option<&Arc<Manager>>,
+    office: &Arc<Office>,
     (client, standing): (&ManagerClient, Arc<Standing>),
 ) {
     let (store, renewed) = (store.clone(), client.clone());
@@ -305,38 +310,10 @@ fn keep_certificate(
         renewed.reconnect();
         standing.renewed();
     };
-    let (credentials, client) = (Arc::clone(credentials), client.clone());
-    let name = "the renewal of the certificate";
-    match manager.map(Arc::clone) {
-        Some(manager) => tasks.spawn(name, renewal::keep(credentials, manager, persist, renewed)),
-        None => tasks.spawn(name, renewal::keep(credentials, client, persist, renewed)),
-    }
-}
-
-/// Serves the manager's part of the TLS port, if this node is one.
-fn open_doors(
-    tasks: &mut Tasks,
-    manager: Option<&Arc<Manager>>,
-    events: &Events,
-    failed: &mpsc::Sender<anyhow::Error>,
-) -> Option<ManagerDoors> {
-    let manager = manager?;
-    let (rpc, calls) = mpsc::channel(64);
-    let (enrol, machines) = mpsc::channel(64);
-    tasks.spawn("the list of members", Arc::clone(manager).keep_trust());
-    tasks.spawn("forgetting removed nodes", Arc::clone(manager).forget_removed());
-    tasks.spawn("the replacement of the root", Arc::clone(manager).keep_rotation());
-    tasks.spawn("the join tokens", Arc::clone(manager).settle_tokens());
-    let enrolment = enrol::serve(Arc::new(Arc::clone(manager)), machines, events.clone(), manager.joins());
-    tasks.spawn("enrolment", enrolment);
-    let (api, events, failed) = (Arc::new(Arc::clone(manager)), events.clone(), failed.clone());
-    tasks.spawn("the manager API", async move {
-        if let Err(error) = rpc::serve(api, calls, events).await {
-            // The agent is ending already when nobody listens.
-            let _ = failed.send(anyhow::Error::from(error).context("the manager API failed")).await;
-        }
-    });
-    Some(ManagerDoors { rpc, enrol })
+    let signer = office::AnySigner { office: Arc::clone(office), client: client.clone() };
+    let asked = (signer, Arc::clone(&office.recertify));
+    let renewal = renewal::keep(Arc::clone(credentials), asked, persist, renewed);
+    tasks.spawn("the renewal of the certificate", renewal);
 }
 
 /// Keeps the peers keyed, and hands what the lanes have to tell to whom it concerns.

@@ -23,6 +23,7 @@ mod log_limit;
 mod manager;
 mod member;
 mod nodes;
+mod office;
 mod offloads;
 mod peer;
 mod peers;

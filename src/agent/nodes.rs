@@ -70,6 +70,7 @@ fn summary(member: &Member, status: messages::NodeStatus) -> NodeSummary {
         state: if status.connected { NodeState::Ready } else { NodeState::Down },
         node: status.node,
         profile: status.profile,
+        manager: status.manager,
         endpoint_count: u64::try_from(status.endpoints).unwrap_or(u64::MAX),
     }
 }

@@ -13,7 +13,7 @@ use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{
-    EndpointId, Epoch, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot,
+    EndpointId, Epoch, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Version, Vni, VtepSlot,
 };
 use crate::membership::{
     KnownMemberships, KnownRemovals, MembershipError, News, Roots, SignedMembership, SignedRemovals,
@@ -214,6 +214,11 @@ impl Placement {
         &self.removed
     }
 
+    /// The nodes that are managers no more, as far as this node knows.
+    pub(crate) fn demoted(&self) -> BTreeMap<NodeId, Version> {
+        self.removals.demoted()
+    }
+
     /// The newest list of them, as a manager signed it.
     pub(crate) fn signed_removals(&self) -> Option<&SignedRemovals> {
         self.removals.signed()
@@ -226,6 +231,7 @@ impl Placement {
             self.removed = removed;
             self.built.clear();
         }
+        self.memberships.demote(self.removals.demoted());
     }
 
     /// Whether this node may carry a network: by the newest membership it is a member.

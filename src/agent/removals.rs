@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::attachments::blocking;
 use super::dataplane::{DataPlane, Removed};
+use super::office::Office;
 use crate::control::store::Store;
 use crate::control::tls::Credentials;
 use crate::membership::SignedRemovals;
@@ -39,14 +40,15 @@ pub(crate) async fn recall(
 pub(crate) async fn keep(
     mut removed: watch::Receiver<Removed>,
     store: Store,
-    credentials: Option<Arc<Credentials>>,
+    (credentials, office): (Arc<Credentials>, Arc<Office>),
 ) {
     let mut written: Option<Arc<SignedRemovals>> = None;
     while removed.changed().await.is_ok() {
         let now = removed.borrow_and_update().clone();
         // First what takes something away from others: a slow disk does not keep a removed node in.
-        if let Some(credentials) = &credentials {
-            refuse(credentials, &now);
+        // A manager's trust follows its own list of members.
+        if office.manager().is_none() {
+            refuse(&credentials, &now);
         }
         if now.signed != written
             && let Some(signed) = now.signed.clone()
@@ -63,5 +65,7 @@ pub(crate) async fn keep(
 }
 
 fn refuse(credentials: &Credentials, removed: &Removed) {
-    credentials.change_trust(|trust| trust.with_removed(removed.nodes.as_ref().clone()));
+    credentials.change_trust(|trust| {
+        trust.with_removed(removed.nodes.as_ref().clone()).with_demoted(removed.demoted.clone())
+    });
 }

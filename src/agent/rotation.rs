@@ -10,7 +10,7 @@ use crate::control::ca::CertificateAuthority;
 use crate::control::rpc::messages::{CaStatus, Done, RotateCa, RotationStatus, WaitedFor};
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::state::{Advance, NewRotation, StateError};
-use crate::io::clock::{boot_time, wall_clock};
+use crate::io::clock::wall_clock;
 use crate::membership::{Root, RootFingerprint};
 
 impl Manager {
@@ -79,19 +79,17 @@ impl Manager {
     }
 
     /// How far a rotation is.
-    pub(super) fn rotation_status(&self) -> CaStatus {
+    pub(super) async fn rotation_status(&self) -> CaStatus {
         let roots = self.state.roots();
         let issuing = roots.issuing().map_or_else(|| RootFingerprint::of(&[]), Root::fingerprint);
         let Some((rotation, waiting)) = self.state.rotation() else {
             return CaStatus { issuing, rotation: None };
         };
         let nodes = self.state.nodes();
-        let sessions = self.sessions.nodes();
-        let now = boot_time();
+        let census = self.census().await;
         let waiting = waiting.into_iter().map(|node| {
-            let connected = sessions.contains(&node.id);
-            let seen = nodes.iter().find(|status| status.node.id == node.id).and_then(|s| s.last_seen);
-            let away_seconds = seen.filter(|_| !connected).map(|seen| now.since(seen).as_secs());
+            let connected = census.connected.contains(&node.id);
+            let away_seconds = census.away_seconds(node.id);
             WaitedFor { node: node.id, name: node.name, away_seconds, connected }
         });
         let rotation = RotationStatus {

@@ -37,7 +37,7 @@ impl PaperCluster {
 
     pub(super) fn sign_removals(&self, epoch: u64, removed: &[u8]) -> SignedRemovals {
         let nodes = removed.iter().map(|number| peer(*number)).collect();
-        let removals = Removals { epoch: Epoch::new(epoch), nodes };
+        let removals = Removals { epoch: Epoch::new(epoch), nodes, demoted: Default::default() };
         SignedRemovals::sign(&removals, |payload| self.identity.signature(payload)).expect("signed")
     }
 

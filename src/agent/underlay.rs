@@ -19,7 +19,7 @@ pub(crate) use self::home::{Home, route_to};
 use self::home::{PATIENCE, Seen};
 use super::attachments::blocking;
 use super::dataplane::DataPlane;
-use super::manager::Manager;
+use super::office::Office;
 use super::sockets::{DataSockets, bind_tls};
 use crate::cluster::{NetworkView, Node};
 use crate::config::OffloadConfig;
@@ -69,7 +69,7 @@ pub(crate) struct Follower {
     pub(crate) store: Store,
     pub(crate) dataplane: Arc<DataPlane>,
     pub(crate) client: ManagerClient,
-    pub(crate) manager: Option<Arc<Manager>>,
+    pub(crate) office: Arc<Office>,
     pub(crate) underlay: watch::Sender<Underlay>,
     /// To [`listen_on`].
     pub(crate) relisten: mpsc::Sender<TcpListener>,
@@ -151,7 +151,8 @@ impl Follower {
         let view = self.dataplane.view().await;
         let nodes = view.networks.values().flat_map(|network| &network.nodes);
         others.extend(nodes.filter(|node| node.advertise != this).map(|node| node.data));
-        others.extend(self.manager.iter().flat_map(|manager| manager.others()).map(|node| node.advertise));
+        let manager = self.office.manager();
+        others.extend(manager.iter().flat_map(|manager| manager.others()).map(|node| node.advertise));
         others
     }
 
@@ -181,7 +182,7 @@ impl Follower {
         let mtu = mtu.unwrap_or(self.underlay.borrow().mtu);
         self.dataplane.follow_underlay(mtu).await?;
         // Connections from the address that is gone carry nothing any more.
-        match self.manager {
+        match self.office.manager() {
             Some(_) => self.client.point_to(at.advertise),
             None => self.client.reconnect(),
         }

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Endpoint, Network, Node, NodeProfile, Role, Subnet};
+use crate::cluster::{Endpoint, ManagerState, Network, Node, NodeProfile, Role, Subnet};
 use crate::drop_reason::DropReason;
 use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, IfName, MacAddr, NetworkId, NetworkName, NodeId, Spi, Version,
@@ -522,6 +522,9 @@ pub struct NodeSummary {
     pub profile: NodeProfile,
     /// How many endpoints it has.
     pub endpoint_count: u64,
+    /// Whether it can be asked, if it is a manager.
+    #[serde(default)]
+    pub manager: Option<ManagerState>,
 }
 
 /// Whether a node is there.

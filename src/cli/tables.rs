@@ -19,7 +19,8 @@ use crate::cluster::{Endpoint, Node};
 use crate::drop_reason::DropReason;
 use crate::id::Spi;
 
-pub(super) use self::node::{node_endpoints, node_labels, node_state};
+use self::node::NODE_COLUMNS;
+pub(super) use self::node::{manager_state, node_endpoints, node_labels, node_state};
 pub(super) use self::tokens::{issued, issued_alone, removed, tokens};
 pub(super) use rekey::rekeyed;
 
@@ -40,8 +41,7 @@ pub(super) fn networks(listed: &ListNetworksResponse) -> String {
 }
 
 pub(super) fn nodes(listed: &ListNodesResponse) -> String {
-    let head = ["ID", "NAME", "ROLE", "STATE", "AVAILABILITY", "ENDPOINTS", "LABELS", "TLS AT", "DATA AT"];
-    let mut table = table(&head);
+    let mut table = table(&NODE_COLUMNS);
     for summary in &listed.nodes {
         let node = &summary.node;
         table.add_row([
@@ -49,6 +49,7 @@ pub(super) fn nodes(listed: &ListNodesResponse) -> String {
             node.name.to_string(),
             node.role.to_string(),
             node_state(summary.state).to_owned(),
+            manager_state(summary.manager).to_owned(),
             summary.profile.availability.to_string(),
             summary.endpoint_count.to_string(),
             node_labels(&summary.profile.labels),
@@ -270,8 +271,8 @@ pub(super) mod samples {
 mod tests {
     use super::*;
     use crate::api::types::{DropCount, NetworkSummary, NodeState, NodeSummary, PeerState};
-    use crate::cluster::NodeProfile;
     use crate::cluster::Role;
+    use crate::cluster::{ManagerState, NodeProfile};
     use crate::id::{LaneId, NetworkId, NodeId};
     use crate::rate::RateLimits;
     use crate::sa::Suite;
@@ -305,6 +306,7 @@ a-longer-name  0000000000000000000000000  4097  no         10.1.0.0/24, fd00:1::
             state,
             profile: samples::profile(),
             endpoint_count: 2,
+            manager: (role == Role::Manager).then_some(ManagerState::Reachable),
         };
         let mut nodes = vec![
             node("m", Role::Manager, true, NodeState::Ready),
@@ -314,9 +316,9 @@ a-longer-name  0000000000000000000000000  4097  no         10.1.0.0/24, fd00:1::
         assert_eq!(
             super::nodes(&ListNodesResponse { nodes }),
             "\
-ID                           NAME  ROLE     STATE  AVAILABILITY  ENDPOINTS  LABELS          TLS AT          DATA AT
-0000000000000000000000000 *  m     manager  ready  active        2          -               192.0.2.1:2377  192.0.2.1:4500
-0000000000000000000000000    w     worker   down   drain         2          disk=ssd, zone  192.0.2.1:2377  192.0.2.1:4500
+ID                           NAME  ROLE     STATE  MANAGER    AVAILABILITY  ENDPOINTS  LABELS          TLS AT          DATA AT
+0000000000000000000000000 *  m     manager  ready  reachable  active        2          -               192.0.2.1:2377  192.0.2.1:4500
+0000000000000000000000000    w     worker   down   -          drain         2          disk=ssd, zone  192.0.2.1:2377  192.0.2.1:4500
 "
         );
     }

@@ -11,7 +11,7 @@ pub mod import;
 use self::import::Curve;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
     SanType, SerialNumber, SignatureAlgorithm, SigningKey,
 };
@@ -23,7 +23,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::identity::{CertificateName, IdentityError};
 use crate::cluster::Role;
-use crate::id::{ClusterId, NodeId};
+use crate::id::{ClusterId, NodeId, Version};
 
 /// The root certificate with its private key.
 pub struct CertificateAuthority {
@@ -123,6 +123,22 @@ impl CertificateAuthority {
         now: OffsetDateTime,
         lifetime: Duration,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
+        self.issue_at(Version::new(0), csr_pem, (node, role), now, lifetime)
+    }
+
+    /// The same, where the cluster's state has a version: a manager's certificate names it, since one that is
+    /// made a worker is a manager no more by any certificate of before.
+    ///
+    /// # Errors
+    /// As [`Self::issue`].
+    pub fn issue_at(
+        &self,
+        version: Version,
+        csr_pem: &str,
+        (node, role): (NodeId, Role),
+        now: OffsetDateTime,
+        lifetime: Duration,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
         if lifetime < SHORTEST_LIFETIME || lifetime > LONGEST_LIFETIME {
             return Err(AuthorityError::Lifetime { seconds: lifetime.whole_seconds() });
         }
@@ -133,6 +149,10 @@ impl CertificateAuthority {
         }
         let mut params = CertificateParams::default();
         params.distinguished_name = name(self.cluster, role.organizational_unit(), node.as_str());
+        if role == Role::Manager && version.get() > 0 {
+            let version = DnValue::PrintableString(version.get().to_string().try_into()?);
+            params.distinguished_name.push(DnType::from_oid(&SERIAL_NUMBER), version);
+        }
         params.subject_alt_names =
             vec![SanType::DnsName(node.as_str().try_into().expect("base-36 digits are an IA5String"))];
         params.not_before = now - BACKDATE;
@@ -248,6 +268,8 @@ pub const BACKDATE: Duration = Duration::days(3);
 /// The lifetime of a node certificate unless configured.
 pub const STANDARD_LIFETIME: Duration = Duration::days(90);
 
+/// X.520's serialNumber (2.5.4.5).
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 const ROOT_NAME: &str = "overlayd-ca";
 const ROOT_LIFETIME: Duration = Duration::days(20 * 365 + 5);
 /// What tests need; who makes a cluster may give no less than the configuration says.

@@ -17,8 +17,9 @@ use zeroize::Zeroizing;
 
 use super::ca::BACKDATE;
 use crate::cluster::Role;
-use crate::id::{ClusterId, NodeId};
+use crate::id::{ClusterId, NodeId, Version};
 use crate::membership::Signature;
+use crate::membership::signed::issued_at;
 
 /// A node's certificate chain, its private key and the root it trusts.
 ///
@@ -146,6 +147,8 @@ pub struct CertificateName {
     pub node: NodeId,
     /// What it may do (OU).
     pub role: Role,
+    /// The version of the cluster's state at which a manager's was issued (serialNumber).
+    pub issued_at: Version,
     /// When the certificate begins.
     pub not_before: OffsetDateTime,
     /// When it ends.
@@ -177,6 +180,7 @@ impl CertificateName {
             cluster,
             node,
             role,
+            issued_at: issued_at(subject),
             not_before: validity.not_before.to_datetime(),
             not_after: validity.not_after.to_datetime(),
         })

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
@@ -23,7 +23,7 @@ use super::key_channel::KeyChannel;
 use super::refusal_log::RefusalLog;
 use super::tls::peer::{PeerStream, tune};
 use super::tls::{Credentials, Protocol, refusal_in};
-use super::trust::Refusal;
+use super::trust::{Expected, Refusal};
 use crate::events::{Event, Events, Reason};
 
 /// Where accepted connections go.
@@ -31,8 +31,8 @@ use crate::events::{Event, Events, Reason};
 pub struct Doors {
     /// Key channels that peers opened.
     pub key_channels: mpsc::Sender<KeyChannel>,
-    /// What only managers serve.
-    pub manager: Option<ManagerDoors>,
+    /// What only managers serve, while this node is one.
+    pub manager: watch::Receiver<Option<ManagerDoors>>,
     /// Where refusals are recorded.
     pub events: Events,
 }
@@ -160,9 +160,11 @@ async fn receive(
     };
     let node = || {
         let proof = handshake.outcome.proof();
-        proof.ok_or(Rejected::Refused(Refusal::NoCertificate))
+        let proof = proof.ok_or(Rejected::Refused(Refusal::NoCertificate))?;
+        Ok::<_, Rejected>((proof, Expected::AnyNode))
     };
-    let stopping = match (protocol, &doors.manager) {
+    let manager = doors.manager.borrow().clone();
+    let stopping = match (protocol, manager) {
         (Protocol::Key, _) => {
             let stream = PeerStream::new(TlsStream::Server(tls), node()?, from, credentials);
             let channel = KeyChannel::accept(stream).await.map_err(Rejected::Broken)?;
@@ -197,7 +199,7 @@ fn choose(start: &StartHandshake<TcpStream>, doors: &Doors) -> Result<Protocol, 
         .ok_or((Refusal::NoProtocol, ALERT_NO_APPLICATION_PROTOCOL))?;
     match protocol {
         Protocol::Key => Ok(protocol),
-        Protocol::Manager | Protocol::Enrol if doors.manager.is_some() => Ok(protocol),
+        Protocol::Manager | Protocol::Enrol if doors.manager.borrow().is_some() => Ok(protocol),
         Protocol::Manager | Protocol::Enrol => {
             Err((Refusal::NotServed { protocol: protocol.name() }, ALERT_NO_APPLICATION_PROTOCOL))
         }

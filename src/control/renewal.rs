@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use super::identity::{CertificateName, IdentityError, NodeIdentity, NodeKey};
 use super::rpc::messages::Renewed;
@@ -27,11 +28,11 @@ impl Signer for ManagerClient {
     }
 }
 
-/// Renews for ever. `persist` stores an identity before it is used; `renewed` runs after it is, and
-/// is where clients reconnect.
+/// Renews for ever, and at once whenever `wanted` says so. `persist` stores an identity before it is used;
+/// `renewed` runs after it is, and is where clients reconnect.
 pub async fn keep(
     credentials: Arc<Credentials>,
-    signer: impl Signer,
+    (signer, wanted): (impl Signer, Arc<Notify>),
     persist: impl Fn(&NodeIdentity) -> Result<(), BoxedError> + Send + Sync,
     renewed: impl Fn() + Send + Sync,
 ) {
@@ -39,6 +40,7 @@ pub async fn keep(
         let due = credentials.identity().renew_at(&mut rand::rng());
         tokio::select! {
             () = sleep_until(due, &credentials) => {}
+            () = wanted.notified() => {}
             () = other_root_signs(&credentials) => {
                 // All nodes hear of it at once.
                 tokio::time::sleep(SPREAD.mul_f64(rand::random())).await;
@@ -73,7 +75,8 @@ pub async fn renew(
         return Err(RenewalError::Root(RootFingerprint::of(&root)));
     }
     let identity = NodeIdentity::new(answer.chain, &key, root)?;
-    if (identity.node(), identity.role()) != (old.node(), old.role()) {
+    // What it may do is the manager's word.
+    if identity.node() != old.node() {
         let leaf = identity.chain().first().ok_or(IdentityError::NotX509)?;
         return Err(RenewalError::Another(CertificateName::parse(leaf)?));
     }
@@ -97,7 +100,7 @@ pub enum RenewalError {
     /// The certificate is of a root that this node has not heard of.
     #[error("the manager's new certificate is of root {0}, which this node does not trust (yet)")]
     Root(RootFingerprint),
-    /// The certificate is of another node or role.
+    /// The certificate is of another node.
     #[error("the manager's new certificate is of {} {}", .0.role, .0.node)]
     Another(CertificateName),
     /// The new identity cannot be stored.

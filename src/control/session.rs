@@ -40,6 +40,7 @@ pub async fn keep<R, F, C>(
             Ok(()) = changes.changed() => continue,
             () = client.pointed() => continue,
         };
+        client.move_on();
         // A manager that stays away is worth one line, not one for each attempt.
         let known = match &*status.borrow() {
             SessionStatus::Disconnected(before) | SessionStatus::Removed(before) => *before == ended,

@@ -3,7 +3,7 @@
 //! Pure decisions over a name that was already read from a certificate; `control::tls` asks during
 //! a handshake, and long-lived connections ask again whenever the trust changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::identity::{CertificateName, IdentityError, NodeIdentity};
 use crate::cluster::Role;
-use crate::id::{ClusterId, NodeId};
+use crate::id::{ClusterId, NodeId, Version};
 use crate::membership::{RootFingerprint, Roots};
 
 /// What every certificate of another node is held against.
@@ -23,6 +23,7 @@ pub struct Trust {
     roots: Arc<Roots>,
     anchors: Arc<[Anchor]>,
     removed: Arc<BTreeSet<NodeId>>,
+    demoted: Arc<BTreeMap<NodeId, Version>>,
     known: Option<Arc<BTreeSet<NodeId>>>,
 }
 
@@ -39,7 +40,14 @@ impl Trust {
             Ok(Anchor { root: root.fingerprint(), store: Arc::new(store) })
         });
         let anchors = anchors.collect::<Result<_, _>>()?;
-        Ok(Self { cluster, roots: Arc::new(roots), anchors, removed: Arc::default(), known: None })
+        Ok(Self {
+            cluster,
+            roots: Arc::new(roots),
+            anchors,
+            removed: Arc::default(),
+            demoted: Arc::default(),
+            known: None,
+        })
     }
 
     /// Trusts every node of the cluster that `identity` is of.
@@ -55,8 +63,8 @@ impl Trust {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_roots(&self, roots: Roots) -> Result<Self, IdentityError> {
-        let Self { removed, known, .. } = self.clone();
-        Ok(Self { removed, known, ..Self::new(self.cluster, roots)? })
+        let Self { removed, demoted, known, .. } = self.clone();
+        Ok(Self { removed, demoted, known, ..Self::new(self.cluster, roots)? })
     }
 
     /// The same, under the roots of `other`.
@@ -69,6 +77,13 @@ impl Trust {
     #[must_use]
     pub fn with_removed(mut self, removed: BTreeSet<NodeId>) -> Self {
         self.removed = Arc::new(removed);
+        self
+    }
+
+    /// The same, where these nodes are managers no more by any certificate that was issued until then.
+    #[must_use]
+    pub fn with_demoted(mut self, demoted: BTreeMap<NodeId, Version>) -> Self {
+        self.demoted = Arc::new(demoted);
         self
     }
 
@@ -119,12 +134,27 @@ impl Trust {
         Ok(())
     }
 
+    /// Whether the node with this (verified) name is whom we want.
+    ///
+    /// # Errors
+    /// It is another node, or no manager, or none any more.
+    pub fn expect(&self, expected: Expected, name: &CertificateName) -> Result<(), Refusal> {
+        expected.check(name)?;
+        let until = self.demoted.get(&name.node).filter(|_| expected == Expected::Manager);
+        match until {
+            Some(until) if name.issued_at <= *until => Err(Refusal::NotAManager { node: name.node }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Whether what was proved before still counts.
     ///
     /// # Errors
-    /// The node is removed or unknown, or no root that its certificate led to is trusted any more.
-    pub fn admit_still(&self, proof: &Proof) -> Result<(), Refusal> {
+    /// The node is removed or unknown, or not what is expected any more, or no root that its certificate led to
+    /// is trusted any more.
+    pub fn admit_still(&self, expected: Expected, proof: &Proof) -> Result<(), Refusal> {
         self.admit_node(proof.name.node)?;
+        self.expect(expected, &proof.name)?;
         if self.anchors.iter().any(|anchor| proof.roots.contains(&anchor.root)) {
             Ok(())
         } else {

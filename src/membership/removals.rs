@@ -1,16 +1,17 @@
 //! The nodes that were removed from the cluster, in a list that a manager signed; nodes pass it on.
 //!
 //! One list with an epoch for the whole cluster: a newer one replaces an older one, and names again
-//! whoever is still to be refused. A node is named until its last certificate has expired; how long
+//! whoever is still to be refused. It says as well who is a manager no more, whose certificates may say
+//! otherwise for long. A node is named until its last certificate has expired; how long
 //! that is, and that the list is not too long for the key channel, is `control::state`'s business.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::roots::Roots;
 use super::signed::{MembershipError, News, Signature, Statement};
-use crate::id::{ClusterId, Epoch, NodeId};
+use crate::id::{ClusterId, Epoch, NodeId, Version};
 
 /// The nodes that every node refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,10 @@ pub struct Removals {
     /// The nodes.
     #[serde(rename = "removed_nodes")]
     pub nodes: BTreeSet<NodeId>,
+    /// Nodes that are managers no more by any certificate that was issued until this version of the
+    /// cluster's state; one that is made a manager again gets a later one.
+    #[serde(rename = "demoted_managers", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub demoted: BTreeMap<NodeId, Version>,
 }
 
 /// [`Removals`] with a manager's signature.
@@ -55,8 +60,18 @@ impl SignedRemovals {
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
     ) -> Result<Removals, MembershipError> {
+        self.verify_but(roots, cluster, removed, &BTreeMap::new())
+    }
+
+    fn verify_but(
+        &self,
+        roots: &Roots,
+        cluster: ClusterId,
+        removed: &BTreeSet<NodeId>,
+        demoted: &BTreeMap<NodeId, Version>,
+    ) -> Result<Removals, MembershipError> {
         let Self { payload, certificate, signature } = self;
-        Statement { payload, certificate, signature }.verify(roots, cluster, removed)?;
+        Statement { payload, certificate, signature }.verify(roots, cluster, (removed, demoted))?;
         self.claim()
     }
 
@@ -102,7 +117,7 @@ impl KnownRemovals {
             Some(known) if claimed == known => return Ok(News::Known),
             Some(_) | None => {}
         }
-        let removals = signed.verify(&self.roots, self.cluster, removed)?;
+        let removals = signed.verify_but(&self.roots, self.cluster, removed, &self.demoted())?;
         self.newest = Some((removals, signed.clone()));
         Ok(News::Newer)
     }
@@ -110,6 +125,11 @@ impl KnownRemovals {
     /// The nodes of the newest list.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
         self.newest.iter().flat_map(|(removals, _)| removals.nodes.iter().copied())
+    }
+
+    /// The nodes that the newest list says to be managers no more.
+    pub fn demoted(&self) -> BTreeMap<NodeId, Version> {
+        self.newest.as_ref().map(|(removals, _)| removals.demoted.clone()).unwrap_or_default()
     }
 
     /// The epoch of the newest list.
@@ -211,6 +231,7 @@ mod tests {
         Removals {
             epoch: Epoch::new(epoch),
             nodes: nodes.iter().map(|n| NodeId::from_entropy([*n; 16])).collect(),
+            demoted: BTreeMap::new(),
         }
     }
 

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 use super::roots::Roots;
 use crate::cluster::{Membership, Role};
-use crate::id::{ClusterId, Epoch, NetworkId, NodeId};
+use crate::id::{ClusterId, Epoch, NetworkId, NodeId, Version};
 
 /// A [`crate::cluster::Membership`] with a manager's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,8 +58,19 @@ impl SignedMembership {
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
     ) -> Result<Membership, MembershipError> {
+        self.verify_but(roots, cluster, removed, &BTreeMap::new())
+    }
+
+    /// The same, where these nodes were managers until then ([`super::Removals::demoted`]).
+    fn verify_but(
+        &self,
+        roots: &Roots,
+        cluster: ClusterId,
+        removed: &BTreeSet<NodeId>,
+        demoted: &BTreeMap<NodeId, Version>,
+    ) -> Result<Membership, MembershipError> {
         let Self { payload, certificate, signature } = self;
-        Statement { payload, certificate, signature }.verify(roots, cluster, removed)?;
+        Statement { payload, certificate, signature }.verify(roots, cluster, (removed, demoted))?;
         self.claim()
     }
 
@@ -93,7 +105,8 @@ pub(super) struct Statement<'s> {
 }
 
 impl Statement<'_> {
-    /// Checks that a manager of the cluster signed it, and none of those that were removed.
+    /// Checks that a manager of the cluster signed it, and none of those that were removed, or demoted
+    /// since its certificate was issued.
     ///
     /// # Errors
     /// What is wrong with the certificate or the signature.
@@ -101,7 +114,7 @@ impl Statement<'_> {
         &self,
         roots: &Roots,
         cluster: ClusterId,
-        removed: &BTreeSet<NodeId>,
+        (removed, demoted): (&BTreeSet<NodeId>, &BTreeMap<NodeId, Version>),
     ) -> Result<(), MembershipError> {
         let certificate = BASE64
             .decode(self.certificate.as_bytes())
@@ -130,6 +143,9 @@ impl Statement<'_> {
             .ok_or(MembershipError::Malformed("the signer's certificate does not name a node"))?;
         if removed.contains(&signer) {
             return Err(MembershipError::RemovedManager { signer });
+        }
+        if demoted.get(&signer).is_some_and(|since| issued_at(subject) <= *since) {
+            return Err(MembershipError::DemotedManager { signer });
         }
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data)
             .verify(self.payload.as_bytes(), &signature)
@@ -164,6 +180,12 @@ pub enum MembershipError {
         /// The manager.
         signer: NodeId,
     },
+    /// The signer was a manager when its certificate was issued, and has been made a worker since.
+    #[error("it was signed by node {signer}, which is no manager any more")]
+    DemotedManager {
+        /// The node.
+        signer: NodeId,
+    },
     /// The signature is not the signer's over this payload.
     #[error("its signature is not its signer's")]
     BadSignature,
@@ -182,6 +204,7 @@ pub enum MembershipError {
 pub struct KnownMemberships {
     roots: Roots,
     cluster: ClusterId,
+    demoted: BTreeMap<NodeId, Version>,
     newest: BTreeMap<NetworkId, Newest>,
 }
 
@@ -206,12 +229,17 @@ pub enum News {
 impl KnownMemberships {
     /// Nothing known yet; `roots` are the cluster's.
     pub const fn new(roots: Roots, cluster: ClusterId) -> Self {
-        Self { roots, cluster, newest: BTreeMap::new() }
+        Self { roots, cluster, demoted: BTreeMap::new(), newest: BTreeMap::new() }
     }
 
     /// Believes in other roots from now on; what was believed stays known.
     pub fn trust(&mut self, roots: Roots) {
         self.roots = roots;
+    }
+
+    /// Believes no manager certificate of these nodes that was issued until then.
+    pub fn demote(&mut self, demoted: BTreeMap<NodeId, Version>) {
+        self.demoted = demoted;
     }
 
     /// Verifies a membership and keeps it if it is newer. What is not newer is not worth verifying: in a
@@ -232,7 +260,7 @@ impl KnownMemberships {
             Some(known) if *known == claimed => return Ok((network, News::Known)),
             Some(_) | None => {}
         }
-        let membership = signed.verify(&self.roots, self.cluster, removed)?;
+        let membership = signed.verify_but(&self.roots, self.cluster, removed, &self.demoted)?;
         let narrowed = match known {
             Some(known) if known.membership.epoch == epoch => {
                 return Err(MembershipError::Conflict { network, epoch });
@@ -271,6 +299,12 @@ fn parse<'d>(der: &'d [u8], error: &'static str) -> Result<X509Certificate<'d>, 
         Ok(([], certificate)) => Ok(certificate),
         Ok(_) | Err(_) => Err(MembershipError::Malformed(error)),
     }
+}
+
+/// The version of the cluster's state at which a manager's certificate was issued; the first manager's names none.
+pub fn issued_at(subject: &X509Name<'_>) -> Version {
+    let named = only(subject.iter_by_oid(&OID_X509_SERIALNUMBER)).and_then(|digits| digits.parse().ok());
+    Version::new(named.unwrap_or(0))
 }
 
 fn node_of(subject: &X509Name<'_>) -> Option<NodeId> {

@@ -13,6 +13,7 @@ use overlayd::control::rpc::messages::{
     Token, TokenRequest,
 };
 use overlayd::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
+use overlayd::control::rpc::messages::{Presence, PresenceRequest};
 use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use overlayd::control::tls::peer::PeerIdentity;
 use overlayd::id::Version;
@@ -165,6 +166,10 @@ impl ManagerApi for Desk {
     }
 
     async fn change_node(&self, _: PeerIdentity, _: ChangeNode) -> Result<ChangedNode, ManagerError> {
+        nothing()
+    }
+
+    async fn presence(&self, _: PeerIdentity, _: PresenceRequest) -> Result<Presence, ManagerError> {
         nothing()
     }
 

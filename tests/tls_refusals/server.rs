@@ -71,6 +71,7 @@ impl Server {
             manager = Some(ManagerDoors { rpc, enrol });
             desk = Some(new);
         }
+        let manager = tokio::sync::watch::channel(manager).1;
         let doors = Doors { key_channels, manager, events: events.clone() };
         tokio::spawn(listen(listener, Arc::clone(&credentials), doors));
         Self { events, joins, address, credentials, channels, desk, log, _logging: logging }

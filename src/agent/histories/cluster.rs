@@ -101,7 +101,7 @@ impl<'i> Cluster<'i> {
         self.removed.insert(node);
         self.endpoints.retain(|_, endpoint| endpoint.node != node);
         let epoch = Epoch::new(u64::try_from(self.removed.len()).expect("few nodes"));
-        let removals = Removals { epoch, nodes: self.removed.clone() };
+        let removals = Removals { epoch, nodes: self.removed.clone(), demoted: Default::default() };
         let signed = SignedRemovals::sign(&removals, |payload| self.identities.manager.signature(payload));
         self.removals = Some(signed.expect("signed"));
         self.settle();

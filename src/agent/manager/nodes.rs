@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Manager;
+use super::colleagues::Census;
 use crate::cluster::{Node, Role};
 use crate::control::rpc::messages::{
     ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, NodeStatus, ProfileChange, RemoveNode,
@@ -12,8 +13,8 @@ use crate::control::rpc::messages::{
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::state::Takes;
 use crate::control::tls::peer::PeerIdentity;
-use crate::id::{HostName, NodeId};
-use crate::io::clock::{boot_time, wall_clock};
+use crate::id::HostName;
+use crate::io::clock::wall_clock;
 
 impl Manager {
     /// Removes a node other than the caller.
@@ -29,7 +30,8 @@ impl Manager {
             return refuse(format!("{named} is this one: take it out with overlayd leave"));
         }
         let endpoints = self.state.endpoints_of(node.id).len();
-        if !request.force && self.is_connected(node.id) && node.id != caller.node {
+        let is_connected = !request.force && self.census().await.connected.contains(&node.id);
+        if is_connected && node.id != caller.node {
             let has = if endpoints == 0 { String::new() } else { format!(" and has {endpoints} endpoints") };
             return refuse(format!(
                 "{named} is connected{has}: let it leave (overlayd leave on it), or remove it with --force, which \
@@ -44,14 +46,13 @@ impl Manager {
     }
 
     /// Describes a node.
-    pub(super) fn describe(&self, request: &InspectNode) -> Result<NodeDetail, ManagerError> {
+    pub(super) async fn describe(&self, request: &InspectNode) -> Result<NodeDetail, ManagerError> {
         let node = self.state.find_node(&request.node)?;
-        let connected = self.is_connected(node.id);
-        let last_seen = self.state.last_seen(node.id).filter(|_| !connected);
+        let census = self.census().await;
         Ok(NodeDetail {
-            last_seen_seconds: last_seen.map(|at| boot_time().since(at).as_secs()),
+            last_seen_seconds: census.away_seconds(node.id),
             endpoints: self.state.endpoints_of(node.id),
-            status: self.status_of(node, connected),
+            status: self.status_of(node, &census),
         })
     }
 
@@ -88,9 +89,14 @@ impl Manager {
         Ok(changed)
     }
 
-    fn status_of(&self, node: Node, connected: bool) -> NodeStatus {
-        let profile = self.state.profile(node.id);
-        NodeStatus { connected, profile, endpoints: self.state.endpoints_of(node.id).len(), node }
+    fn status_of(&self, node: Node, census: &Census) -> NodeStatus {
+        NodeStatus {
+            connected: census.connected.contains(&node.id),
+            manager: census.manager(node.id),
+            profile: self.state.profile(node.id),
+            endpoints: self.state.endpoints_of(node.id).len(),
+            node,
+        }
     }
 
     /// Forgets removed nodes once no certificate of theirs can be shown any more, from now on.
@@ -112,10 +118,6 @@ impl Manager {
         let latest = wall_clock().saturating_add(self.certificate_life());
         let latest = seen.map_or(latest, |seen| latest.max(seen.certificate_expires));
         u64::try_from(latest.unix_timestamp()).unwrap_or(0)
-    }
-
-    fn is_connected(&self, node: NodeId) -> bool {
-        self.sessions.has(node)
     }
 }
 

@@ -49,11 +49,6 @@ impl Sessions {
         }
     }
 
-    /// Whether a node has a session.
-    pub(in crate::agent) fn has(&self, node: NodeId) -> bool {
-        self.lock().by_node.contains_key(&node)
-    }
-
     /// The nodes that have one.
     pub(in crate::agent) fn nodes(&self) -> HashSet<NodeId> {
         self.lock().by_node.keys().copied().collect()
@@ -79,7 +74,7 @@ mod tests {
         assert!(first.replaced.try_recv() == Err(oneshot::error::TryRecvError::Closed));
         assert!(beside.replaced.try_recv() == Err(oneshot::error::TryRecvError::Empty));
         sessions.end(node, &first);
-        assert!(sessions.has(node));
+        assert!(sessions.nodes().contains(&node));
         sessions.end(node, &second);
         assert_eq!(sessions.nodes(), [other].into());
     }

@@ -81,7 +81,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use tokio::net::TcpListener;
-    use tokio::sync::mpsc;
+    use tokio::sync::{mpsc, watch};
 
     use super::super::tests::manager;
     use super::*;
@@ -163,7 +163,8 @@ mod tests {
         let events = manager.events.clone();
         let service = Arc::new(Arc::clone(manager));
         tokio::spawn(enrol::serve(service, machines, events.clone(), manager.joins()));
-        let doors = Doors { key_channels, manager: Some(ManagerDoors { rpc, enrol }), events };
+        let doors =
+            Doors { key_channels, manager: watch::channel(Some(ManagerDoors { rpc, enrol })).1, events };
         tokio::spawn(listen(listener, Arc::clone(&manager.credentials), doors));
         address
     }

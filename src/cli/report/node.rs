@@ -71,6 +71,9 @@ pub(in crate::cli) fn inspect_node(inspected: &InspectNodeResponse) -> String {
         }
         Some(_) | None => lines.add("State", state),
     }
+    if summary.manager.is_some() {
+        lines.add("Manager", tables::manager_state(summary.manager));
+    }
     match (profile.availability, endpoints.len()) {
         (Availability::Drain, left) if left > 0 => {
             lines.add("Available", format!("drain, {left} endpoints left to detach there"));
@@ -102,6 +105,7 @@ mod tests {
                 state: NodeState::Down,
                 profile: samples::profile(),
                 endpoint_count: 1,
+                manager: None,
             },
             last_seen_seconds: Some(61),
             endpoints: vec![NodeEndpoint {

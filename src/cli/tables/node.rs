@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{joined, optional, table, text};
 use crate::api::types::{NodeEndpoint, NodeState};
+use crate::cluster::ManagerState;
 
 pub(in crate::cli) fn node_endpoints(endpoints: &[NodeEndpoint]) -> String {
     let mut table = table(&["ENDPOINT", "NETWORK", "NAME", "ADDRESSES", "MAC"]);
@@ -37,3 +38,15 @@ pub(in crate::cli) const fn node_state(state: NodeState) -> &'static str {
         NodeState::Unknown => "unknown",
     }
 }
+
+pub(in crate::cli) const fn manager_state(state: Option<ManagerState>) -> &'static str {
+    match state {
+        None => "-",
+        Some(ManagerState::Reachable) => "reachable",
+        Some(ManagerState::WithoutStore) => "no store",
+        Some(ManagerState::Unreachable) => "unreachable",
+    }
+}
+
+pub(in crate::cli) const NODE_COLUMNS: [&str; 10] =
+    ["ID", "NAME", "ROLE", "STATE", "MANAGER", "AVAILABILITY", "ENDPOINTS", "LABELS", "TLS AT", "DATA AT"];

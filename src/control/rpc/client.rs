@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -13,6 +12,7 @@ use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
+use super::dialer::Dialer;
 use super::error::ManagerError;
 use super::generated::manager_client;
 use super::messages::{
@@ -22,14 +22,15 @@ use super::messages::{
     Token, TokenRequest, ViewUpdate,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
+use super::messages::{Presence, PresenceRequest};
+use crate::control::tls::Credentials;
 use crate::control::tls::peer::{ConnectError, PeerStream};
-use crate::control::tls::{Credentials, Protocol};
-use crate::control::trust::{Expected, Refusal};
+use crate::control::trust::Refusal;
 
 /// Calls the managers. Clones share the connection.
 ///
 /// Nothing connects before the first call. A call that finds the connection broken connects once to
-/// each manager in turn, beginning with the one that last worked.
+/// the managers, beginning with the one that last worked.
 #[derive(Debug, Clone)]
 pub struct ManagerClient {
     shared: Arc<Shared>,
@@ -46,11 +47,7 @@ struct Shared {
 impl ManagerClient {
     /// A client of the managers at `addresses`.
     pub fn new(credentials: Arc<Credentials>, addresses: Vec<SocketAddr>) -> Self {
-        let dialer = Arc::new(Dialer {
-            credentials,
-            addresses: ArcSwap::from_pointee(addresses),
-            next: AtomicUsize::new(0),
-        });
+        let dialer = Arc::new(Dialer::new(credentials, addresses));
         let channel = ArcSwap::from_pointee(channel(&dialer));
         Self { shared: Arc::new(Shared { dialer, channel, pointed: Notify::new() }) }
     }
@@ -65,9 +62,16 @@ impl ManagerClient {
     pub fn point_to(&self, address: SocketAddr) {
         let others = self.addresses().into_iter().filter(|other| *other != address);
         self.set_addresses(std::iter::once(address).chain(others).take(MOST_ADDRESSES).collect());
-        self.shared.dialer.next.store(0, Ordering::Relaxed);
+        self.shared.dialer.prefer(address);
         self.reconnect();
         self.shared.pointed.notify_one();
+    }
+
+    /// The manager that last worked is of no use now: later calls begin with the one after it.
+    pub fn move_on(&self) {
+        if self.shared.dialer.move_on() {
+            self.reconnect();
+        }
     }
 
     /// Resolves once [`Self::point_to`] was called, for one who waits.
@@ -166,6 +170,8 @@ unary! {
     change_node(ChangeNode) -> ChangedNode;
     /// Begins to replace the root. Managers only.
     rotate_ca(RotateCa) -> Done;
+    /// Which nodes a manager has sessions with. Managers only.
+    presence(PresenceRequest) -> Presence;
     /// How far the replacement of the root is.
     ca_status(CaStatusRequest) -> CaStatus;
 }
@@ -173,7 +179,7 @@ unary! {
 /// None of the managers could be connected to.
 #[derive(Debug, thiserror::Error)]
 #[error("no manager can be reached: {}", list(.0))]
-pub struct NoManager(Vec<ConnectError>);
+pub struct NoManager(pub(super) Vec<ConnectError>);
 
 impl NoManager {
     /// The failure to connect behind a status, if it is one.
@@ -191,39 +197,6 @@ impl NoManager {
     pub(super) fn has_removed_us(&self) -> bool {
         let revoked = Refusal::ByPeer(AlertDescription::CertificateRevoked);
         self.0.iter().any(|error| error.proven_refusal() == Some(&revoked))
-    }
-}
-
-#[derive(Debug)]
-struct Dialer {
-    credentials: Arc<Credentials>,
-    addresses: ArcSwap<Vec<SocketAddr>>,
-    /// Which address to begin with.
-    next: AtomicUsize,
-}
-
-impl Dialer {
-    async fn dial(&self) -> Result<PeerStream, NoManager> {
-        let addresses = self.addresses.load_full();
-        let first = self.next.load(Ordering::Relaxed);
-        let mut failures = Vec::new();
-        for offset in 0..addresses.len() {
-            let index = (first.wrapping_add(offset)) % addresses.len();
-            let attempt = PeerStream::connect(
-                &self.credentials,
-                Protocol::Manager,
-                addresses[index],
-                Expected::Manager,
-            );
-            match attempt.await {
-                Ok(stream) => {
-                    self.next.store(index, Ordering::Relaxed);
-                    return Ok(stream);
-                }
-                Err(error) => failures.push(error),
-            }
-        }
-        Err(NoManager(failures))
     }
 }
 

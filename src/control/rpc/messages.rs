@@ -3,6 +3,7 @@
 //! Fields may be added with `#[serde(default)]`; unknown ones are ignored, so that nodes of
 //! neighbouring versions understand each other.
 
+mod managers;
 mod node;
 mod tokens;
 
@@ -12,8 +13,9 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+pub use self::managers::{Presence, PresenceRequest};
 pub use self::node::{ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, RemoveNode, RemovedNode};
-use crate::cluster::{Network, NetworkView, Node, NodeProfile, Role};
+use crate::cluster::{ManagerState, Network, NetworkView, Node, NodeProfile, Role};
 use crate::control::identity::base64_der_list;
 pub use crate::control::state::{
     AttachRequest as Attach, Attached, ChangedProfile, NetworkSummary, NewNetwork, ProfileChange,
@@ -155,9 +157,12 @@ pub struct NodeStatus {
     /// How many endpoints it has.
     #[serde(default)]
     pub endpoints: usize,
+    /// Whether it can be asked, if it is a manager.
+    #[serde(default)]
+    pub manager: Option<ManagerState>,
 }
 
-/// Asks for a new certificate of the calling node, with the same role.
+/// Asks for a new certificate of the calling node, with the role that it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renew {
     /// A certificate request, PEM.

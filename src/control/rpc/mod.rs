@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod codec;
+mod dialer;
 pub mod error;
 pub mod messages;
 pub mod server;

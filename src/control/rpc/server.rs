@@ -25,6 +25,7 @@ use super::messages::{
     Token, TokenRequest, ViewUpdate,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
+use super::messages::{Presence, PresenceRequest};
 use crate::cluster::{Role, View};
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
 use crate::events::{Event, Events, Noted, Reason};
@@ -34,6 +35,19 @@ use crate::id::{HostName, NodeId};
 pub trait ManagerApi: Send + Sync + 'static {
     /// Where managers are reached, for workers that ask for what only managers may do.
     fn manager_addresses(&self) -> Vec<SocketAddr>;
+
+    /// Refuses everybody, if this manager serves nobody.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn serves(&self) -> Result<(), ManagerError> {
+        Ok(())
+    }
+
+    /// What a caller may do: its certificate may be of before that was changed.
+    fn role(&self, caller: &PeerIdentity) -> Role {
+        caller.role
+    }
 
     /// What a node is called, for the audit log.
     fn node_name(&self, _node: NodeId) -> Option<HostName> {
@@ -100,6 +114,9 @@ pub trait ManagerApi: Send + Sync + 'static {
     /// Says how far the replacement of the root is.
     fn ca_status(&self, caller: PeerIdentity, request: CaStatusRequest) -> impl Answer<CaStatus>;
 
+    /// Says which nodes have, or had, a session with this manager.
+    fn presence(&self, caller: PeerIdentity, request: PresenceRequest) -> impl Answer<Presence>;
+
     /// Removes the caller from the cluster.
     fn leave(&self, caller: PeerIdentity, request: Leave) -> impl Answer<Done>;
 }
@@ -152,6 +169,7 @@ enum Method {
     ChangeNode,
     RotateCa,
     CaStatus,
+    Presence,
 }
 
 impl Method {
@@ -160,7 +178,7 @@ impl Method {
         match self {
             Self::CreateNetwork | Self::RemoveNetwork | Self::Token | Self::RotateCa => Role::Manager,
             Self::RemoveNode | Self::InspectNode | Self::ChangeNode => Role::Manager,
-            Self::IssueToken | Self::ListTokens | Self::RemoveToken => Role::Manager,
+            Self::IssueToken | Self::ListTokens | Self::RemoveToken | Self::Presence => Role::Manager,
             Self::Session
             | Self::ListNetworks
             | Self::InspectNetwork
@@ -193,6 +211,7 @@ impl Method {
             Self::InspectNode => "inspect nodes",
             Self::ChangeNode => "change nodes",
             Self::RotateCa => "rotate the certificate authority",
+            Self::Presence => "ask which nodes are there",
             Self::CaStatus => "ask for the state of the certificate authority",
         }
     }
@@ -245,6 +264,7 @@ asks! {
     ChangeNode => ChangeNode, about |call| call.node;
     RotateCa => RotateCa;
     CaStatusRequest => CaStatus, looks true;
+    PresenceRequest => Presence, looks true;
 }
 
 struct Service<M> {
@@ -259,9 +279,10 @@ impl<M: ManagerApi> Service<M> {
         let caller = caller.ok_or_else(|| {
             ManagerError::new(ErrorKind::Denied, "the connection has no verified node at its other end")
         })?;
+        self.api.serves()?;
         let enough = match T::METHOD.requires() {
             Role::Worker => true,
-            Role::Manager => caller.role == Role::Manager,
+            Role::Manager => self.api.role(&caller) == Role::Manager,
         };
         let request = request.into_inner();
         let asked = || Event::NodeRequest {
@@ -342,6 +363,7 @@ unary! {
     change_node(ChangeNode) -> ChangedNode;
     rotate_ca(RotateCa) -> Done;
     ca_status(CaStatusRequest) -> CaStatus;
+    presence(PresenceRequest) -> Presence;
 }
 
 type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;

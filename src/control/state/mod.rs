@@ -13,6 +13,7 @@ mod endpoints;
 mod error;
 mod issued_tokens;
 mod labels;
+mod managers;
 mod model;
 mod networks;
 mod nodes;
@@ -206,13 +207,22 @@ impl ClusterState {
     }
 
     fn signed_again(&self, model: &Model) -> Result<Vec<Change>, StateError> {
-        let all = model.networks.values();
-        let changes = all.map(|state| self.membership(state, state.members.keys().copied().collect()));
-        let mut changes = changes.collect::<Result<Vec<_>, _>>()?;
+        let mut changes = Vec::new();
+        self.add_memberships_again(model, &mut changes)?;
         if model.removals.is_some() {
-            changes.push(self.removals(model, &model.removed)?);
+            changes.push(self.removals(model, &model.removed, &model.demoted)?);
         }
         Ok(changes)
+    }
+
+    /// Adds every membership that is not among the changes yet, signed anew.
+    fn add_memberships_again(&self, model: &Model, changes: &mut Vec<Change>) -> Result<(), StateError> {
+        let is_signed = |id| changes.iter().any(|c| matches!(c, Change::PutMembership(of, _) if *of == id));
+        let left: Vec<_> = model.networks.values().filter(|state| !is_signed(state.network.id)).collect();
+        for state in left {
+            changes.push(self.membership(state, state.members.keys().copied().collect())?);
+        }
+        Ok(())
     }
 
     fn over(rows: ClusterRows, (model, revision): (Model, Revision), sign: Box<SignPayload>) -> Self {

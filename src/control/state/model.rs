@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::addresses::SubnetAddresses;
 use super::issued_tokens::IssuedToken;
+use super::managers::{DEMOTED, Demoted};
 use super::pool::AddressPool;
 use super::rotation::{COMING_CA, ROOTS, RootStanding, RootsRow, STANDINGS, SecretDigits};
 use super::tokens::Tokens;
@@ -79,6 +80,8 @@ pub(super) enum Change {
     /// Its certificate has expired, so nobody has to be told of its removal any more.
     ForgetRemoved(NodeId),
     PutRemovals(RemovalsRow),
+    PutDemoted(NodeId, Demoted),
+    ForgetDemoted(NodeId),
     PutNetwork(Network),
     DropNetwork(NetworkId),
     PutMembership(NetworkId, MembershipRow),
@@ -111,6 +114,8 @@ impl Change {
                 to.put(&REMOVED, id.as_str(), expiry)?;
             }
             Self::ForgetRemoved(id) => to.remove(&REMOVED, id.as_str()),
+            Self::PutDemoted(id, row) => to.put(&DEMOTED, id.as_str(), row)?,
+            Self::ForgetDemoted(id) => to.remove(&DEMOTED, id.as_str()),
             Self::PutRemovals(row) => to.put(&REMOVALS, ONLY, row)?,
             Self::PutNetwork(network) => to.put(&NETWORKS, network.id.as_str(), network)?,
             Self::DropNetwork(id) => {
@@ -142,6 +147,8 @@ pub(super) struct Model {
     pub(super) removed: BTreeMap<NodeId, u64>,
     /// The removed nodes as nodes pass them on to one another, once there was one.
     pub(super) removals: Option<RemovalsRow>,
+    /// The nodes whose certificates may still say that they are managers.
+    pub(super) demoted: BTreeMap<NodeId, Demoted>,
     pub(super) networks: BTreeMap<NetworkId, NetworkState>,
     pub(super) network_names: BTreeMap<NetworkName, NetworkId>,
     /// The network of every endpoint.
@@ -184,6 +191,7 @@ impl Model {
             profiles: BTreeMap::new(),
             removed: BTreeMap::new(),
             removals: None,
+            demoted: BTreeMap::new(),
             networks: BTreeMap::new(),
             network_names: BTreeMap::new(),
             endpoints: HashMap::new(),
@@ -223,6 +231,10 @@ impl Model {
             changes.push(Change::RemoveNode(id, expiry));
         }
         changes.extend(r.get(&REMOVALS, ONLY)?.map(Change::PutRemovals));
+        for (id, row) in r.all(&DEMOTED)? {
+            let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no node id"))) };
+            changes.push(Change::PutDemoted(id, row));
+        }
         for (id, standing) in r.all(&STANDINGS)? {
             let Ok(id) = id.parse() else { return Ok(Err(format!("{id:?} is no node id"))) };
             changes.push(Change::PutStanding(id, standing));
@@ -284,6 +296,8 @@ impl Model {
                 self.removed.remove(&id);
                 self.roster_changed = version;
             }
+            Change::PutDemoted(id, row) => drop(self.demoted.insert(id, row)),
+            Change::ForgetDemoted(id) => drop(self.demoted.remove(&id)),
             Change::PutRemovals(row) => {
                 self.removals = Some(row);
                 self.roster_changed = version;

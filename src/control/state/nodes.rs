@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use super::managers::{self, Demoted};
 use super::model::{Change, Model, NetworkState, RemovalsRow};
 use super::networks::MOST_NAMED;
 use super::{ClusterState, NO_PANIC, StateError, subnets};
@@ -85,10 +86,14 @@ impl ClusterState {
                 refuse_in_use(model, node)?;
             }
             let mut changes = self.drop_endpoints(model, id, |_| true)?;
+            if node.role == Role::Manager {
+                // What it signed is not believed any more.
+                self.add_memberships_again(model, &mut changes)?;
+            }
             changes.push(Change::RemoveNode(id, certificate_expiry));
             let mut removed = model.removed.clone();
             removed.insert(id, certificate_expiry);
-            changes.push(self.removals(model, &removed)?);
+            changes.push(self.removals(model, &removed, &model.demoted)?);
             Ok(((), changes))
         })?;
         self.inner.last_seen.lock().expect(NO_PANIC).remove(&id);
@@ -105,8 +110,9 @@ impl ClusterState {
             left.retain(|_, expiry| *expiry >= now);
             let expired = model.removed.keys().filter(|id| !left.contains_key(id));
             let mut changes: Vec<_> = expired.map(|id| Change::ForgetRemoved(*id)).collect();
+            let demoted = managers::forget_expired(model, now, &mut changes);
             if !changes.is_empty() {
-                changes.push(self.removals(model, &left)?);
+                changes.push(self.removals(model, &left, &demoted)?);
             }
             Ok(((), changes))
         })
@@ -118,20 +124,23 @@ impl ClusterState {
         &self,
         model: &Model,
         removed: &BTreeMap<NodeId, u64>,
+        demoted: &BTreeMap<NodeId, Demoted>,
     ) -> Result<Change, StateError> {
         let epoch = model.removals.as_ref().map_or(0, |row| row.epoch.get()) + 1;
-        self.removals_of(Epoch::new(epoch), removed)
+        self.removals_of(Epoch::new(epoch), removed, demoted)
     }
 
     pub(super) fn removals_of(
         &self,
         epoch: Epoch,
         removed: &BTreeMap<NodeId, u64>,
+        demoted: &BTreeMap<NodeId, Demoted>,
     ) -> Result<Change, StateError> {
         let mut latest: Vec<_> = removed.iter().map(|(id, expiry)| (*expiry, *id)).collect();
         latest.sort_unstable();
         let nodes = latest.into_iter().rev().take(MOST_PASSED_ON).map(|(_, id)| id).collect();
-        let signed = SignedRemovals::sign(&Removals { epoch, nodes }, &self.inner.sign)
+        let demoted = demoted.iter().map(|(id, row)| (*id, row.at)).collect();
+        let signed = SignedRemovals::sign(&Removals { epoch, nodes, demoted }, &self.inner.sign)
             .map_err(|source| StateError::SigningRemovals { source })?;
         Ok(Change::PutRemovals(RemovalsRow { epoch, signed }))
     }

@@ -41,7 +41,7 @@ impl ClusterState {
         subnets::check_node(&model, &manager)?;
         // Nodes may know of removals though this state knows of none.
         let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
-        let removals = state.removals_of(Epoch::new(raised(removals)), &model.removed)?;
+        let removals = state.removals_of(Epoch::new(raised(removals)), &model.removed, &model.demoted)?;
         let mut changes = vec![Change::PutNode(manager), removals];
         for network in model.networks.values() {
             let mut membership = network.next_membership(network.members.keys().copied().collect());

@@ -179,7 +179,7 @@ fn list_that_nodes_pass_on_has_those_that_are_refused_for_longest_and_fits_in_a_
     let cluster = TestCluster::new();
     let id = |n: u64| NodeId::from_entropy(u128::from(n).to_le_bytes());
     let removed = (0..2100).map(|n| (id(n), n)).collect();
-    let change = cluster.state.removals(&cluster.state.model(), &removed).unwrap();
+    let change = cluster.state.removals(&cluster.state.model(), &removed, &BTreeMap::new()).unwrap();
     let Change::PutRemovals(RemovalsRow { signed, .. }) = change else { panic!("another change") };
     let list: Removals = serde_json::from_str(&signed.payload).unwrap();
     assert_eq!(list.nodes, (100..2100).map(id).collect());

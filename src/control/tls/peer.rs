@@ -52,6 +52,7 @@ pub struct PeerStream {
     tls: TlsStream<TcpStream>,
     peer: PeerIdentity,
     proof: Proof,
+    expected: Expected,
     changes: WatchStream<Arc<Trust>>,
     expiry: Pin<Box<Sleep>>,
     cut: Option<Refusal>,
@@ -79,7 +80,7 @@ impl PeerStream {
         let attempt = async {
             let tls = dial(address, handshake).await?;
             let proof = outcome.proof().expect("a handshake that succeeds has verified a name");
-            let mut stream = Self::new(TlsStream::Client(tls), proof, address, credentials);
+            let mut stream = Self::new(TlsStream::Client(tls), (proof, expected), address, credentials);
             match stream.read_u8().await {
                 Ok(byte) => stream.first = Some(byte),
                 Err(error) => return Err(ConnectError::of(address, error, &outcome).after_handshake()),
@@ -93,7 +94,7 @@ impl PeerStream {
 
     pub(in crate::control) fn new(
         tls: TlsStream<TcpStream>,
-        proof: Proof,
+        (proof, expected): (Proof, Expected),
         address: SocketAddr,
         credentials: &Credentials,
     ) -> Self {
@@ -103,7 +104,7 @@ impl PeerStream {
         let left = (name.not_after - credentials.now()).max(time::Duration::ZERO).unsigned_abs();
         let expiry = Box::pin(tokio::time::sleep(left));
         let peer = PeerIdentity::new(name, address);
-        Self { tls, peer, proof, changes, expiry, cut: None, first: None }
+        Self { tls, peer, proof, expected, changes, expiry, cut: None, first: None }
     }
 
     /// Who is at the other end.
@@ -135,7 +136,7 @@ impl PeerStream {
 
     fn poll_trust(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while let Poll::Ready(Some(trust)) = Pin::new(&mut self.changes).poll_next(cx) {
-            self.cut = trust.admit_still(&self.proof).err();
+            self.cut = trust.admit_still(self.expected, &self.proof).err();
             if self.cut.is_some() {
                 break;
             }

@@ -78,7 +78,7 @@ impl NodeVerifier {
             return Err(refusal);
         }
         self.trust.admit(&name)?;
-        self.expected.check(&name)?;
+        self.trust.expect(self.expected, &name)?;
         Ok(Proof { name, roots })
     }
 }

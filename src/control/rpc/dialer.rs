@@ -1,0 +1,100 @@
+//! Which manager an agent connects to: the one that last worked, and when it is of no use any more, the next.
+//!
+//! Managers that do not answer cost little: after a second another is tried beside them, and the first that
+//! answers is taken.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use rand::RngExt;
+
+use super::client::NoManager;
+use crate::cluster::Role;
+use crate::control::tls::peer::{ConnectError, PeerStream};
+use crate::control::tls::{Credentials, Protocol};
+use crate::control::trust::Expected;
+
+/// Connects to the managers of the cluster.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    credentials: Arc<Credentials>,
+    pub(super) addresses: ArcSwap<Vec<SocketAddr>>,
+    /// Which to begin with.
+    preferred: ArcSwapOption<SocketAddr>,
+}
+
+impl Dialer {
+    /// A node begins with any, so that not all have their sessions with one; a manager with the first.
+    pub(super) fn new(credentials: Arc<Credentials>, addresses: Vec<SocketAddr>) -> Self {
+        let first = match credentials.identity().role() {
+            Role::Worker if !addresses.is_empty() => rand::rng().random_range(0..addresses.len()),
+            Role::Worker | Role::Manager => 0,
+        };
+        let preferred = ArcSwapOption::from_pointee(addresses.get(first).copied());
+        Self { credentials, addresses: ArcSwap::from_pointee(addresses), preferred }
+    }
+
+    /// Begins with this manager from now on.
+    pub(super) fn prefer(&self, address: SocketAddr) {
+        self.preferred.store(Some(Arc::new(address)));
+    }
+
+    /// Begins with the manager after the present one; false if there is no other.
+    pub(super) fn move_on(&self) -> bool {
+        let order = self.order();
+        let Some(next) = order.get(1) else { return false };
+        self.prefer(*next);
+        true
+    }
+
+    /// A connection to the first manager that answers.
+    pub(super) async fn dial(&self) -> Result<PeerStream, NoManager> {
+        let mut untried = self.order().into_iter().peekable();
+        let mut attempts = FuturesUnordered::new();
+        let mut failures = Vec::new();
+        while let Some(address) = untried.next() {
+            attempts.push(self.connect(address));
+            let patience = tokio::time::sleep(PATIENCE);
+            tokio::pin!(patience);
+            loop {
+                tokio::select! {
+                    Some(ended) = attempts.next() => match ended {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) => failures.push(error),
+                    },
+                    () = &mut patience, if untried.peek().is_some() => break,
+                }
+                if attempts.is_empty() {
+                    break;
+                }
+            }
+        }
+        Err(NoManager(failures))
+    }
+
+    async fn connect(&self, address: SocketAddr) -> Result<PeerStream, ConnectError> {
+        let stream =
+            PeerStream::connect(&self.credentials, Protocol::Manager, address, Expected::Manager).await?;
+        stream.expect_sound(SILENCE);
+        self.prefer(address);
+        Ok(stream)
+    }
+
+    /// The managers in the order in which they are tried.
+    fn order(&self) -> Vec<SocketAddr> {
+        let mut order = self.addresses.load().to_vec();
+        let preferred = self.preferred.load();
+        let first = preferred.as_deref().and_then(|preferred| order.iter().position(|one| one == preferred));
+        order.rotate_left(first.unwrap_or(0));
+        order
+    }
+}
+
+/// Before another manager is tried beside those that have not answered.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A manager that is silent for so long is taken to be gone: agents are to be with another within five seconds.
+const SILENCE: Duration = Duration::from_secs(3);

@@ -1,0 +1,20 @@
+//! What managers ask one another. Managers only.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+
+/// Asks which nodes a manager has sessions with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PresenceRequest {}
+
+/// The nodes that a manager has, or had, sessions with.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Presence {
+    /// Those that have one.
+    pub connected: Vec<NodeId>,
+    /// Those that had one, and how many seconds ago.
+    pub away: Vec<(NodeId, u64)>,
+    /// Whether the manager reaches the cluster's store.
+    pub has_store: bool,
+}

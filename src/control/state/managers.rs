@@ -1,0 +1,83 @@
+//! Which nodes are managers, and which were: a node that is made a worker may hold a certificate that says
+//! otherwise for as long as it lives, so every node is told not to believe it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{Change, Model};
+use super::{ClusterState, StateError};
+use crate::cluster::{Node, Role};
+use crate::control::store::Table;
+use crate::id::{HostName, NodeId, Version};
+
+/// A manager that was made a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Demoted {
+    /// The version with which that came; certificates of later ones are believed.
+    pub(super) at: Version,
+    /// The end of its last certificate as a manager, in seconds since 1970.
+    pub(super) expiry: u64,
+}
+
+impl ClusterState {
+    /// Makes a node a manager; one that is already stays as it is.
+    ///
+    /// # Errors
+    /// There is no such node, or the disk refuses.
+    pub fn promote(&self, name: &HostName) -> Result<Node, StateError> {
+        self.change(|model| {
+            let node = Node { role: Role::Manager, ..model.find_node(name)?.clone() };
+            let is_so = model.nodes.get(&node.id) == Some(&node);
+            Ok((node.clone(), if is_so { Vec::new() } else { vec![Change::PutNode(node)] }))
+        })
+    }
+
+    /// Makes a manager a worker; one that is already stays as it is. Nobody believes what it signed or signs as a
+    /// manager from then on; everything that is in force is signed anew with the same change. Until its
+    /// certificates as a manager expire (`certificate_expiry`, seconds since 1970) every node is told.
+    ///
+    /// # Errors
+    /// There is no such node, it is the only manager, something cannot be signed, or the disk refuses.
+    pub fn demote(&self, name: &HostName, certificate_expiry: u64) -> Result<Node, StateError> {
+        self.change(|model| {
+            let node = model.find_node(name)?.clone();
+            if node.role == Role::Worker {
+                return Ok((node, Vec::new()));
+            }
+            if model.managers().count() == 1 {
+                return Err(StateError::LastManager { node: node.id, name: node.name });
+            }
+            let node = Node { role: Role::Worker, ..node };
+            let at = Version::new(model.counters.version.get() + 1);
+            let row = Demoted { at, expiry: certificate_expiry };
+            let mut demoted = model.demoted.clone();
+            demoted.insert(node.id, row);
+            let mut changes = vec![Change::PutNode(node.clone())];
+            self.add_memberships_again(model, &mut changes)?;
+            changes.push(Change::PutDemoted(node.id, row));
+            changes.push(self.removals(model, &model.removed, &demoted)?);
+            Ok((node, changes))
+        })
+    }
+
+    /// The nodes that are managers no more by any certificate that was issued until then.
+    pub fn demoted(&self) -> BTreeMap<NodeId, Version> {
+        self.model().demoted.iter().map(|(id, row)| (*id, row.at)).collect()
+    }
+}
+
+/// Adds the changes that forget those whose certificates have expired; those that are left.
+pub(super) fn forget_expired(
+    model: &Model,
+    now: u64,
+    changes: &mut Vec<Change>,
+) -> BTreeMap<NodeId, Demoted> {
+    let mut left = model.demoted.clone();
+    left.retain(|_, row| row.expiry >= now);
+    let expired = model.demoted.keys().filter(|id| !left.contains_key(id));
+    changes.extend(expired.map(|id| Change::ForgetDemoted(*id)));
+    left
+}
+
+pub(super) const DEMOTED: Table<Demoted> = Table::new("demoted_managers");
