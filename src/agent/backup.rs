@@ -16,11 +16,12 @@ impl Inner {
     /// The state of this moment, sealed.
     pub(super) async fn backup(&self, request: BackupRequest) -> Result<BackupResponse, ApiError> {
         let member = self.member().await?;
-        if member.manager().is_none() {
+        let Some(manager) = member.manager() else {
             return Err(ApiError::conflict(
                 "this node is a worker: a cluster is backed up on its manager, which `overlayd node ls` names",
             ));
-        }
+        };
+        let cluster = manager.state.rows();
         let BackupRequest { passphrase } = request;
         if passphrase.reveal().chars().count() < SHORTEST_PASSPHRASE {
             return Err(ApiError::invalid(format!(
@@ -30,7 +31,7 @@ impl Inner {
         }
         let (store, now) = (self.store.clone(), wall_clock().unix_timestamp());
         let now = u64::try_from(now).unwrap_or(0);
-        let sealed = blocking(move || store.back_up(passphrase.reveal(), now)).await?;
+        let sealed = blocking(move || store.back_up(&cluster, passphrase.reveal(), now)).await?;
         let identity = member.credentials.identity();
         tracing::info!(bytes = sealed.len(), "backed up");
         Ok(BackupResponse {

@@ -1,7 +1,11 @@
 //! Tests of the state as a whole, with a fake signer; each module's own are beside it.
 
+#[path = "../../../tests/support/etcd.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod etcd;
 mod histories;
 mod managers;
+mod over_etcd;
 mod refusals;
 mod restored;
 mod rotation;
@@ -25,9 +29,10 @@ fn cluster_made_once_is_there_after_opening_again() {
 
     let store = Store::open(dir.path()).unwrap();
     assert!(ClusterState::exists(&store).unwrap());
-    let again = ClusterState::create(store.clone(), new_cluster(), signer()).unwrap_err();
+    let rows = store.cluster_rows().unwrap();
+    let again = ClusterState::create(rows.clone(), new_cluster(), signer()).unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Conflict);
-    let state = ClusterState::open(store, signer()).unwrap();
+    let state = ClusterState::open(rows, signer()).unwrap();
     assert_eq!(state.ca().unwrap().as_slice(), b"root and key");
     assert_eq!(state.id(), new_cluster().id);
 }
@@ -315,7 +320,7 @@ fn signer_that_fails_leaves_the_network_as_it_was() {
         let is_empty = String::from_utf8_lossy(payload).contains("\"nodes\":[]");
         if is_empty { signer()(payload) } else { Err("the key is gone".into()) }
     });
-    let state = ClusterState::create(Store::create(dir.path()).unwrap(), new_cluster(), refuse).unwrap();
+    let state = ClusterState::create(new_rows(dir.path()), new_cluster(), refuse).unwrap();
     state.add_node(node(1)).unwrap();
     state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
     let error = state.attach(node_id(1), &request(1, "web")).unwrap_err();
@@ -370,8 +375,7 @@ impl TestCluster {
     }
 
     fn within(dir: TempDir) -> Self {
-        let store = Store::create(dir.path()).unwrap();
-        let state = ClusterState::create(store, new_cluster(), signer()).unwrap();
+        let state = ClusterState::create(new_rows(dir.path()), new_cluster(), signer()).unwrap();
         state.add_node(node(1)).unwrap();
         state.add_node(Node { role: Role::Worker, ..node(2) }).unwrap();
         Self { state, dir }
@@ -419,8 +423,17 @@ impl TestCluster {
     }
 }
 
+/// The rows of a cluster that is to be: in a state file, or in etcd where the test is run over that.
+fn new_rows(dir: &Path) -> ClusterRows {
+    let store = Store::create(dir).unwrap();
+    if let Some(shared) = over_etcd::shared() {
+        store.put_shared_store(&shared).unwrap();
+    }
+    store.cluster_rows().unwrap()
+}
+
 fn open_state(dir: &Path) -> ClusterState {
-    ClusterState::open(Store::open(dir).unwrap(), signer()).unwrap()
+    ClusterState::open(Store::open(dir).unwrap().cluster_rows().unwrap(), signer()).unwrap()
 }
 
 fn new_cluster() -> NewCluster {

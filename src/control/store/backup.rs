@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 
 use super::contents::{self, RowInClear};
 use super::local::{self, NodeSettings};
-use super::{Store, StoreError};
+use super::{ClusterRows, Store, StoreError};
 
 /// An opened backup.
 pub struct Backup {
@@ -154,13 +154,23 @@ impl std::fmt::Debug for Backup {
 }
 
 impl Store {
-    /// A backup file's content, of one moment, whatever is written meanwhile.
+    /// A backup file's content: who this node is, and the rows of its cluster of one moment, whatever is
+    /// written meanwhile.
     ///
     /// # Errors
     /// When the state cannot be read.
-    pub fn back_up(&self, passphrase: &str, now_unix_seconds: u64) -> Result<Vec<u8>, StoreError> {
+    pub fn back_up(
+        &self,
+        cluster: &ClusterRows,
+        passphrase: &str,
+        now_unix_seconds: u64,
+    ) -> Result<Vec<u8>, StoreError> {
         let mut rows =
             self.inner.with_database(|database, seal| contents::sealed(self.file(), database, seal))?;
+        if cluster.shared().is_some() {
+            rows.retain(|row| local::is_of_the_node(&row.table));
+            rows.extend(cluster.contents()?);
+        }
         rows.retain(|row| !local::is_of_the_machine(&row.table, &row.key));
         let backup = Backup { made_unix_seconds: now_unix_seconds, rows };
         Ok(backup.seal(passphrase, &Cost::OURS))
@@ -327,7 +337,7 @@ mod tests {
         store.put_view(&crate::cluster::View::default()).expect("written");
         let cluster = crate::control::store::Table::<String>::new("founding");
         store.write(|w| w.put(&cluster, "cluster", &"what was agreed".to_owned())).expect("written");
-        let file = store.back_up("the right one", 7).expect("a backup");
+        let file = store.back_up(&store.clone().into(), "the right one", 7).expect("a backup");
         let backup = Backup::open(&file, "the right one").expect("a backup");
 
         let other = tempfile::tempdir().expect("a directory");

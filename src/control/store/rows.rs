@@ -113,16 +113,16 @@ impl ClusterRows {
     }
 
     /// Every row of one moment, in clear, but for those that the node keeps for itself.
-    pub(super) fn contents(&self) -> Result<(Vec<RowInClear>, Revision), StoreError> {
+    pub(super) fn contents(&self) -> Result<Vec<RowInClear>, StoreError> {
         match self {
             Self::File(store) => {
                 let mut rows = store
                     .inner
                     .with_database(|database, seal| contents::sealed(store.file(), database, seal))?;
                 rows.retain(|row| !super::local::is_of_the_node(&row.table));
-                Ok((rows, Revision::FILE))
+                Ok(rows)
             }
-            Self::Etcd(etcd) => etcd.read(|snapshot| contents::of_etcd(etcd, snapshot)),
+            Self::Etcd(etcd) => Ok(etcd.read(|snapshot| contents::of_etcd(etcd, snapshot))?.0),
         }
     }
 }

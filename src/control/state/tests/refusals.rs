@@ -5,7 +5,7 @@ use crate::cluster::Availability;
 use crate::id::NetworkId;
 
 #[test]
-fn network_name_that_is_taken() {
+pub(super) fn network_name_that_is_taken() {
     let cluster = TestCluster::with_web();
     cluster.refuses_network(
         new_network("web", &[]),
@@ -15,7 +15,7 @@ fn network_name_that_is_taken() {
 }
 
 #[test]
-fn subnet_that_overlaps_another_networks() {
+pub(super) fn subnet_that_overlaps_another_networks() {
     let cluster = TestCluster::with_web();
     for subnet in ["10.1.0.0/25", "10.1.0.0/16", "10.1.0.0/24"] {
         cluster.refuses_network(
@@ -27,7 +27,7 @@ fn subnet_that_overlaps_another_networks() {
 }
 
 #[test]
-fn subnet_that_holds_an_underlay_address() {
+pub(super) fn subnet_that_holds_an_underlay_address() {
     let cluster = TestCluster::new();
     cluster.refuses_network(
         new_network("new", &["192.0.2.0/24"]),
@@ -37,7 +37,7 @@ fn subnet_that_holds_an_underlay_address() {
 }
 
 #[test]
-fn node_whose_address_lies_in_a_networks_subnet() {
+pub(super) fn node_whose_address_lies_in_a_networks_subnet() {
     let cluster = TestCluster::with_web();
     let mut inside = node(3);
     inside.data = "10.1.0.77:4500".parse().unwrap();
@@ -49,7 +49,7 @@ fn node_whose_address_lies_in_a_networks_subnet() {
 }
 
 #[test]
-fn subnets_of_one_network_that_overlap() {
+pub(super) fn subnets_of_one_network_that_overlap() {
     TestCluster::new().refuses_network(
         new_network("new", &["10.1.0.0/16", "10.1.2.0/24"]),
         ErrorKind::Invalid,
@@ -58,7 +58,7 @@ fn subnets_of_one_network_that_overlap() {
 }
 
 #[test]
-fn nine_subnets() {
+pub(super) fn nine_subnets() {
     let subnets: Vec<_> = (0..9).map(|n| format!("10.1.{n}.0/24")).collect();
     let subnets: Vec<_> = subnets.iter().map(String::as_str).collect();
     TestCluster::new().refuses_network(
@@ -69,7 +69,7 @@ fn nine_subnets() {
 }
 
 #[test]
-fn subnet_with_host_bits() {
+pub(super) fn subnet_with_host_bits() {
     TestCluster::new().refuses_network(
         new_network("new", &["10.1.2.3/24"]),
         ErrorKind::Invalid,
@@ -78,7 +78,7 @@ fn subnet_with_host_bits() {
 }
 
 #[test]
-fn subnet_without_room() {
+pub(super) fn subnet_without_room() {
     let cluster = TestCluster::new();
     for (subnet, longest) in [("10.1.0.0/31", 30), ("10.1.0.0/32", 30), ("fd00::/127", 126)] {
         cluster.refuses_network(
@@ -90,7 +90,7 @@ fn subnet_without_room() {
 }
 
 #[test]
-fn subnet_that_has_another_meaning() {
+pub(super) fn subnet_that_has_another_meaning() {
     let cluster = TestCluster::new();
     for (subnet, reserved, what) in [
         ("0.0.0.0/0", "0.0.0.0/8", "\"this network\""),
@@ -108,7 +108,7 @@ fn subnet_that_has_another_meaning() {
 }
 
 #[test]
-fn gateway_that_no_container_could_use() {
+pub(super) fn gateway_that_no_container_could_use() {
     let cluster = TestCluster::new();
     for (subnet, gateway, message) in [
         ("10.1.0.0/24", "10.2.0.1", "gateway 10.2.0.1 does not lie in subnet 10.1.0.0/24"),
@@ -136,7 +136,7 @@ fn gateway_that_no_container_could_use() {
 }
 
 #[test]
-fn range_outside_the_subnet() {
+pub(super) fn range_outside_the_subnet() {
     let cluster = TestCluster::new();
     for (range, message) in [
         ("10.2.0.0/28", "ip-range 10.2.0.0/28 does not lie in subnet 10.1.0.0/24"),
@@ -150,7 +150,7 @@ fn range_outside_the_subnet() {
 }
 
 #[test]
-fn mtu_out_of_range() {
+pub(super) fn mtu_out_of_range() {
     let cluster = TestCluster::new();
     for (subnet, mtu, message) in [
         ("10.1.0.0/24", 575, "MTU 575 is out of range: a network with IPv4 subnets takes 576 to 65443 bytes"),
@@ -180,7 +180,7 @@ fn mtu_out_of_range() {
 }
 
 #[test]
-fn label_that_no_listing_could_show() {
+pub(super) fn label_that_no_listing_could_show() {
     let cluster = TestCluster::new();
     let mut new = new_network("new", &["10.1.0.0/24"]);
     new.labels.insert("a\nb".to_owned(), String::new());
@@ -192,7 +192,7 @@ fn label_that_no_listing_could_show() {
 }
 
 #[test]
-fn pool_that_is_used_up() {
+pub(super) fn pool_that_is_used_up() {
     let dir = tempfile::tempdir().unwrap();
     let new = NewCluster {
         pools: vec![AddressPool { base: net("10.9.0.0/23"), subnet_prefix_length: 24 }],
@@ -210,7 +210,7 @@ fn pool_that_is_used_up() {
 }
 
 #[test]
-fn pool_that_cannot_be_cut_up() {
+pub(super) fn pool_that_cannot_be_cut_up() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path()).unwrap();
     let pool = |base, subnet_prefix_length| AddressPool { base: net(base), subnet_prefix_length };
@@ -232,7 +232,7 @@ fn pool_that_cannot_be_cut_up() {
 }
 
 #[test]
-fn certificates_that_live_too_short_or_too_long() {
+pub(super) fn certificates_that_live_too_short_or_too_long() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path()).unwrap();
     for certificate_life in [Duration::from_secs(9), Duration::from_hours(24 * 365 * 20 + 1)] {
@@ -243,7 +243,7 @@ fn certificates_that_live_too_short_or_too_long() {
 }
 
 #[test]
-fn network_that_does_not_exist() {
+pub(super) fn network_that_does_not_exist() {
     let cluster = TestCluster::new();
     let message = "there is no network web: overlayd ls lists them";
     refused(cluster.state.remove_network(&name("web")), ErrorKind::NotFound, message);
@@ -252,7 +252,7 @@ fn network_that_does_not_exist() {
 }
 
 #[test]
-fn network_in_use_is_not_removed_and_its_endpoints_are_named() {
+pub(super) fn network_in_use_is_not_removed_and_its_endpoints_are_named() {
     let cluster = TestCluster::with_web();
     let mut named = request(0, "web");
     named.name = Some("db".parse().unwrap());
@@ -275,7 +275,7 @@ fn network_in_use_is_not_removed_and_its_endpoints_are_named() {
 }
 
 #[test]
-fn address_outside_the_subnets() {
+pub(super) fn address_outside_the_subnets() {
     let cluster = TestCluster::with_web();
     cluster.refuses_attach(
         |r| r.ips = vec!["10.2.0.1".parse().unwrap()],
@@ -285,7 +285,7 @@ fn address_outside_the_subnets() {
 }
 
 #[test]
-fn address_that_no_endpoint_may_have() {
+pub(super) fn address_that_no_endpoint_may_have() {
     let cluster = TestCluster::with_web();
     for (ip, what) in [("10.1.0.0", "network"), ("10.1.0.255", "broadcast")] {
         cluster.refuses_attach(
@@ -297,7 +297,7 @@ fn address_that_no_endpoint_may_have() {
 }
 
 #[test]
-fn address_mac_and_name_that_are_taken_and_by_whom() {
+pub(super) fn address_mac_and_name_that_are_taken_and_by_whom() {
     let cluster = TestCluster::with_web();
     let mut holder = request(1, "web");
     holder.name = Some("db".parse().unwrap());
@@ -321,7 +321,7 @@ fn address_mac_and_name_that_are_taken_and_by_whom() {
 }
 
 #[test]
-fn two_addresses_in_one_subnet() {
+pub(super) fn two_addresses_in_one_subnet() {
     let cluster = TestCluster::with_web();
     cluster.refuses_attach(
         |r| r.ips = vec!["10.1.0.5".parse().unwrap(), "10.1.0.6".parse().unwrap()],
@@ -331,7 +331,7 @@ fn two_addresses_in_one_subnet() {
 }
 
 #[test]
-fn mac_that_no_interface_may_have() {
+pub(super) fn mac_that_no_interface_may_have() {
     let cluster = TestCluster::with_web();
     for (mac, why) in [
         ("01:00:5e:00:00:01", "it is a group address; clear the lowest bit of the first octet"),
@@ -347,7 +347,7 @@ fn mac_that_no_interface_may_have() {
 }
 
 #[test]
-fn subnet_that_is_exhausted() {
+pub(super) fn subnet_that_is_exhausted() {
     let cluster = TestCluster::new();
     let mut new = new_network("web", &["10.1.0.0/24"]);
     new.subnets[0].ip_range = Some(net("10.1.0.16/31"));
@@ -362,7 +362,7 @@ fn subnet_that_is_exhausted() {
 }
 
 #[test]
-fn endpoint_that_is_attached_otherwise_already() {
+pub(super) fn endpoint_that_is_attached_otherwise_already() {
     let cluster = TestCluster::with_web();
     cluster.attach(77, "web");
     cluster.refuses_attach(
@@ -376,7 +376,7 @@ fn endpoint_that_is_attached_otherwise_already() {
 }
 
 #[test]
-fn endpoint_of_another_node() {
+pub(super) fn endpoint_of_another_node() {
     let cluster = TestCluster::with_web();
     cluster.attach(1, "web");
     let message =
@@ -386,7 +386,7 @@ fn endpoint_of_another_node() {
 }
 
 #[test]
-fn node_that_is_no_member() {
+pub(super) fn node_that_is_no_member() {
     let cluster = TestCluster::with_web();
     let message = format!(
         "node {} is no member of this cluster, or was removed from it: let it join again",
@@ -401,7 +401,7 @@ fn node_that_is_no_member() {
 }
 
 #[test]
-fn worker_that_asks_what_is_for_managers() {
+pub(super) fn worker_that_asks_what_is_for_managers() {
     let cluster = TestCluster::new();
     cluster.state.require_manager(node_id(1), "creating a network").unwrap();
     refused(
@@ -412,7 +412,7 @@ fn worker_that_asks_what_is_for_managers() {
 }
 
 #[test]
-fn only_manager_that_would_be_removed() {
+pub(super) fn only_manager_that_would_be_removed() {
     let cluster = TestCluster::new();
     refused(
         cluster.state.remove_node(node_id(1), 0, Takes::Endpoints),
@@ -425,7 +425,7 @@ fn only_manager_that_would_be_removed() {
 }
 
 #[test]
-fn node_with_endpoints_that_would_be_removed() {
+pub(super) fn node_with_endpoints_that_would_be_removed() {
     let cluster = TestCluster::new();
     cluster.create("web", &["10.1.0.0/24"]);
     cluster.state.attach(node_id(2), &request(7, "web")).unwrap();
@@ -443,7 +443,7 @@ fn node_with_endpoints_that_would_be_removed() {
 }
 
 #[test]
-fn node_id_that_is_or_was_in_use() {
+pub(super) fn node_id_that_is_or_was_in_use() {
     let cluster = TestCluster::new();
     let message = format!("node id {} is taken: join again, with a new one", node_id(2));
     refused(cluster.state.add_node(node(2)), ErrorKind::Conflict, &message);
@@ -452,7 +452,7 @@ fn node_id_that_is_or_was_in_use() {
 }
 
 #[test]
-fn node_that_is_drained_or_not_labelled_for_a_network() {
+pub(super) fn node_that_is_drained_or_not_labelled_for_a_network() {
     let cluster = TestCluster::with_web();
     cluster.attach(1, "web");
     let mut only = new_network("only", &["10.2.0.0/24"]);
@@ -482,7 +482,7 @@ fn node_that_is_drained_or_not_labelled_for_a_network() {
 }
 
 #[test]
-fn label_that_is_not_there_or_twice_or_unusable() {
+pub(super) fn label_that_is_not_there_or_twice_or_unusable() {
     let cluster = TestCluster::with_web();
     let refuses = |add: &[(&str, &str)], remove: &str, kind, message: &str| {
         let before = cluster.settled();
@@ -511,7 +511,7 @@ fn label_that_is_not_there_or_twice_or_unusable() {
 }
 
 #[test]
-fn state_that_contradicts_itself() {
+pub(super) fn state_that_contradicts_itself() {
     let cluster = TestCluster::with_web();
     let mut twin = cluster.attach(1, "web").endpoint;
     twin.id = endpoint_id(2);

@@ -10,7 +10,7 @@ fn restored_state_is_later_than_all_that_happened_since_the_backup() {
     let cluster = TestCluster::new();
     cluster.create("web", &["10.1.0.0/24"]);
     cluster.attach(1, "web");
-    let sealed = cluster.state.inner.store.back_up("a passphrase", 7).unwrap();
+    let sealed = back_up(&cluster.state);
     for n in 2..20 {
         cluster.attach(n, "web");
         cluster.state.detach(node_id(1), endpoint_id(n)).unwrap();
@@ -62,4 +62,10 @@ fn here(address: &str) -> Whereabouts {
         data: (address, 4500).into(),
         underlay_mtu: 1500,
     }
+}
+
+fn back_up(state: &ClusterState) -> Vec<u8> {
+    let rows = state.rows();
+    let ClusterRows::File(store) = &rows else { panic!("it is in a file") };
+    store.back_up(&rows, "a passphrase", 7).unwrap()
 }

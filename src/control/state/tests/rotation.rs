@@ -6,7 +6,7 @@ use crate::control::state::{Advance, NewRotation, RootStanding};
 use crate::membership::{Root, RootFingerprint, Roots};
 
 #[test]
-fn rotation_takes_each_step_when_every_node_has_done_its_part_and_not_before() {
+pub(super) fn rotation_takes_each_step_when_every_node_has_done_its_part_and_not_before() {
     let cluster = TestCluster::new();
     cluster.create("web", &["10.1.0.0/24"]);
     cluster.state.attach(node_id(1), &request(1, "web")).unwrap();
@@ -43,7 +43,7 @@ fn rotation_takes_each_step_when_every_node_has_done_its_part_and_not_before() {
 }
 
 #[test]
-fn rotation_is_where_it_was_after_opening_again_in_each_step() {
+pub(super) fn rotation_is_where_it_was_after_opening_again_in_each_step() {
     let mut cluster = TestCluster::new();
     let nodes: Vec<NodeId> = cluster.state.nodes().into_iter().map(|status| status.node.id).collect();
     cluster.state.begin_rotation(new_rotation(NEW)).unwrap();
@@ -63,7 +63,7 @@ fn rotation_is_where_it_was_after_opening_again_in_each_step() {
 }
 
 #[test]
-fn removed_node_is_waited_for_no_more_and_one_that_joins_meanwhile_is() {
+pub(super) fn removed_node_is_waited_for_no_more_and_one_that_joins_meanwhile_is() {
     let cluster = TestCluster::new();
     let nodes: Vec<NodeId> = cluster.state.nodes().into_iter().map(|status| status.node.id).collect();
     let (dead, alive) = nodes.split_last().unwrap();
@@ -88,7 +88,7 @@ fn removed_node_is_waited_for_no_more_and_one_that_joins_meanwhile_is() {
 }
 
 #[test]
-fn second_rotation_and_the_present_root_are_refused() {
+pub(super) fn second_rotation_and_the_present_root_are_refused() {
     let cluster = TestCluster::new();
     let error = cluster.state.begin_rotation(new_rotation(OLD)).unwrap_err();
     assert!(error.to_string().contains("the present one already"), "{error}");
@@ -99,7 +99,7 @@ fn second_rotation_and_the_present_root_are_refused() {
 }
 
 #[test]
-fn stranger_has_no_say_in_a_rotation() {
+pub(super) fn stranger_has_no_say_in_a_rotation() {
     let cluster = TestCluster::new();
     let standing = RootStanding { trusted: [].into(), issuer: RootFingerprint::of(OLD) };
     let error = cluster.state.note_standing(node_id(77), standing).unwrap_err();

@@ -6,7 +6,7 @@ use crate::id::TokenId;
 use crate::membership::TokenSecret;
 
 #[test]
-fn one_time_token_admits_exactly_one_of_twenty_that_try_at_once() {
+pub(super) fn one_time_token_admits_exactly_one_of_twenty_that_try_at_once() {
     let cluster = TestCluster::new();
     issue(&cluster, 1, true, None);
     let barrier = Arc::new(std::sync::Barrier::new(20));
@@ -35,7 +35,7 @@ fn one_time_token_admits_exactly_one_of_twenty_that_try_at_once() {
 }
 
 #[test]
-fn join_that_fails_does_not_use_the_token_up() {
+pub(super) fn join_that_fails_does_not_use_the_token_up() {
     let cluster = TestCluster::new();
     cluster.create("web", &["198.51.100.0/24"]);
     issue(&cluster, 1, true, None);
@@ -51,7 +51,7 @@ fn join_that_fails_does_not_use_the_token_up() {
 }
 
 #[test]
-fn expired_token_stays_expired_when_the_clock_is_set_back() {
+pub(super) fn expired_token_stays_expired_when_the_clock_is_set_back() {
     let cluster = TestCluster::new();
     issue(&cluster, 1, false, Some(7200));
     let (state, end) = (&cluster.state, NOW + 7200);
@@ -73,7 +73,7 @@ fn expired_token_stays_expired_when_the_clock_is_set_back() {
 }
 
 #[test]
-fn removed_token_says_so_to_its_holder_and_nothing_to_others() {
+pub(super) fn removed_token_says_so_to_its_holder_and_nothing_to_others() {
     let cluster = TestCluster::new();
     issue(&cluster, 1, false, None);
     cluster.state.remove_token(token_id(1), NOW).unwrap();
@@ -85,7 +85,7 @@ fn removed_token_says_so_to_its_holder_and_nothing_to_others() {
 }
 
 #[test]
-fn standing_tokens_are_listed_first_and_work_as_before() {
+pub(super) fn standing_tokens_are_listed_first_and_work_as_before() {
     let cluster = TestCluster::new();
     issue(&cluster, 1, false, None);
     let names: Vec<_> = cluster.state.tokens(NOW).into_iter().map(|token| token.name).collect();
@@ -96,7 +96,7 @@ fn standing_tokens_are_listed_first_and_work_as_before() {
 }
 
 #[test]
-fn tokens_are_bounded_and_ended_ones_are_forgotten() {
+pub(super) fn tokens_are_bounded_and_ended_ones_are_forgotten() {
     let cluster = TestCluster::in_memory();
     let issue = |n, now| cluster.state.issue_token(&new_token(n, true, Some(3600)), now);
     for n in 0..256 {
@@ -119,7 +119,7 @@ fn tokens_are_bounded_and_ended_ones_are_forgotten() {
 }
 
 #[test]
-fn lives_too_short_or_too_long_are_refused() {
+pub(super) fn lives_too_short_or_too_long_are_refused() {
     let cluster = TestCluster::in_memory();
     for life in [0, 10 * 365 * 24 * 3600 + 1, u64::MAX] {
         let error = cluster.state.issue_token(&new_token(1, false, Some(life)), NOW).unwrap_err();
@@ -129,7 +129,7 @@ fn lives_too_short_or_too_long_are_refused() {
 }
 
 #[test]
-fn row_of_a_token_does_not_hold_its_secret() {
+pub(super) fn row_of_a_token_does_not_hold_its_secret() {
     let cluster = TestCluster::in_memory();
     issue(&cluster, 77, false, None);
     let row = serde_json::to_string(&cluster.state.model().issued_tokens).unwrap();

@@ -67,7 +67,6 @@ impl Etcd {
     /// The TLS that is asked for cannot be, or the data key is none.
     pub(super) fn open(shared: SharedStore, writer: String) -> Result<Self, EtcdError> {
         shared.access.check()?;
-        let members = Arc::new(Members::new(&shared.access)?);
         let key = shared.data_key()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -75,6 +74,11 @@ impl Etcd {
             .enable_all()
             .build()
             .map_err(|error| EtcdError::Refused { why: format!("no thread for its connections: {error}") })?;
+        // Connections belong to the runtime in which they were described.
+        let members = {
+            let _entered = runtime.enter();
+            Arc::new(Members::new(&shared.access)?)
+        };
         let address = &shared.access.address;
         let inner = Inner {
             members,

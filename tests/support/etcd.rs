@@ -1,0 +1,209 @@
+//! A real etcd (Debian's `etcd-server`) of one or more members, which ends with the test.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The members. They end with it, and whatever ends the test ends them.
+pub(crate) struct Etcd {
+    members: Vec<Member>,
+    dir: TempDir,
+    tls: Option<Tls>,
+}
+
+/// Where a member runs.
+pub(crate) struct Place {
+    /// Its address.
+    pub(crate) ip: IpAddr,
+    /// Starts a command there, like `|command| host.spawn(command)`.
+    pub(crate) spawn: Box<dyn Fn(Command) -> io::Result<Child> + Send + Sync>,
+}
+
+/// The certificate that members show, and by what they know their clients; PEM files.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    /// Signed those of the clients.
+    pub(crate) ca: PathBuf,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+struct Member {
+    place: Place,
+    client_port: u16,
+    peer_port: u16,
+    /// [`KEEPER`], with etcd as its child.
+    keeper: Option<Child>,
+}
+
+impl Etcd {
+    /// One member on this machine, answering.
+    pub(crate) fn start() -> Self {
+        let etcd = Self::at(vec![Place::here()], None);
+        etcd.wait();
+        etcd
+    }
+
+    /// One member on this machine that speaks TLS alone and wants clients with certificates.
+    pub(crate) fn start_tls(tls: Tls) -> Self {
+        Self::at(vec![Place::here()], Some(tls))
+    }
+
+    /// A member at each place; they answer a while later.
+    pub(crate) fn at(places: Vec<Place>, tls: Option<Tls>) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let members = places.into_iter().map(|place| Member {
+            client_port: free_port(),
+            peer_port: free_port(),
+            place,
+            keeper: None,
+        });
+        let mut etcd = Self { members: members.collect(), dir, tls };
+        (0..etcd.members.len()).for_each(|index| etcd.restart(index));
+        etcd
+    }
+
+    /// `etcd://HOST:PORT,...`, without a prefix.
+    pub(crate) fn url(&self) -> String {
+        let members = self.members.iter().map(Member::client);
+        format!("etcd://{}", members.collect::<Vec<_>>().join(","))
+    }
+
+    /// `HOST:PORT` of a member.
+    pub(crate) fn client(&self, index: usize) -> String {
+        self.members[index].client()
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self, index: usize) {
+        if let Some(mut keeper) = self.members[index].keeper.take() {
+            let mut told = keeper.stdin.take().expect("it was piped");
+            told.write_all(b"kill\n").expect("the keeper listens");
+            keeper.wait().expect("it is ours");
+        }
+    }
+
+    /// Starts a member that was killed, with the data that it had.
+    pub(crate) fn restart(&mut self, index: usize) {
+        self.kill(index);
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let peer = |index: usize, member: &Member| {
+            format!("m{index}=http://{}", SocketAddr::new(member.place.ip, member.peer_port))
+        };
+        let peers: Vec<_> =
+            self.members.iter().enumerate().map(|(index, member)| peer(index, member)).collect();
+        let member = &self.members[index];
+        let clients = format!("{scheme}://{}", member.client());
+        let own = peers[index].split_once('=').map(|(_, url)| url.to_owned()).expect("name=url");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", KEEPER, "sh"])
+            .arg(self.dir.path())
+            .args(["etcd", "--name", &format!("m{index}"), "--data-dir"])
+            .arg(self.data_dir(index))
+            .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
+            .args(["--listen-peer-urls", &own, "--initial-advertise-peer-urls", &own])
+            .args(["--initial-cluster", &peers.join(","), "--initial-cluster-state", "new"])
+            .args(["--logger", "zap", "--log-level", "error"]);
+        if let Some(Tls { ca, certificate, key }) = &self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let keeper = (member.place.spawn)(command).expect("a shell");
+        self.members[index].keeper = Some(keeper);
+    }
+
+    /// Runs `etcdctl` against the first member.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.client(0)])
+            .args(arguments)
+            .output()
+            .expect("etcdctl, of Debian's etcd-client");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "etcdctl {arguments:?}: {out}{err}");
+        out.into_owned()
+    }
+
+    /// All bytes that a member has on its disk.
+    pub(crate) fn bytes(&self, index: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        collect(&self.data_dir(index), &mut all);
+        all
+    }
+
+    /// Waits until the first member answers that it has a leader.
+    pub(crate) fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.is_healthy() {
+            assert!(Instant::now() < deadline, "etcd does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn is_healthy(&self) -> bool {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(self.client(0))?;
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        ask().is_ok_and(|answer| answer.contains("\"true\""))
+    }
+
+    fn data_dir(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("m{index}"))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        (0..self.members.len()).for_each(|index| self.kill(index));
+    }
+}
+
+impl Place {
+    /// This machine, in the namespace of the test.
+    pub(crate) fn here() -> Self {
+        Self { ip: Ipv4Addr::LOCALHOST.into(), spawn: Box::new(|mut command| command.spawn()) }
+    }
+}
+
+impl Member {
+    fn client(&self) -> String {
+        SocketAddr::new(self.place.ip, self.client_port).to_string()
+    }
+}
+
+/// Kills etcd when it is told so, and when the test has ended in whatever way, and then its data too.
+const KEEPER: &str = r#"
+    dir=$1; shift
+    "$@" & etcd=$!
+    read -r word
+    kill -9 "$etcd"; wait "$etcd"
+    test "$word" = kill || rm -rf -- "$dir"
+"#;
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn collect(dir: &Path, all: &mut Vec<u8>) {
+    for entry in std::fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect(&path, all);
+        } else {
+            all.extend(std::fs::read(&path).expect("a file"));
+        }
+    }
+}
