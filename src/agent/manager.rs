@@ -116,6 +116,11 @@ impl Manager {
         JoinToken::new(identity.root(), TokenSecret::from_entropy(self.state.token(role)))
     }
 
+    /// Whether there is no other manager.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.addresses().len() < 2
+    }
+
     /// How many nodes are in the cluster beside this one.
     pub(crate) fn other_nodes(&self) -> usize {
         self.state.nodes().len().saturating_sub(1)
