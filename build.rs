@@ -22,6 +22,7 @@ const METHODS: &[(&str, &str, &str, &str)] = &[
     ("change_node", "ChangeNode", "ChangeNode", "ChangedNode"),
     ("rotate_ca", "RotateCa", "RotateCa", "Done"),
     ("presence", "Presence", "PresenceRequest", "Presence"),
+    ("store_access", "StoreAccess", "StoreAccessRequest", "StoreAccess"),
     ("ca_status", "CaStatus", "CaStatusRequest", "CaStatus"),
 ];
 

@@ -114,6 +114,15 @@ impl Daemon {
     }
 }
 
+/// What a node began with.
+#[derive(Debug, Clone, Copy)]
+enum Begun {
+    /// A cluster that it made.
+    Cluster,
+    /// Being a member of another's.
+    Membership,
+}
+
 impl Inner {
     pub(super) async fn member(&self) -> Result<Arc<Member>, ApiError> {
         refuse_locked(&self.store)?;
@@ -154,21 +163,24 @@ impl Inner {
     }
 
     /// As [`Self::begin`], for a member that was made just now: one that cannot run is not kept.
-    async fn begin_new(&self, formed: Formed) -> Result<Arc<Member>, ApiError> {
-        let (node, role) = (formed.identity.node(), formed.identity.role());
+    async fn begin_new(&self, formed: Formed, begun: Begun) -> Result<Arc<Member>, ApiError> {
+        let node = formed.identity.node();
         let error = match self.begin(formed).await {
             Ok(member) => return Ok(member),
             Err(error) => error,
         };
         let store = self.store.clone();
+        let is_made = matches!(begun, Begun::Cluster);
         blocking(move || {
-            take_back(&store, None);
+            if is_made {
+                take_back(&store, None);
+            }
             store.leave_cluster()
         })
         .await?;
-        Err(ApiError::internal(match role {
-            Role::Manager => format!("the cluster was not made: {error:#}"),
-            Role::Worker => format!(
+        Err(ApiError::internal(match begun {
+            Begun::Cluster => format!("the cluster was not made: {error:#}"),
+            Begun::Membership => format!(
                 "this node did not join: {error:#}; the manager lists it as {node} all the same, and that \
                  entry can never be used"
             ),
@@ -217,8 +229,9 @@ impl Backend for Daemon {
             let _one = inner.forming.lock().await;
             inner.refuse_member().await?;
             let formed = formation::init(&inner.store, request, inner.lanes, &inner.config).await?;
-            let member = inner.begin_new(formed).await?;
-            let manager = member.manager().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
+            let member = inner.begin_new(formed, Begun::Cluster).await?;
+            let manager =
+                member.manager_soon().await.ok_or_else(|| ApiError::internal("the cluster has no state"))?;
             Ok(InitResponse {
                 cluster: member.credentials.identity().cluster(),
                 node: member.node.id,
@@ -246,7 +259,7 @@ impl Backend for Daemon {
             inner.refuse_member().await?;
             let (lanes, offload) = (inner.lanes, inner.config.offload);
             let (formed, enrolled) = formation::join(&inner.store, request, lanes, offload).await?;
-            let member = inner.begin_new(formed).await?;
+            let member = inner.begin_new(formed, Begun::Membership).await?;
             tracing::info!(node = %enrolled.node, "joined");
             Ok(JoinResponse { cluster: member.credentials.identity().cluster(), node: member.node() })
         })

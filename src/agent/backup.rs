@@ -63,7 +63,8 @@ impl Inner {
                 return Err(ApiError::internal(format!("nothing was restored: {error:#}")));
             }
         };
-        let manager = member.manager().ok_or_else(|| ApiError::internal("the cluster has no state"))?;
+        let manager =
+            member.manager_soon().await.ok_or_else(|| ApiError::internal("the cluster has no state"))?;
         tracing::info!(cluster = %member.credentials.identity().cluster(), "restored from a backup");
         Ok(RestoreResponse {
             cluster: member.credentials.identity().cluster(),

@@ -25,7 +25,7 @@ pub(super) async fn ask(member: &Member) -> Result<(), ApiError> {
 /// not told.
 pub(super) async fn force(member: &Member) -> Result<Option<String>, ApiError> {
     member.attachments.close_by_force().await?;
-    if member.manager().is_some() {
+    if member.manager().is_some_and(|manager| manager.is_alone()) {
         return Ok(None);
     }
     if let SessionStatus::Removed(_) = &*member.session.borrow() {
@@ -60,7 +60,7 @@ pub(super) async fn let_go(mut member: Arc<Member>) {
 }
 
 async fn tell(member: &Member) -> Result<(), ApiError> {
-    if let Some(manager) = member.manager() {
+    if let Some(manager) = member.manager().filter(|manager| manager.is_alone()) {
         let others = manager.other_nodes();
         if others > 0 {
             return Err(ApiError::conflict(format!(

@@ -6,6 +6,7 @@
 mod colleagues;
 mod joins;
 mod nodes;
+mod promotion;
 mod returning;
 mod sessions;
 mod tenure;
@@ -33,9 +34,9 @@ use crate::control::rpc::messages::{
     SessionRequest, Token, TokenRequest,
 };
 use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
-use crate::control::rpc::messages::{Presence, PresenceRequest};
+use crate::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
-use crate::control::state::{self, ClusterState, StateError, Takes};
+use crate::control::state::{self, ClusterState, StateError};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
@@ -56,6 +57,8 @@ pub(crate) struct Manager {
     joins: Arc<JoinCounts>,
     pub(super) sessions: Sessions,
     colleagues: Colleagues,
+    /// Whether the cluster's state can be reached.
+    store: watch::Sender<bool>,
 }
 
 impl Manager {
@@ -76,6 +79,7 @@ impl Manager {
             joins: Arc::default(),
             sessions: Sessions::default(),
             colleagues: Colleagues::default(),
+            store: watch::Sender::new(true),
         };
         // Before the first connection is accepted.
         manager.renew_trust();
@@ -116,11 +120,6 @@ impl Manager {
         JoinToken::new(identity.root(), TokenSecret::from_entropy(self.state.token(role)))
     }
 
-    /// Whether there is no other manager.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.addresses().len() < 2
-    }
-
     /// How many nodes are in the cluster beside this one.
     pub(crate) fn other_nodes(&self) -> usize {
         self.state.nodes().len().saturating_sub(1)
@@ -147,12 +146,11 @@ impl Manager {
         self.require_office().map_err(|gone| EnrolRefusal::Unavailable(gone.message))?;
         let (secret, now) = (request.secret.as_bytes(), self.token_time());
         let role = self.state.role_for_secret(secret, now)?;
-        if role == Role::Manager {
-            return Err(EnrolRefusal::Invalid(format!(
-                "{}: join with a worker token (`overlayd token worker` on the manager)",
-                nodes::ONE_MANAGER
-            )));
-        }
+        self.require_room_for(role).map_err(|why| {
+            EnrolRefusal::Invalid(format!(
+                "{why}: join with a worker token (`overlayd token worker` on the manager)"
+            ))
+        })?;
         let returning = request.former.as_ref().map(|former| self.returning(former)).transpose()?;
         let machine = &request.machine;
         let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
@@ -219,6 +217,7 @@ impl Manager {
                 changed = versions.changed() => changed,
                 () = views.closed() => break,
                 () = self.dismissed() => break,
+                () = Self::lost_store(self.store.subscribe()) => break,
                 _ = &mut begun.replaced => break,
             };
             if changed.is_err() {
@@ -267,11 +266,14 @@ impl ManagerApi for Arc<Manager> {
         caller: PeerIdentity,
         request: SessionRequest,
     ) -> Result<watch::Receiver<Arc<View>>, ManagerError> {
+        self.require_store()?;
         let node = caller.node;
         // Before the view is made: what changes from here on is told.
         let versions = self.state.versions();
         let view = self
             .on_state(move |state| {
+                // A node that comes from another manager sees nothing undone that it has seen there.
+                state.catch_up()?;
                 let SessionRequest { node: this, endpoints, standing } = request;
                 state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
                 standing.map_or(Ok(()), |standing| state.note_standing(node, standing))?;
@@ -364,9 +366,7 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn leave(&self, caller: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
-        let expires = self.latest_certificate_of(Some(&caller));
-        self.on_state(move |state| state.remove_node(caller.node, expires, Takes::Endpoints)).await?;
-        Ok(Done {})
+        self.dismiss(caller).await
     }
 
     async fn remove_node(&self, caller: PeerIdentity, node: RemoveNode) -> Result<RemovedNode, ManagerError> {
@@ -375,6 +375,14 @@ impl ManagerApi for Arc<Manager> {
 
     async fn inspect_node(&self, _: PeerIdentity, node: InspectNode) -> Result<NodeDetail, ManagerError> {
         self.describe(&node).await
+    }
+
+    async fn store_access(
+        &self,
+        _: PeerIdentity,
+        _: StoreAccessRequest,
+    ) -> Result<StoreAccess, ManagerError> {
+        Manager::store_access(self)
     }
 
     async fn presence(&self, _: PeerIdentity, _: PresenceRequest) -> Result<Presence, ManagerError> {
@@ -559,7 +567,7 @@ mod tests {
         PeerIdentity { node: id, role: Role::Worker, address, certificate_expires: wall_clock() }
     }
 
-    fn node(id: NodeId, role: Role, host: u8) -> Node {
+    pub(super) fn node(id: NodeId, role: Role, host: u8) -> Node {
         Node {
             id,
             name: format!("node-{host}").parse().expect("a name"),

@@ -19,7 +19,7 @@ use super::audit;
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
-use super::office::{self, Office};
+use super::office::{self, Candidate, Office};
 use super::offloads::{self, OffloadBook};
 use super::peers;
 use super::rekey::Wished;
@@ -142,7 +142,16 @@ impl Member {
         let (status, session) = watch::channel(SessionStatus::Connecting);
         let mut tasks = Tasks::default();
         let office = Office::new(start_manager(store, &credentials, events).await?);
-        tasks.spawn("the manager's office", Arc::clone(&office).keep(events.clone(), failed.clone()));
+        let candidate = Candidate {
+            store: store.clone(),
+            credentials: Arc::clone(&credentials),
+            events: events.clone(),
+            client: client.clone(),
+            views: views.subscribe(),
+            session: session.clone(),
+            dataplane: Arc::clone(&dataplane),
+        };
+        tasks.spawn("the manager's office", Arc::clone(&office).keep(candidate, failed.clone()));
         let (channels, connected) = mpsc::channel(64);
         let doors = Doors { key_channels: channels, manager: office.doors(), events: events.clone() };
         let (relisten, listening) = mpsc::channel(1);
@@ -151,7 +160,8 @@ impl Member {
         let asked = (connected, wished);
         let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
         tasks.spawn("the key exchange", peers);
-        let (followed, roots) = (Arc::clone(&dataplane), Arc::clone(&standing));
+        let followed = (Arc::clone(&dataplane), Arc::clone(&office));
+        let roots = Arc::clone(&standing);
         let views_followed = follow_views(following, store.clone(), followed, roots, failed.clone());
         tasks.spawn("the cluster's view", views_followed);
         let refusing = (Arc::clone(&credentials), Arc::clone(&office));
@@ -208,12 +218,18 @@ impl Member {
 
     /// This node as it is now.
     pub(crate) fn node(&self) -> Node {
-        self.underlay.borrow().of(&self.node)
+        let node = self.underlay.borrow().of(&self.node);
+        Node { role: self.credentials.identity().role(), ..node }
     }
 
     /// The manager that this node is, if it is one now.
     pub(crate) fn manager(&self) -> Option<Arc<Manager>> {
         self.office.manager()
+    }
+
+    /// The same of a node that has just made or restored a cluster.
+    pub(crate) async fn manager_soon(&self) -> Option<Arc<Manager>> {
+        self.office.manager_soon().await
     }
 
     /// Ends every task and waits for it; the lanes go on until the last caller lets go of the member.
@@ -267,7 +283,8 @@ async fn start_manager(
 ) -> Result<Option<Arc<Manager>>> {
     let (store, credentials, events) = (store.clone(), Arc::clone(credentials), events.clone());
     tokio::task::spawn_blocking(move || {
-        if !ClusterState::exists(&store)? {
+        // What managers share is opened when it can be reached.
+        if store.shared_store()?.is_some() || !ClusterState::exists(&store)? {
             return Ok(None);
         }
         let state = ClusterState::open(store, payload_signer(&credentials))?;
@@ -337,14 +354,14 @@ async fn serve_peers(
 async fn follow_views(
     mut views: watch::Receiver<Arc<View>>,
     store: Store,
-    dataplane: Arc<DataPlane>,
+    (dataplane, office): (Arc<DataPlane>, Arc<Office>),
     standing: Arc<Standing>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
     let mut is_saved = true;
     while views.changed().await.is_ok() {
         let view = Arc::clone(&views.borrow_and_update());
-        let view = standing.follow(view);
+        let view = standing.follow(view, office.manager().is_some());
         let roots = view.roots.clone();
         let (saving, saved) = (store.clone(), Arc::clone(&view));
         let (saved, followed) =

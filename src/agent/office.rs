@@ -1,19 +1,32 @@
 //! Whether this node is a manager now: what it serves while it is, and how that begins and ends.
 //!
-//! It begins with the agent where the cluster's state lies here, and otherwise as soon as the certificate says
-//! so and the state can be had. It ends when the state says that this node is a manager no more.
+//! Where the cluster's state lies here, this node is a manager from the beginning. Where managers share it, it
+//! is one as soon as the view names it, its certificate says so, and the state can be read; and until the state
+//! says that it is none any more. It ends with whatever opened the state being forgotten.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use super::attachments::blocking;
+use super::dataplane::DataPlane;
 use super::manager::Manager;
+use super::member::payload_signer;
+use super::removals;
+use crate::cluster::{Role, View};
 use crate::control::enrol;
 use crate::control::listener::{EnrolStream, ManagerDoors};
 use crate::control::renewal::Signer;
-use crate::control::rpc::messages::Renewed;
+use crate::control::rpc::messages::{Renewed, StoreAccessRequest};
 use crate::control::rpc::{self, ManagerClient, ManagerError};
+use crate::control::session::SessionStatus;
+use crate::control::state::ClusterState;
+use crate::control::store::Store;
+use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerStream;
 use crate::events::Events;
 
@@ -40,26 +53,48 @@ impl Office {
         self.seat.borrow().clone()
     }
 
+    /// The same of a node that is about to be one.
+    pub(crate) async fn manager_soon(&self) -> Option<Arc<Manager>> {
+        let mut seat = self.seat.subscribe();
+        timeout(SOON, seat.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
+    }
+
     /// What the TLS port serves for managers.
     pub(crate) fn doors(&self) -> watch::Receiver<Option<ManagerDoors>> {
         self.doors.subscribe()
     }
 
-    /// Serves for as long as this node is a manager.
-    /// The doors of one that is a manager already are open when this returns.
+    /// Serves whenever this node is a manager. The doors of one that is already are open when this returns.
     pub(crate) fn keep(
         self: Arc<Self>,
-        events: Events,
+        candidate: Candidate,
         failed: mpsc::Sender<anyhow::Error>,
     ) -> impl Future<Output = ()> + Send {
-        let held = self.manager().map(|manager| (manager, self.open()));
+        let mut held = self.manager().map(|manager| (manager, self.open()));
         async move {
-            if let Some((manager, callers)) = held {
-                let failure = serve(&manager, callers, &events).await;
-                // The agent is ending already when nobody listens.
-                let _ = failed.send(failure).await;
+            loop {
+                let (manager, callers) = match held.take() {
+                    Some(held) => held,
+                    None => {
+                        let manager = candidate.take_office(&self).await;
+                        tracing::info!("this node is a manager now");
+                        self.seat.send_replace(Some(Arc::clone(&manager)));
+                        (manager, self.open())
+                    }
+                };
+                tokio::select! {
+                    failure = serve(&manager, callers, &candidate.events) => {
+                        // The agent is ending already when nobody listens.
+                        let _ = failed.send(failure).await;
+                        std::future::pending::<()>().await;
+                    }
+                    () = manager.dismissed() => {}
+                }
+                tracing::warn!("this node is a manager no more");
+                self.doors.send_replace(None);
+                self.seat.send_replace(None);
+                candidate.leave_office();
             }
-            std::future::pending().await
         }
     }
 
@@ -78,6 +113,108 @@ struct Callers {
     machines: mpsc::Receiver<EnrolStream>,
 }
 
+/// A node that may become a manager.
+pub(crate) struct Candidate {
+    pub(crate) store: Store,
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) events: Events,
+    pub(crate) client: ManagerClient,
+    pub(crate) views: watch::Receiver<Arc<View>>,
+    pub(crate) session: watch::Receiver<SessionStatus>,
+    pub(crate) dataplane: Arc<DataPlane>,
+}
+
+impl Candidate {
+    /// Waits until this node is a manager, and does its part for that.
+    async fn take_office(&self, office: &Office) -> Arc<Manager> {
+        let mut views = self.views.clone();
+        let mut known = None;
+        loop {
+            views.mark_unchanged();
+            let pause = match self.try_office(office).await {
+                Ok(Step::Taken(manager)) => return manager,
+                Ok(Step::Done) => continue,
+                Ok(Step::Waiting) => LOOK_INTERVAL,
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    if known.as_ref() != Some(&error) {
+                        tracing::warn!(%error, "this node is to be a manager, and cannot yet; trying again");
+                    }
+                    known = Some(error);
+                    RETRY_INTERVAL
+                }
+            };
+            // The sender lives as long as the session, which is as long as this.
+            let _ = timeout(pause, views.changed()).await;
+        }
+    }
+
+    async fn try_office(&self, office: &Office) -> anyhow::Result<Step> {
+        let identity = self.credentials.identity();
+        let store = self.store.clone();
+        if blocking(move || store.shared_store()).await?.is_some() {
+            return self.open_state(office).await;
+        }
+        let is_named = self.views.borrow().managers.iter().any(|manager| manager.id == identity.node());
+        match (is_named, identity.role()) {
+            (true, Role::Manager) => {
+                let access = self.client.store_access(StoreAccessRequest {}).await?;
+                let store = self.store.clone();
+                blocking(move || store.put_shared_store(&access.shared)).await?;
+                Ok(Step::Done)
+            }
+            (true, Role::Worker) => {
+                office.recertify.notify_one();
+                Ok(Step::Waiting)
+            }
+            (false, Role::Manager) if *self.session.borrow() == SessionStatus::Connected => {
+                office.recertify.notify_one();
+                Ok(Step::Waiting)
+            }
+            (false, Role::Manager | Role::Worker) => Ok(Step::Waiting),
+        }
+    }
+
+    /// Opens the state that managers share, which says whether this node is one.
+    async fn open_state(&self, office: &Office) -> anyhow::Result<Step> {
+        let (store, signer) = (self.store.clone(), payload_signer(&self.credentials));
+        let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            Ok(ClusterState::open(store.cluster_rows()?, signer)?)
+        });
+        let state = opened.await?.context("the cluster's state cannot be had")?;
+        let identity = self.credentials.identity();
+        let id = identity.node();
+        if state.node(id).is_none_or(|node| node.role == Role::Worker) {
+            self.leave_office();
+            return Ok(Step::Waiting);
+        }
+        let demoted = state.demoted().get(&id).is_some_and(|until| identity.issued_at() <= *until);
+        if identity.role() == Role::Worker || demoted {
+            office.recertify.notify_one();
+            return Ok(Step::Waiting);
+        }
+        let (credentials, events) = (Arc::clone(&self.credentials), self.events.clone());
+        let manager = tokio::task::spawn_blocking(move || Manager::new(state, credentials, events));
+        Ok(Step::Taken(manager.await??))
+    }
+
+    /// Forgets what only a manager has, and believes others as every node does.
+    fn leave_office(&self) {
+        if let Err(error) = self.store.forget_shared_store() {
+            tracing::error!(%error, "what opens the cluster's store was not forgotten");
+        }
+        self.credentials.change_trust(crate::control::trust::Trust::with_unknown);
+        removals::refuse(&self.credentials, &self.dataplane.removed().borrow());
+    }
+}
+
+/// How far a node is on its way to the office.
+enum Step {
+    Taken(Arc<Manager>),
+    Done,
+    Waiting,
+}
+
 /// Serves as `manager` until one of its tasks ends, which cannot be gone on without.
 async fn serve(
     manager: &Arc<Manager>,
@@ -89,6 +226,7 @@ async fn serve(
     tasks.spawn(named("forgetting removed nodes", Arc::clone(manager).forget_removed()));
     tasks.spawn(named("the replacement of the root", Arc::clone(manager).keep_rotation()));
     tasks.spawn(named("the join tokens", Arc::clone(manager).settle_tokens()));
+    tasks.spawn(named("the way to the store", Arc::clone(manager).keep_store()));
     let service = Arc::new(Arc::clone(manager));
     let enrolment = enrol::serve(Arc::clone(&service), machines, events.clone(), manager.joins());
     tasks.spawn(named("enrolment", enrolment));
@@ -126,3 +264,9 @@ impl Signer for AnySigner {
         }
     }
 }
+
+/// How long whoever makes a cluster waits for its manager.
+const SOON: Duration = Duration::from_secs(15);
+/// How often a node looks whether it is a manager, beside every change of its view.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);

@@ -64,7 +64,7 @@ pub(crate) async fn keep(
     }
 }
 
-fn refuse(credentials: &Credentials, removed: &Removed) {
+pub(crate) fn refuse(credentials: &Credentials, removed: &Removed) {
     credentials.change_trust(|trust| {
         trust.with_removed(removed.nodes.as_ref().clone()).with_demoted(removed.demoted.clone())
     });

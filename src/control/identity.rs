@@ -75,6 +75,11 @@ impl NodeIdentity {
         self.name.role
     }
 
+    /// The version of the cluster's state at which the certificate was issued, if it is a manager's.
+    pub const fn issued_at(&self) -> Version {
+        self.name.issued_at
+    }
+
     /// When the certificate ends.
     pub const fn expires(&self) -> OffsetDateTime {
         self.name.not_after

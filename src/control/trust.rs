@@ -87,6 +87,13 @@ impl Trust {
         self
     }
 
+    /// The same, with unknown nodes trusted as well.
+    #[must_use]
+    pub fn with_unknown(mut self) -> Self {
+        self.known = None;
+        self
+    }
+
     /// The same, with all nodes but these refused.
     #[must_use]
     pub fn with_known(mut self, known: BTreeSet<NodeId>) -> Self {

@@ -212,6 +212,31 @@ mod tests {
     }
 
     #[test]
+    fn demoted_manager_cannot_take_that_back_by_a_newer_list() {
+        let ca = Ca::new();
+        let none = BTreeSet::new();
+        let sign = |epoch, demoted: &[(NodeId, Version)], version| {
+            let list = Removals { demoted: demoted.iter().copied().collect(), ..removals(epoch, &[]) };
+            SignedRemovals::sign(&list, ca.signer_of(MANAGER, cluster(), &[version])).unwrap()
+        };
+        let mut known = KnownRemovals::new(ca.roots(), cluster());
+        let demoted = [(signer(), Version::new(7))];
+        assert_eq!(known.accept(&sign(1, &demoted, 3), &none), Ok(News::Newer));
+        assert_eq!(known.demoted(), demoted.into());
+        let error = known.accept(&sign(2, &[], 7), &none);
+        assert_eq!(error, Err(MembershipError::DemotedManager { signer: signer() }));
+        // Made a manager again, it is believed, also by those who have heard of its demotion only.
+        assert_eq!(known.accept(&sign(3, &demoted, 9), &none), Ok(News::Newer));
+    }
+
+    #[test]
+    fn list_without_demoted_managers_is_as_it_was_before_there_were_any() {
+        let list = serde_json::to_string(&removals(3, &[])).unwrap();
+        assert_eq!(list, r#"{"removals_epoch":3,"removed_nodes":[]}"#);
+        assert_eq!(serde_json::from_str::<Removals>(&list).unwrap(), removals(3, &[]));
+    }
+
+    #[test]
     fn garbage_is_malformed_and_never_panics() {
         let ca = Ca::new();
         let mut known = KnownRemovals::new(ca.roots(), cluster());

@@ -356,6 +356,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn certificate_of_a_manager_that_was_demoted_since_signs_nothing_and_a_later_one_does() {
+        let ca = Ca::new();
+        let none = BTreeSet::new();
+        let signed = |epoch, versions: &[u64]| {
+            let signer = ca.signer_of("overlayd-manager", cluster(), versions);
+            SignedMembership::sign(&membership(epoch, 2), signer).unwrap()
+        };
+        let mut known = KnownMemberships::new(ca.roots(), cluster());
+        known.accept(&signed(1, &[]), &none).unwrap();
+        known.demote([(signer(), Version::new(7))].into());
+        for stale in [&[][..], &[6], &[7]] {
+            let error = known.accept(&signed(2, stale), &none);
+            assert_eq!(error, Err(MembershipError::DemotedManager { signer: signer() }), "{stale:?}");
+        }
+        // What was believed stays, until a manager signs something newer.
+        assert_eq!(known.get(membership(1, 2).network).map(|known| known.epoch), Some(Epoch::new(1)));
+        assert_eq!(known.accept(&signed(2, &[8]), &none).map(|(_, news)| news), Ok(News::Newer));
+        known.demote([(NodeId::from_entropy([9; 16]), Version::new(100))].into());
+        assert_eq!(known.accept(&signed(3, &[]), &none).map(|(_, news)| news), Ok(News::Newer));
+    }
+
+    #[test]
     fn every_changed_character_of_the_payload_or_signature_is_refused() {
         let ca = Ca::new();
         let signed = ca.sign(&membership(4, 2), "overlayd-manager", cluster());
@@ -457,12 +479,26 @@ pub(super) mod tests {
             unit: &str,
             cluster: ClusterId,
         ) -> impl FnOnce(&[u8]) -> Result<Signature, aws_lc_rs::error::Unspecified> + use<> {
+            self.signer_of(unit, cluster, &[])
+        }
+
+        /// The same, of a certificate that was issued at these versions.
+        pub(crate) fn signer_of(
+            &self,
+            unit: &str,
+            cluster: ClusterId,
+            versions: &[u64],
+        ) -> impl FnOnce(&[u8]) -> Result<Signature, aws_lc_rs::error::Unspecified> + use<> {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.distinguished_name.push(DnType::OrganizationName, cluster.as_str());
             params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
             params.distinguished_name.push(DnType::CommonName, signer().as_str());
+            for version in versions {
+                let serial = DnType::from_oid(&[2, 5, 4, 5]);
+                params.distinguished_name.push(serial, version.to_string());
+            }
             let certificate = params.signed_by(&key, &self.issuer).unwrap();
             let pair =
                 EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der()).unwrap();

@@ -13,7 +13,7 @@ use overlayd::control::rpc::messages::{
     Token, TokenRequest,
 };
 use overlayd::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
-use overlayd::control::rpc::messages::{Presence, PresenceRequest};
+use overlayd::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
 use overlayd::control::tls::peer::PeerIdentity;
 use overlayd::id::Version;
@@ -170,6 +170,14 @@ impl ManagerApi for Desk {
     }
 
     async fn presence(&self, _: PeerIdentity, _: PresenceRequest) -> Result<Presence, ManagerError> {
+        nothing()
+    }
+
+    async fn store_access(
+        &self,
+        _: PeerIdentity,
+        _: StoreAccessRequest,
+    ) -> Result<StoreAccess, ManagerError> {
         nothing()
     }
 

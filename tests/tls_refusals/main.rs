@@ -5,6 +5,7 @@ mod cluster;
 mod desk;
 mod enrolment;
 mod manager_api;
+mod managers;
 mod protocols;
 mod rotation;
 mod server;

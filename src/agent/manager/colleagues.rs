@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 
 use super::{Manager, NO_PANIC};
 use crate::cluster::{ManagerState, Node, Role};
+use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::{Presence, PresenceRequest};
-use crate::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use crate::id::NodeId;
 use crate::io::clock::boot_time;
 
@@ -54,7 +54,7 @@ impl Census {
 impl Manager {
     /// Asks every other manager which nodes it has.
     pub(in crate::agent) async fn census(&self) -> Census {
-        let this = self.credentials.identity().node();
+        let this = self.this();
         let asked = self.colleagues().into_iter().map(|(id, client)| async move {
             let answer = tokio::time::timeout(PATIENCE, client.presence(PresenceRequest {})).await;
             (id, answer.ok().and_then(Result::ok))
@@ -76,23 +76,15 @@ impl Manager {
         let now = boot_time();
         let seen = self.state.nodes().into_iter().filter(|status| !connected.contains(&status.node.id));
         let away = seen.filter_map(|status| Some((status.node.id, now.since(status.last_seen?).as_secs())));
-        Presence { away: away.collect(), connected: connected.into_iter().collect(), has_store: true }
-    }
-
-    /// A client of the managers but this one.
-    ///
-    /// # Errors
-    /// There is no other.
-    pub(super) fn others_of_office(&self, wish: &str) -> Result<ManagerClient, ManagerError> {
-        let others: Vec<_> = self.other_managers().map(|node| node.advertise).collect();
-        if others.is_empty() {
-            let why = format!("this manager is the only one, and cannot {wish} itself");
-            return Err(ManagerError::new(ErrorKind::Conflict, why));
+        Presence {
+            away: away.collect(),
+            connected: connected.into_iter().collect(),
+            has_store: *self.store.borrow(),
         }
-        Ok(ManagerClient::new(self.credentials.clone(), others))
     }
 
-    fn other_managers(&self) -> impl Iterator<Item = Node> {
+    /// The other managers.
+    pub(super) fn other_managers(&self) -> impl Iterator<Item = Node> {
         self.others().into_iter().filter(|node| node.role == Role::Manager)
     }
 

@@ -65,22 +65,16 @@ impl Manager {
             (NodeChange::Promote, Role::Manager) | (NodeChange::Demote, Role::Worker) => {
                 self.update(name, ProfileChange::default()).await
             }
-            (NodeChange::Promote, Role::Worker) => Err(ManagerError::new(
-                ErrorKind::Conflict,
-                format!("node {} ({}) stays a worker: {ONE_MANAGER}", node.name, node.id),
-            )),
-            (NodeChange::Demote, Role::Manager) => Err(ManagerError::new(
-                ErrorKind::Conflict,
-                format!(
-                    "node {} ({}) stays a manager: it is the only one, and without it the cluster could not be \
-                     changed any more",
-                    node.name, node.id
-                ),
-            )),
+            (NodeChange::Promote, Role::Worker) => self.promote(name, &node).await,
+            (NodeChange::Demote, Role::Manager) => self.demote(name, &node).await,
         }
     }
 
-    async fn update(&self, name: HostName, change: ProfileChange) -> Result<ChangedNode, ManagerError> {
+    pub(super) async fn update(
+        &self,
+        name: HostName,
+        change: ProfileChange,
+    ) -> Result<ChangedNode, ManagerError> {
         let changed = self.on_state(move |state| state.change_profile(&name, &change)).await?;
         for (network, endpoint) in &changed.lost {
             let (node, endpoint) = (&changed.node.name, endpoint.id);
@@ -120,10 +114,6 @@ impl Manager {
         u64::try_from(latest.unix_timestamp()).unwrap_or(0)
     }
 }
-
-/// Why there is no second manager.
-pub(super) const ONE_MANAGER: &str =
-    "this cluster keeps its state in an embedded store, which has one manager";
 
 /// For so long after its certificates have expired by our clock, a node that was removed is still refused by
 /// name. Each of four clocks may be wrong by two days: ours when the certificate was signed, when the node was

@@ -16,7 +16,7 @@ use super::Manager;
 impl Manager {
     /// The time by which tokens expire, in seconds since 1970.
     pub(super) fn token_time(&self) -> u64 {
-        self.token_clock.now(wall_clock(), boot_time())
+        self.token_clock.now(wall_clock(), boot_time(), self.state.tokens_changed())
     }
 
     /// Writes down now and again which tokens have expired.

@@ -22,7 +22,7 @@ use super::messages::{
     Token, TokenRequest, ViewUpdate,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
-use super::messages::{Presence, PresenceRequest};
+use super::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::trust::Refusal;
@@ -172,6 +172,8 @@ unary! {
     rotate_ca(RotateCa) -> Done;
     /// Which nodes a manager has sessions with. Managers only.
     presence(PresenceRequest) -> Presence;
+    /// Gives what a new manager needs to reach the cluster's state. Managers only.
+    store_access(StoreAccessRequest) -> StoreAccess;
     /// How far the replacement of the root is.
     ca_status(CaStatusRequest) -> CaStatus;
 }

@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-pub use self::managers::{Presence, PresenceRequest};
+pub use self::managers::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 pub use self::node::{ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, RemoveNode, RemovedNode};
 use crate::cluster::{ManagerState, Network, NetworkView, Node, NodeProfile, Role};
 use crate::control::identity::base64_der_list;

@@ -25,7 +25,7 @@ use super::messages::{
     Token, TokenRequest, ViewUpdate,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
-use super::messages::{Presence, PresenceRequest};
+use super::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 use crate::cluster::{Role, View};
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
 use crate::events::{Event, Events, Noted, Reason};
@@ -117,6 +117,9 @@ pub trait ManagerApi: Send + Sync + 'static {
     /// Says which nodes have, or had, a session with this manager.
     fn presence(&self, caller: PeerIdentity, request: PresenceRequest) -> impl Answer<Presence>;
 
+    /// Gives what opens the cluster's state.
+    fn store_access(&self, caller: PeerIdentity, request: StoreAccessRequest) -> impl Answer<StoreAccess>;
+
     /// Removes the caller from the cluster.
     fn leave(&self, caller: PeerIdentity, request: Leave) -> impl Answer<Done>;
 }
@@ -170,6 +173,7 @@ enum Method {
     RotateCa,
     CaStatus,
     Presence,
+    StoreAccess,
 }
 
 impl Method {
@@ -178,7 +182,8 @@ impl Method {
         match self {
             Self::CreateNetwork | Self::RemoveNetwork | Self::Token | Self::RotateCa => Role::Manager,
             Self::RemoveNode | Self::InspectNode | Self::ChangeNode => Role::Manager,
-            Self::IssueToken | Self::ListTokens | Self::RemoveToken | Self::Presence => Role::Manager,
+            Self::IssueToken | Self::ListTokens | Self::RemoveToken => Role::Manager,
+            Self::Presence | Self::StoreAccess => Role::Manager,
             Self::Session
             | Self::ListNetworks
             | Self::InspectNetwork
@@ -212,6 +217,7 @@ impl Method {
             Self::ChangeNode => "change nodes",
             Self::RotateCa => "rotate the certificate authority",
             Self::Presence => "ask which nodes are there",
+            Self::StoreAccess => "reach the cluster's store",
             Self::CaStatus => "ask for the state of the certificate authority",
         }
     }
@@ -265,6 +271,7 @@ asks! {
     RotateCa => RotateCa;
     CaStatusRequest => CaStatus, looks true;
     PresenceRequest => Presence, looks true;
+    StoreAccessRequest => StoreAccess;
 }
 
 struct Service<M> {
@@ -364,6 +371,7 @@ unary! {
     rotate_ca(RotateCa) -> Done;
     ca_status(CaStatusRequest) -> CaStatus;
     presence(PresenceRequest) -> Presence;
+    store_access(StoreAccessRequest) -> StoreAccess;
 }
 
 type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;

@@ -61,6 +61,11 @@ impl ClusterState {
         })
     }
 
+    /// The managers.
+    pub fn managers(&self) -> Vec<Node> {
+        self.model().managers().cloned().collect()
+    }
+
     /// The nodes that are managers no more by any certificate that was issued until then.
     pub fn demoted(&self) -> BTreeMap<NodeId, Version> {
         self.model().demoted.iter().map(|(id, row)| (*id, row.at)).collect()

@@ -4,6 +4,7 @@
 #[expect(dead_code, reason = "other tests use the rest")]
 mod etcd;
 mod histories;
+mod managers;
 mod over_etcd;
 mod refusals;
 mod restored;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::store::SharedStore;
 use crate::id::NodeId;
 
 /// Asks which nodes a manager has sessions with.
@@ -17,4 +18,15 @@ pub struct Presence {
     pub away: Vec<(NodeId, u64)>,
     /// Whether the manager reaches the cluster's store.
     pub has_store: bool,
+}
+
+/// Asks for what a new manager needs to reach the cluster's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StoreAccessRequest {}
+
+/// Where the cluster's state is, and all that opens it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoreAccess {
+    /// The store that managers share.
+    pub shared: SharedStore,
 }
