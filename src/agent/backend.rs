@@ -13,6 +13,7 @@ use super::autolock::refuse_locked;
 use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
+use super::store::take_back;
 use super::{departure, nodes, rekey, report, returning, tokens};
 use crate::api::types::{
     AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
@@ -29,6 +30,7 @@ use crate::api::types::{
     IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
     RemoveTokenResponse,
 };
+use crate::api::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use crate::api::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
@@ -168,7 +170,14 @@ impl Inner {
             Err(error) => error,
         };
         let store = self.store.clone();
-        blocking(move || store.leave_cluster()).await?;
+        let is_made = matches!(begun, Begun::Cluster);
+        blocking(move || {
+            if is_made {
+                take_back(&store, None);
+            }
+            store.leave_cluster()
+        })
+        .await?;
         Err(ApiError::internal(match begun {
             Begun::Cluster => format!("the cluster was not made: {error:#}"),
             Begun::Membership => format!(
@@ -188,11 +197,19 @@ impl Inner {
             None
         };
         let identity = member.credentials.identity();
+        let is_last = member.manager().is_some_and(|manager| manager.is_alone());
         *self.member.write().await = None;
         member.stop().await;
         departure::let_go(member).await;
         let store = self.store.clone();
-        blocking(move || store.leave_cluster()).await.map_err(|error| {
+        blocking(move || {
+            if is_last {
+                take_back(&store, None);
+            }
+            store.leave_cluster()
+        })
+        .await
+        .map_err(|error| {
             ApiError::internal(format!(
                 "this node is out of its cluster, but could not forget it: {error}; mend that and restart the \
                  agent before it joins another"
@@ -267,6 +284,14 @@ impl Backend for Daemon {
 
     async fn unlock_key(&self, request: UnlockKeyRequest) -> Result<UnlockKeyResponse, ApiError> {
         self.change(async move |inner| inner.unlock_key(request).await).await
+    }
+
+    async fn store(&self, _: StoreRequest) -> Result<StoreResponse, ApiError> {
+        self.inner.where_the_state_is().await
+    }
+
+    async fn migrate_store(&self, request: MigrateStoreRequest) -> Result<MigrateStoreResponse, ApiError> {
+        self.change(async move |inner| inner.migrate_store(request).await).await
     }
 
     async fn token(&self, request: TokenRequest) -> Result<TokenResponse, ApiError> {

@@ -14,6 +14,7 @@ use super::attachments::blocking;
 use super::authority::{StoredAuthority, first_identity};
 use super::member::{host_name, payload_signer};
 use super::sockets::Sockets;
+use super::store::{shared, take_back};
 use super::underlay::{self, route_to};
 use crate::api::ApiError;
 use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
@@ -55,6 +56,7 @@ pub(super) async fn resume(
         let member = opened.identity::<NodeIdentity>()?.zip(opened.settings()?);
         if member.is_none() && ClusterState::exists(&opened)? {
             tracing::info!("forgetting a cluster whose making was never finished");
+            take_back(&opened, None);
             opened.leave_cluster()?;
         }
         Ok(member)
@@ -89,6 +91,7 @@ pub(super) async fn init(
             humantime::format_duration(config.shortest_cert_expiry)
         )));
     }
+    let shared = request.store.clone().map(shared).transpose()?;
     let settings = NodeSettings {
         listen: request.listen.unwrap_or_else(|| everywhere(request.advertise)),
         advertise: request.advertise,
@@ -130,10 +133,19 @@ pub(super) async fn init(
         if let Some(key) = &request.autolock {
             store.set_unlock_key(Some(key))?;
         }
-        let made = ClusterState::create(store.clone(), new, payload_signer(&credentials))
+        if let Some(shared) = &shared {
+            store.put_shared_store(shared)?;
+        }
+        let made = store
+            .cluster_rows()
+            .map_err(StateError::from)
+            .and_then(|rows| ClusterState::create(rows, new, payload_signer(&credentials)))
             .and_then(|state| state.add_node(node))
             .and_then(|()| Ok(store.put_enrolment(&written, &as_written)?));
         made.inspect_err(|_| {
+            if shared.is_some() {
+                take_back(&store, Some(cluster));
+            }
             if let Err(error) = store.leave_cluster() {
                 tracing::warn!(%error, "an unfinished cluster is left in the state file; the next start removes it");
             }

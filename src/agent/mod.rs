@@ -36,6 +36,7 @@ mod rotation;
 mod slots;
 mod sockets;
 mod standing;
+mod store;
 mod tasks;
 #[cfg(test)]
 mod testbed;

@@ -35,6 +35,7 @@ use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
 };
+use super::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use crate::events::{Event, Events, Reason};
 
@@ -86,6 +87,10 @@ backend! {
     unlock: UnlockRequest -> UnlockResponse;
     /// Shows, and if asked changes, a manager's unlock key.
     unlock_key: UnlockKeyRequest -> UnlockKeyResponse;
+    /// Says where the cluster's state is.
+    store: StoreRequest -> StoreResponse;
+    /// Moves the cluster's state to etcd.
+    migrate_store: MigrateStoreRequest -> MigrateStoreResponse;
     /// Shows, and if asked renews, a join token.
     token: TokenRequest -> TokenResponse;
     /// Makes a join token that expires or works once.

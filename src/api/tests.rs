@@ -27,6 +27,7 @@ use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
 };
+use super::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
@@ -349,6 +350,14 @@ impl Backend for Canned {
     }
 
     async fn unlock_key(&self, _: UnlockKeyRequest) -> Result<UnlockKeyResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn store(&self, _: StoreRequest) -> Result<StoreResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn migrate_store(&self, _: MigrateStoreRequest) -> Result<MigrateStoreResponse, ApiError> {
         Err(unused())
     }
 

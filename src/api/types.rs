@@ -12,6 +12,7 @@ mod joins;
 mod node;
 mod rekey;
 mod stats;
+mod store;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,9 @@ use crate::unlock_key::UnlockKey;
 
 pub use self::autolock::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 pub use self::backup::{BackupRequest, BackupResponse, Passphrase, RestoreRequest, RestoreResponse};
+pub use self::store::{
+    EtcdRequest, MigrateStoreRequest, MigrateStoreResponse, StoreKind, StoreRequest, StoreResponse,
+};
 
 pub use self::events::EventsRequest;
 pub use self::joins::JoinTotals;
@@ -89,6 +93,8 @@ calls! {
     RestoreRequest -> RestoreResponse at "restore";
     UnlockRequest -> UnlockResponse at "unlock";
     UnlockKeyRequest -> UnlockKeyResponse at "unlock-key";
+    StoreRequest -> StoreResponse at "store", looks true;
+    MigrateStoreRequest -> MigrateStoreResponse at "store/migrate";
     TokenRequest -> TokenResponse at "token", about |call| call.role;
     IssueTokenRequest -> IssueTokenResponse at "token/issue", about |call| call.role;
     ListTokensRequest -> ListTokensResponse at "token/list", looks true;
@@ -136,6 +142,9 @@ pub struct InitRequest {
     /// locked when absent. The caller draws it: one that got no answer still has it.
     #[serde(default)]
     pub autolock: Option<UnlockKey>,
+    /// The etcd that the cluster's state is to be in; in this node's state file when absent.
+    #[serde(default)]
+    pub store: Option<EtcdRequest>,
 }
 
 /// The new cluster, and what a worker needs to join it.

@@ -7,6 +7,7 @@ mod events;
 mod labels;
 mod node;
 mod rekey;
+mod store;
 mod tokens;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -33,6 +34,8 @@ use self::backup::RestoreArguments;
 pub use self::events::EventsArguments;
 use self::node::LeaveArguments;
 pub(super) use self::node::NodeCommand;
+use self::store::NewStore;
+pub(super) use self::store::StoreCommand;
 pub(super) use self::tokens::{TokenArguments, TokenWish};
 use rekey::RekeyArguments;
 
@@ -90,6 +93,12 @@ pub enum ClientCommand {
     Unlock(UnlockArguments),
     /// Print the key that this manager is unlocked with
     UnlockKey(UnlockKeyArguments),
+    /// Show where the cluster's state is and whether it can be reached, or move it to etcd
+    Store {
+        /// What to do about it.
+        #[command(subcommand)]
+        command: Option<StoreCommand>,
+    },
     /// Create a network
     Create(CreateArguments),
     /// List the networks
@@ -201,6 +210,8 @@ pub struct InitArguments {
     /// Lock this manager whenever its agent is started, until 'overlayd unlock' has its unlock key
     #[arg(long)]
     autolock: bool,
+    #[command(flatten)]
+    store: NewStore,
 }
 
 impl InitArguments {
@@ -218,6 +229,7 @@ impl InitArguments {
             cert_expiry_seconds: self.cert_expiry.as_secs(),
             authority: self.ca.read()?,
             autolock: self.autolock.then(autolock::new_key),
+            store: self.store.request()?,
         })
     }
 }

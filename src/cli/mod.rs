@@ -26,13 +26,13 @@ use crate::api::types::{BackupRequest, BackupResponse};
 use crate::api::types::{
     CaRequest, CaStatusRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest,
     ListNetworksRequest, ListNodesRequest, NodeChange, PeersRequest, RekeyRequest, RemoveNetworkRequest,
-    StatsRequest, StatusRequest,
+    StatsRequest, StatusRequest, StoreRequest,
 };
 use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
 use crate::unlock_key::{NotAnUnlockKey, UnlockKey};
-use arguments::{BackupArguments, CaCommand, NodeCommand, TokenArguments, TokenWish};
+use arguments::{BackupArguments, CaCommand, NodeCommand, StoreCommand, TokenArguments, TokenWish};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -203,6 +203,10 @@ impl Agent {
                 let request = arguments.request();
                 let render = if arguments.quiet { report::unlock_key_alone } else { report::unlock_key };
                 at_large(request.rotate.as_ref(), self.call(&request, render).await)
+            }
+            ClientCommand::Store { command: None } => self.call(&StoreRequest {}, report::store).await,
+            ClientCommand::Store { command: Some(StoreCommand::Migrate(arguments)) } => {
+                self.call(&arguments.request()?, report::migrate_store).await
             }
             ClientCommand::Create(arguments) => self.call(&arguments.request()?, report::create).await,
             ClientCommand::Ls => self.call(&ListNetworksRequest {}, tables::networks).await,

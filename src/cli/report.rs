@@ -4,6 +4,7 @@ mod autolock;
 mod backup;
 pub(super) mod ca;
 mod node;
+mod store;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use crate::cluster::{Network, Role};
 pub(super) use self::autolock::{unlock, unlock_key, unlock_key_alone};
 pub(super) use self::backup::{BackedUp, backup, restore};
 pub(super) use self::node::{change_node, inspect_node, leave, remove_node};
+pub(super) use self::store::{migrate_store, store};
 
 pub(super) fn init(made: &InitResponse) -> String {
     let mut text = format!(

@@ -157,25 +157,23 @@ impl ClusterState {
 
     /// Brings the changes of other managers into the memory from now on, where there can be others.
     pub(super) fn follow(&self) {
-        if self.rows().shared().is_none() || self.inner.follower.get().is_some() {
+        let rows = self.rows();
+        if rows.shared().is_none() {
             return;
         }
-        let inner = Arc::downgrade(&self.inner);
-        let following = thread::Builder::new().name("state".to_owned()).spawn(move || {
-            while let Some(inner) = inner.upgrade() {
-                Self { inner }.hear();
-                thread::park();
-            }
+        let follower = self.inner.follower.get_or_init(|| {
+            let inner = Arc::downgrade(&self.inner);
+            let following = thread::Builder::new().name("state".to_owned()).spawn(move || {
+                while let Some(inner) = inner.upgrade() {
+                    Self { inner }.hear();
+                    thread::park();
+                }
+            });
+            following.map(|following| following.thread().clone()).ok()
         });
-        match following {
-            Ok(follower) => {
-                self.rows().wake(follower.thread().clone());
-                // Set once: there is one follower.
-                let _ = self.inner.follower.set(follower.thread().clone());
-            }
-            Err(error) => {
-                tracing::error!(%error, "changes of other managers are seen with the next of our own")
-            }
+        match follower {
+            Some(follower) => rows.wake(follower.clone()),
+            None => tracing::error!("no thread: changes of other managers are seen with the next of our own"),
         }
     }
 
@@ -215,7 +213,7 @@ impl ClusterState {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(follower) = self.follower.get() {
+        if let Some(Some(follower)) = self.follower.get() {
             follower.unpark();
         }
     }

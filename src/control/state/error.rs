@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::issued_tokens::TokenRefusal;
-use crate::control::store::{CommitError, StoreError};
+use crate::control::store::{CommitError, EtcdError, StoreError};
 use crate::id::{EndpointId, HostName, MacAddr, NetworkName, NodeId, TokenId};
 
 /// What kind of refusal it is, for callers that answer by status.
@@ -254,11 +254,21 @@ impl StateError {
             | Self::MacsExhausted { .. } => ErrorKind::Unavailable,
             Self::Contended => ErrorKind::Unavailable,
             Self::Store(error) if error.is_passing() => ErrorKind::Unavailable,
+            Self::Store(StoreError::Etcd(error)) => kind_of(error),
             Self::Signing { .. }
             | Self::SigningRemovals { .. }
             | Self::Inconsistent { .. }
             | Self::Store(_) => ErrorKind::Internal,
         }
+    }
+}
+
+fn kind_of(error: &EtcdError) -> ErrorKind {
+    match error {
+        EtcdError::Address { .. } | EtcdError::Tls { .. } => ErrorKind::Invalid,
+        EtcdError::Taken { .. } | EtcdError::InUse { .. } | EtcdError::Foreign { .. } => ErrorKind::Conflict,
+        EtcdError::Denied { .. } | EtcdError::TooLarge { .. } => ErrorKind::Unavailable,
+        _ => ErrorKind::Internal,
     }
 }
 

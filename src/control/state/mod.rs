@@ -20,6 +20,7 @@ mod nodes;
 mod overtake;
 mod pool;
 mod profiles;
+mod relocation;
 
 mod rotation;
 mod subnets;
@@ -52,6 +53,7 @@ pub use self::nodes::{NodeStatus, Takes};
 pub use self::overtake::Whereabouts;
 pub use self::pool::AddressPool;
 pub use self::profiles::{ChangedProfile, ProfileChange};
+pub use self::relocation::Relocated;
 pub use self::rotation::{Advance, NewRotation, RootStanding, Rotation};
 pub use self::tokens::Tokens;
 pub use self::views::ViewDelta;
@@ -88,7 +90,7 @@ struct Inner {
     /// One change at a time; readers are not kept waiting by its way to the disk.
     changing: Mutex<Memory>,
     /// Follows the changes of other managers.
-    follower: OnceLock<Thread>,
+    follower: OnceLock<Option<Thread>>,
     reachable: watch::Sender<bool>,
     model: RwLock<Model>,
     versions: watch::Sender<Version>,

@@ -112,6 +112,75 @@ impl ClusterRows {
         }
     }
 
+    /// The rows in a shared store that this node does not use yet.
+    ///
+    /// # Errors
+    /// What the store is reached with is not usable.
+    pub fn over(shared: &SharedStore) -> Result<Self, StoreError> {
+        Ok(Self::Etcd(Etcd::open(shared.clone(), format!("draft-{:016x}", rand::random::<u64>()))?))
+    }
+
+    /// Copies every row to `other`, where nobody believes them yet; how many there are.
+    ///
+    /// # Errors
+    /// When they cannot be read or written, or somebody else is there.
+    pub fn copy_to(&self, other: &Self, cluster: ClusterId) -> Result<usize, CommitError> {
+        let Self::Etcd(etcd) = other else { return Err(CommitError::Conflict) };
+        // What an earlier attempt has left.
+        etcd.discard(cluster)?;
+        let (_, mut at) = etcd.head()?;
+        etcd.found(cluster);
+        let rows = self.contents()?;
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        for row in &rows {
+            batch.put_json(&row.table, &row.key, row.json.clone());
+            bytes += row.json.len() + ROW_BYTES;
+            if bytes > BATCH_BYTES {
+                at = etcd.commit_draft(at, &std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        etcd.commit_draft(at, &batch)?;
+        if other.contents()?.len() == rows.len() { Ok(rows.len()) } else { Err(CommitError::Conflict) }
+    }
+
+    /// Looks whether the rows can be read.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn look(&self) -> Result<(), StoreError> {
+        match self {
+            Self::File(store) => store.read(|_| Ok(())),
+            Self::Etcd(etcd) => match etcd.head()? {
+                (Some(_), _) => Ok(()),
+                (None, _) => Err(etcd.empty().into()),
+            },
+        }
+    }
+
+    /// Whose the rows in etcd are, if there are any under our key.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached or refuses.
+    pub fn owner(&self) -> Result<Option<ClusterId>, StoreError> {
+        match self {
+            Self::File(_) => Ok(None),
+            Self::Etcd(etcd) => Ok(etcd.head()?.0),
+        }
+    }
+
+    /// Removes `cluster`'s rows for good, if they are under the key that we know or were never believed.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached or refuses.
+    pub fn discard(&self, cluster: ClusterId) -> Result<(), CommitError> {
+        match self {
+            Self::File(_) => Ok(()),
+            Self::Etcd(etcd) => etcd.discard(cluster),
+        }
+    }
+
     /// Every row of one moment, in clear, but for those that the node keeps for itself.
     pub(super) fn contents(&self) -> Result<Vec<RowInClear>, StoreError> {
         match self {
@@ -168,3 +237,8 @@ impl From<EtcdError> for CommitError {
         Self::Store(error.into())
     }
 }
+
+/// What etcd takes in one transaction is 1.5 MiB (`--max-request-bytes`).
+const BATCH_BYTES: usize = 512 << 10;
+/// What a row takes beside its JSON.
+const ROW_BYTES: usize = 256;

@@ -60,6 +60,14 @@ pub enum EtcdError {
         /// Whose state it is.
         cluster: String,
     },
+    /// The state is in another etcd.
+    #[error(
+        "the cluster's state is at {address} already, and cannot be moved from one etcd to another while managers          use it: back it up, restore that, and move it from there; nothing was changed"
+    )]
+    InUse {
+        /// Where it is.
+        address: String,
+    },
     /// What is there is not what this node's cluster wrote.
     #[error(
         "{address} does not hold the state of this node's cluster ({why}): is it the etcd of another cluster, or was \

@@ -139,10 +139,19 @@ impl Etcd {
 
     /// Makes the changes of `batch`, if the rows are as they were at `since`.
     pub(super) fn commit(&self, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
+        self.commit_as(State::Truth, since, batch)
+    }
+
+    /// The same to rows that nobody is to believe yet.
+    pub(super) fn commit_draft(&self, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
+        self.commit_as(State::Draft, since, batch)
+    }
+
+    fn commit_as(&self, state: State, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
         let id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
         let cluster = self.inner.cluster.get().ok_or_else(|| self.foreign("it was not read before"))?;
-        let head =
-            Head { magic: MAGIC.to_owned(), format: FORMAT, cluster: *cluster, key: self.inner.key.clone() };
+        let (magic, key) = (MAGIC.to_owned(), self.inner.key.clone());
+        let head = Head { magic, format: FORMAT, cluster: *cluster, key, state };
         let head = serde_json::to_vec(&head).expect("text and numbers have a JSON form");
         let mut operations = vec![put(self.key("head"), head), put(self.last(), id.clone().into_bytes())];
         let rows = batch.rows().map(|(table, key, json)| {
@@ -168,8 +177,24 @@ impl Etcd {
         let _ = self.inner.cluster.set(cluster);
     }
 
+    /// Whether the rows of `shared` would be in the same place of the same etcd, as far as the address tells.
+    pub(in crate::control) fn is_at(&self, shared: &SharedStore) -> bool {
+        self.address().prefix() == shared.access.address.prefix()
+    }
+
+    /// Removes all rows if they are `cluster`'s, and under our key or, of a draft, under any.
+    pub(super) fn discard(&self, cluster: ClusterId) -> Result<(), CommitError> {
+        let answer = self.range(one(self.key("head")))?;
+        let Some(head) = answer.kvs.first() else { return Ok(()) };
+        let Ok(head) = serde_json::from_slice::<Head>(&head.value) else { return Ok(()) };
+        if head.cluster == cluster && (head.key == self.inner.key || head.state == State::Draft) {
+            self.clear(revision_of(&answer))?;
+        }
+        Ok(())
+    }
+
     /// Removes all rows, if they are as they were at `since`.
-    pub(super) fn clear(&self, since: Revision) -> Result<(), CommitError> {
+    fn clear(&self, since: Revision) -> Result<(), CommitError> {
         // Another cluster's prefix may begin as ours does.
         let below = ["last/", "rows/"].map(|rest| self.key(rest)).map(|all| {
             let end = end_of(&all);
@@ -418,6 +443,17 @@ struct Head {
     format: u32,
     cluster: ClusterId,
     key: String,
+    state: State,
+}
+
+/// What rows are worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// They are the state of the cluster.
+    Truth,
+    /// They are being copied from the state file, which is the truth meanwhile.
+    Draft,
 }
 
 /// What every head tells first.
