@@ -84,6 +84,7 @@ fn state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there() {
         moved.store(true, Ordering::Relaxed);
         pings.join().unwrap()
     });
+    assert!(sent > 0);
     assert_eq!(sent, received);
     let again: MigrateStoreResponse =
         swarm.agent(1).ask(&["store", "migrate", &format!("{}/swarm", etcd.url())]);

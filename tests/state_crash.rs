@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "limit" => go_on_beside_a_limit(&dir),
             "move" => {
                 move_to_etcd(&dir, &arguments.next().ok_or("where to?")?)?;
+                writeln!(std::io::stdout().lock(), "moved")?;
                 loop {
                     thread::park();
                 }
@@ -182,9 +183,6 @@ fn killed_while_it_moves() {
 fn move_to_etcd(dir: &Path, to: &str) -> Result<(), Box<dyn Error>> {
     let victim = Victim::open(dir);
     victim.state.relocate(&victim.store, SharedStore::new(access(to)))?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "moved")?;
-    out.flush()?;
     Ok(())
 }
 
