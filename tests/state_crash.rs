@@ -4,6 +4,10 @@
 //! says so line by line. The parent kills it, opens what it left and compares that with a
 //! reference that made the same changes undisturbed.
 
+#[path = "support/etcd.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod etcd;
+
 use std::collections::BTreeMap;
 use std::env;
 use std::error::Error;
@@ -21,11 +25,13 @@ use overlayd::control::state::{
     AttachRequest, ClusterState, NewCluster, NewNetwork, SignPayload, StateError, Tokens,
 };
 use overlayd::control::store::local::{Attachment, AttachmentState, NetnsRef};
-use overlayd::control::store::{KEY_FILE, STATE_FILE, Store, StoreError};
+use overlayd::control::store::{EtcdAccess, KEY_FILE, STATE_FILE, SharedStore, Store, StoreError};
 use overlayd::id::{ClusterId, EndpointId, NetworkName, NodeId};
 use overlayd::membership::Signature;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
+
+use etcd::Etcd;
 
 fn main() -> Result<(), Box<dyn Error>> {
     if let Ok(what) = env::var(VICTIM) {
@@ -34,6 +40,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         return match what.as_str() {
             "steps" => go_on_for_ever(&dir, arguments.next().ok_or("where to begin?")?.parse()?),
             "limit" => go_on_beside_a_limit(&dir),
+            "move" => {
+                move_to_etcd(&dir, &arguments.next().ok_or("where to?")?)?;
+                writeln!(std::io::stdout().lock(), "moved")?;
+                loop {
+                    thread::park();
+                }
+            }
             "disk" => go_on_beside_a_filler(&dir),
             other => Err(format!("{other} is no victim").into()),
         };
@@ -49,6 +62,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         vec![
             trial("every_acknowledged_change_survives_kill_9", killed_at_any_moment),
             trial("cluster_is_made_whole_or_not_at_all", killed_while_it_is_made),
+            trial("every_acknowledged_change_in_etcd_survives_kill_9", killed_at_any_moment_over_etcd),
+            trial("every_acknowledged_change_survives_kill_9_of_etcd", etcd_killed_at_any_moment),
+            trial("kill_9_while_the_state_moves_to_etcd_leaves_one_truth", killed_while_it_moves),
             trial("truncated_file_is_an_error_and_kept", truncated),
             trial("file_with_a_broken_header_is_an_error_and_kept", broken_header),
             trial("file_of_something_else_is_an_error_and_kept", foreign),
@@ -61,9 +77,20 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn killed_at_any_moment() {
-    let (dir, reference_dir) = (new_dir(), new_dir());
-    let mut reference = Victim::create(reference_dir.path());
+    let dir = new_dir();
     drop(Victim::create(dir.path()));
+    kill_at_any_moment(&dir);
+}
+
+fn killed_at_any_moment_over_etcd() {
+    let (etcd, dir) = (Etcd::start(), new_dir());
+    drop(Victim::create_over(dir.path(), Some(&etcd.url())));
+    kill_at_any_moment(&dir);
+}
+
+fn kill_at_any_moment(dir: &TempDir) {
+    let reference_dir = new_dir();
+    let mut reference = Victim::create(reference_dir.path());
     let mut done = 0;
     for round in 0..KILLS {
         let mut child = start("steps", dir.path(), done);
@@ -87,6 +114,76 @@ fn killed_at_any_moment() {
         }
     }
     assert!(done > KILLS, "only {done} steps in {KILLS} rounds");
+}
+
+fn etcd_killed_at_any_moment() {
+    let (mut etcd, dir, reference_dir) = (Etcd::start(), new_dir(), new_dir());
+    drop(Victim::create_over(dir.path(), Some(&etcd.url())));
+    let mut child = start("steps", dir.path(), 0);
+    let killed = thread::scope(|scope| {
+        let reader = scope.spawn(|| lines_until_killed(&mut child, 200, Duration::from_millis(20)));
+        let mut kills = 0;
+        while !reader.is_finished() {
+            thread::sleep(Duration::from_millis(rand::random_range(0..250)));
+            etcd.kill(0);
+            etcd.restart(0);
+            etcd.wait();
+            kills += 1;
+        }
+        (reader.join().expect("the reader"), kills)
+    });
+    let (acknowledged, kills) = killed;
+    assert!(kills > 2, "etcd was killed {kills} times");
+    let mut reference = Victim::create(reference_dir.path());
+    for (done, line) in (0..).zip(&acknowledged) {
+        assert_eq!(*line, format!("done {done}"));
+        reference.step(done).expect("the reference is undisturbed");
+    }
+    let found = Victim::open(dir.path()).fingerprint();
+    if found != reference.fingerprint() {
+        reference
+            .step(u32::try_from(acknowledged.len()).expect("few"))
+            .expect("the reference is undisturbed");
+        assert_eq!(found, reference.fingerprint());
+    }
+}
+
+fn killed_while_it_moves() {
+    let (etcd, reference_dir) = (Etcd::start(), new_dir());
+    let mut reference = Victim::create(reference_dir.path());
+    (0..STEPS).for_each(|n| reference.step(n).expect("the steps work"));
+    let (mut moved, mut stayed) = (0, 0);
+    for round in 0..MOVES {
+        let dir = new_dir();
+        let mut victim = Victim::create(dir.path());
+        (0..STEPS).for_each(|n| victim.step(n).expect("the steps work"));
+        drop(victim);
+        let to = format!("{}/moved-{round}", etcd.url());
+        let mut child = start_with("move", dir.path(), &to);
+        // At the latest some time after it has moved.
+        let lines = u32::from(round % 4 == 0);
+        lines_until_killed(&mut child, lines, Duration::from_micros(rand::random_range(0..40_000)));
+
+        let victim = Victim::open(dir.path());
+        let truth = victim.state.shared_store();
+        assert_eq!(victim.fingerprint(), reference.fingerprint(), "round {round}: {truth:?}");
+        *(if truth.is_some() { &mut moved } else { &mut stayed }) += 1;
+        drop(victim);
+        // Whatever a killed attempt has left does not stand in the way of the next one.
+        move_to_etcd(dir.path(), &to).expect("it moves");
+        let mut victim = Victim::open(dir.path());
+        assert!(victim.state.shared_store().is_some());
+        assert_eq!(victim.fingerprint(), reference.fingerprint(), "round {round}");
+        victim.step(STEPS).expect("it goes on");
+    }
+    assert!(moved > 0, "{moved} moved, {stayed} stayed");
+}
+
+/// The victim of [`killed_while_it_moves`].
+fn move_to_etcd(dir: &Path, to: &str) -> Result<(), Box<dyn Error>> {
+    let victim = Victim::open(dir);
+    victim.state.relocate(&victim.store, SharedStore::new(access(to)))?;
+    Ok(())
 }
 
 fn killed_while_it_is_made() {
@@ -292,7 +389,7 @@ fn go_on_for_ever(dir: &Path, from: u32) -> Result<(), Box<dyn Error>> {
     let mut victim = if ClusterState::exists(&store)? { Victim::over(store) } else { Victim::found(store) };
     let mut out = std::io::stdout().lock();
     for n in from.. {
-        victim.step(n)?;
+        victim.step_through(n)?;
         writeln!(out, "done {n}")?;
         out.flush()?;
     }
@@ -307,7 +404,16 @@ struct Victim {
 
 impl Victim {
     fn create(dir: &Path) -> Self {
-        Self::found(Store::create(dir).expect("a new store"))
+        Self::create_over(dir, None)
+    }
+
+    /// One whose cluster is in etcd, if there is one.
+    fn create_over(dir: &Path, etcd: Option<&str>) -> Self {
+        let store = Store::create(dir).expect("a new store");
+        if let Some(address) = etcd {
+            store.put_shared_store(&SharedStore::new(access(address))).expect("written");
+        }
+        Self::found(store)
     }
 
     fn found(store: Store) -> Self {
@@ -319,7 +425,8 @@ impl Victim {
             certificate_life: Duration::from_hours(2160),
             tokens: Tokens { worker: [1; 16], manager: [2; 16] },
         };
-        let state = ClusterState::create(store.clone(), new, signer()).expect("a new cluster");
+        let rows = store.cluster_rows().expect("rows");
+        let state = ClusterState::create(rows, new, signer()).expect("a new cluster");
         Self { store, state }
     }
 
@@ -328,8 +435,28 @@ impl Victim {
     }
 
     fn over(store: Store) -> Self {
-        let state = ClusterState::open(store.clone(), signer()).expect("a state that is whole");
+        let rows = store.cluster_rows().expect("rows");
+        let state = ClusterState::open(rows, signer()).expect("a state that is whole");
         Self { store, state }
+    }
+
+    /// As [`Self::step`], again after each time that etcd was away. What is said to have changed nothing
+    /// must have changed nothing.
+    fn step_through(&mut self, n: u32) -> Result<(), StateError> {
+        loop {
+            let before = self.state.version();
+            let refused = match self.step(n) {
+                Err(error @ StateError::Store(StoreError::Etcd(_))) => error,
+                ended => return ended,
+            };
+            while self.state.catch_up().is_err() {
+                thread::sleep(Duration::from_millis(10));
+            }
+            if self.state.version() > before {
+                assert!(!refused.to_string().contains("nothing was changed"), "step {n}: {refused}");
+                return Ok(());
+            }
+        }
     }
 
     /// Makes the change number `n`; every history makes the same ones.
@@ -425,9 +552,13 @@ fn refused(bytes: &[u8]) -> String {
 }
 
 fn start(what: &str, dir: &Path, from: u32) -> Child {
+    start_with(what, dir, &from.to_string())
+}
+
+fn start_with(what: &str, dir: &Path, argument: &str) -> Child {
     Command::new(env::current_exe().expect("this program"))
         .arg(dir)
-        .arg(from.to_string())
+        .arg(argument)
         .env(VICTIM, what)
         .stdout(Stdio::piped())
         .spawn()
@@ -450,6 +581,11 @@ fn lines_until_killed(child: &mut Child, lines: u32, after: Duration) -> Vec<Str
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "it died of something else");
     // No line is torn: a pipe takes so few bytes at once or not at all (pipe(7), PIPE_BUF).
     reader.join().expect("the reader")
+}
+
+fn access(address: &str) -> EtcdAccess {
+    let address = address.parse().expect("an address");
+    EtcdAccess { address, ca_pem: None, client_pem: None, user: None }
 }
 
 fn signer() -> Box<SignPayload> {
@@ -510,4 +646,5 @@ fn new_dir() -> TempDir {
 
 const VICTIM: &str = "OVERLAYD_STATE_VICTIM";
 const KILLS: u32 = 40;
+const MOVES: u32 = 16;
 const STEPS: u32 = 60;

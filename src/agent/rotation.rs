@@ -26,7 +26,8 @@ impl Manager {
             return Err(StateError::RotationUnderWay.into());
         }
         let new = {
-            let old = StoredAuthority::open(&self.state).map_err(|error| internal(&error))?;
+            let old = self.on_state(|state| Ok(StoredAuthority::open(state))).await?;
+            let old = old.map_err(|error| internal(&error))?;
             let coming = match &request.brought {
                 None => {
                     CertificateAuthority::create(self.state.id(), now).map_err(|error| internal(&error))?

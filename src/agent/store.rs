@@ -3,9 +3,7 @@
 use super::attachments::blocking;
 use super::backend::Inner;
 use crate::api::ApiError;
-use crate::api::types::{
-    EtcdRequest, MigrateStoreRequest, MigrateStoreResponse, StoreKind, StoreRequest, StoreResponse,
-};
+use crate::api::types::{EtcdRequest, MigrateStoreRequest, MigrateStoreResponse, StoreKind, StoreResponse};
 use crate::cluster::Role;
 use crate::control::state::Relocated;
 use crate::control::store::{ClusterRows, EtcdAccess, EtcdError, SharedStore, Store};
@@ -14,7 +12,6 @@ use crate::id::ClusterId;
 impl Inner {
     /// Where the state is, and whether it can be reached.
     pub(super) async fn where_the_state_is(&self) -> Result<StoreResponse, ApiError> {
-        let StoreRequest {} = StoreRequest {};
         let member = self.member().await?;
         let manager = member.manager();
         if manager.is_none() && member.credentials.identity().role() == Role::Worker {

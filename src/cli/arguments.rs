@@ -78,7 +78,7 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
     /// Make a new cluster with this node as its manager
-    Init(InitArguments),
+    Init(Box<InitArguments>),
     /// Print a token that nodes join with, or look after those that were made
     Token(TokenArguments),
     /// Join a cluster

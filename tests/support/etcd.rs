@@ -1,9 +1,9 @@
 //! A real etcd (Debian's `etcd-server`) of one or more members, which ends with the test.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -50,7 +50,9 @@ impl Etcd {
 
     /// One member on this machine that speaks TLS alone and wants clients with certificates.
     pub(crate) fn start_tls(tls: Tls) -> Self {
-        Self::at(vec![Place::here()], Some(tls))
+        let etcd = Self::at(vec![Place::here()], Some(tls));
+        etcd.wait();
+        etcd
     }
 
     /// A member at each place; they answer a while later.
@@ -120,15 +122,22 @@ impl Etcd {
 
     /// Runs `etcdctl` against the first member.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
-        let output = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.client(0)])
-            .args(arguments)
-            .output()
-            .expect("etcdctl, of Debian's etcd-client");
+        let output = self.try_ctl(arguments);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "etcdctl {arguments:?}: {out}{err}");
         out.into_owned()
+    }
+
+    fn try_ctl(&self, arguments: &[&str]) -> Output {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &format!("{scheme}://{}", self.client(0))]);
+        if let Some(Tls { ca, certificate, key }) = &self.tls {
+            command.arg("--cacert").arg(ca).arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let running = (self.members[0].place.spawn)(command).expect("etcdctl, of Debian's etcd-client");
+        running.wait_with_output().expect("it is ours")
     }
 
     /// All bytes that a member has on its disk.
@@ -138,25 +147,13 @@ impl Etcd {
         all
     }
 
-    /// Waits until the first member answers that it has a leader.
+    /// Waits until the first member answers and has a leader.
     pub(crate) fn wait(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.is_healthy() {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.try_ctl(&["endpoint", "health"]).status.success() {
             assert!(Instant::now() < deadline, "etcd does not start");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
         }
-    }
-
-    fn is_healthy(&self) -> bool {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(self.client(0))?;
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        ask().is_ok_and(|answer| answer.contains("\"true\""))
     }
 
     fn data_dir(&self, index: usize) -> PathBuf {
@@ -175,6 +172,18 @@ impl Place {
     pub(crate) fn here() -> Self {
         Self { ip: Ipv4Addr::LOCALHOST.into(), spawn: Box::new(|mut command| command.spawn()) }
     }
+
+    /// In the network namespace of a host of the laboratory, at one of its addresses.
+    pub(crate) fn within(namespace: &Path, ip: IpAddr) -> Self {
+        let enter = format!("--net={}", namespace.display());
+        let spawn = move |command: Command| {
+            let mut entered = Command::new("nsenter");
+            entered.arg(&enter).arg(command.get_program()).args(command.get_args());
+            entered.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            entered.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
+        };
+        Self { ip, spawn: Box::new(spawn) }
+    }
 }
 
 impl Member {
@@ -186,7 +195,7 @@ impl Member {
 /// Kills etcd when it is told so, and when the test has ended in whatever way, and then its data too.
 const KEEPER: &str = r#"
     dir=$1; shift
-    "$@" & etcd=$!
+    "$@" >/dev/null 2>&1 & etcd=$!
     read -r word
     kill -9 "$etcd"; wait "$etcd"
     test "$word" = kill || rm -rf -- "$dir"

@@ -8,6 +8,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod cut_off;
+pub(crate) mod etcd;
 pub(crate) mod frames;
 pub(crate) mod paced;
 pub(crate) mod stream_rate;

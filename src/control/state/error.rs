@@ -268,7 +268,11 @@ fn kind_of(error: &EtcdError) -> ErrorKind {
         EtcdError::Address { .. } | EtcdError::Tls { .. } => ErrorKind::Invalid,
         EtcdError::Taken { .. } | EtcdError::InUse { .. } | EtcdError::Foreign { .. } => ErrorKind::Conflict,
         EtcdError::Denied { .. } | EtcdError::TooLarge { .. } => ErrorKind::Unavailable,
-        _ => ErrorKind::Internal,
+        EtcdError::Unreachable { .. }
+        | EtcdError::Unsettled { .. }
+        | EtcdError::Full { .. }
+        | EtcdError::Compacted => ErrorKind::Unavailable,
+        EtcdError::Newer { .. } | EtcdError::Refused { .. } | EtcdError::Key => ErrorKind::Internal,
     }
 }
 

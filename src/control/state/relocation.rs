@@ -45,14 +45,16 @@ impl ClusterState {
             self.reload(&self.rows(), memory)?;
         }
         let copy = ClusterRows::over(to)?;
-        let rows = self.rows().copy_to(&copy, self.id())?;
-        if let Err(refused) = self.switch(store, to) {
-            // Nobody believes a draft; the next attempt replaces it.
-            if let Err(error) = copy.discard(self.id()) {
-                tracing::warn!(%error, "a copy of the state is left in etcd; the next attempt replaces it");
+        let copied = self.rows().copy_to(&copy, self.id()).map_err(StateError::from);
+        let rows = copied.and_then(|rows| self.switch(store, to).map(|()| rows)).inspect_err(|_| {
+            // Only if the file certainly does not say that the copy is the truth.
+            if !matches!(store.shared_store(), Ok(None)) {
+                return;
             }
-            return Err(refused);
-        }
+            if let Err(error) = copy.discard(self.id()) {
+                tracing::warn!(%error, "a copy of the state may be left in etcd; the next attempt replaces it");
+            }
+        })?;
         memory.is_stale = true;
         // The first change shows that it is no draft. Where etcd is gone in this moment, the next one does.
         let rows_now = self.rows();

@@ -9,6 +9,7 @@ mod over_etcd;
 mod refusals;
 mod restored;
 mod rotation;
+mod sharing;
 mod tokens;
 
 use super::model::RemovalsRow;
@@ -413,14 +414,18 @@ impl TestCluster {
 
     /// The model as it is after a restart.
     fn settled(&self) -> Model {
-        let mut model = self.state.model().clone();
-        model.roster_changed = model.counters.version;
-        model.roots_changed = model.counters.version;
-        for state in model.networks.values_mut() {
-            state.changed = model.counters.version;
-        }
-        model
+        settled(&self.state)
     }
+}
+
+fn settled(state: &ClusterState) -> Model {
+    let mut model = state.model().clone();
+    model.roster_changed = model.counters.version;
+    model.roots_changed = model.counters.version;
+    for state in model.networks.values_mut() {
+        state.changed = model.counters.version;
+    }
+    model
 }
 
 /// The rows of a cluster that is to be: in a state file, or in etcd where the test is run over that.

@@ -38,7 +38,7 @@ pub(super) fn sealed(path: &Path, database: &Database, seal: &Seal) -> Result<Ve
 
 /// Every row in etcd.
 pub(super) fn of_etcd(etcd: &Etcd, snapshot: Snapshot<'_>) -> Result<Vec<RowInClear>, StoreError> {
-    let rows = snapshot.everything()?.into_iter().map(|(table, index, sealed)| {
+    let rows = snapshot.everything()?.into_iter().map(|(table, (index, sealed))| {
         let row = etcd.seal().open(&table, &index, &sealed);
         let row = row.map_err(|_| unopened(etcd.place(), &table, &index))?;
         let json = Zeroizing::new(row.json().to_vec());

@@ -5,7 +5,7 @@ use std::path::Path;
 use redb::{ReadTransaction, ReadableTable};
 use serde::de::DeserializeOwned;
 
-use super::etcd::{Etcd, Snapshot};
+use super::etcd::{Etcd, Sealed, Snapshot};
 use super::seal::{self, Seal};
 use super::{StoreError, Table, rows_of, unopened};
 
@@ -21,9 +21,6 @@ enum Rows<'s> {
     File(ReadTransaction),
     Etcd(Snapshot<'s>),
 }
-
-/// A row's place in its table, and the row.
-type Sealed = (Vec<u8>, Vec<u8>);
 
 impl<'s> Reading<'s> {
     pub(super) fn of_file(file: &'s Path, seal: &'s Seal, transaction: ReadTransaction) -> Self {

@@ -2,7 +2,6 @@
 
 /// Why etcd could not be used, and what the operator does next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum EtcdError {
     /// No address.
     #[error("{address:?} leads to no etcd: {why}; write etcd://HOST:2379[,HOST:2379...][/PREFIX]")]

@@ -42,7 +42,7 @@ pub(super) struct Members {
 /// Why a member did not do what was asked.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It was not asked, or has no leader to ask: nothing has happened.
+    /// It was not asked, or did nothing: nothing has happened.
     NotAsked(String),
     /// It may have done it.
     Unknown(String),
@@ -75,8 +75,8 @@ impl Members {
                 Err(Failed { refused: Some(refused), .. }) => return Err(refused),
                 Err(failed) => failed,
             };
-            // Where nobody listens there is nothing to wait for.
-            if !failures.may_have_happened || Instant::now() > deadline {
+            // Where nobody answers there is nothing to wait for.
+            if !failures.is_alive || Instant::now() > deadline {
                 return Err(EtcdError::Unreachable { why: failures.whys.join("; ") });
             }
             sleep(PAUSE).await;
@@ -157,6 +157,8 @@ impl Members {
                 Err(failure) => failure,
             };
             failed.may_have_happened |= matches!(failure, Failure::Unknown(_));
+            failed.is_alive |=
+                matches!(failure, Failure::Unknown(_)) && !failure.to_string().starts_with(BROKEN);
             failed.whys.push(format!("{name}: {failure}"));
             let ended = ends(&failure);
             if let Failure::Refused(refused) = failure {
@@ -221,7 +223,7 @@ impl Members {
                 let answer: AuthenticateResponse = answer.map_err(|failure| match failure {
                     // Whatever became of it, nothing has changed.
                     Failure::Unknown(why) => Failure::NotAsked(why),
-                    other => other,
+                    other @ (Failure::NotAsked(_) | Failure::Refused(_)) => other,
                 })?;
                 let token: MetadataValue<Ascii> =
                     answer.token.parse().map_err(|_| self.denied("it gave no token"))?;
@@ -268,7 +270,6 @@ impl Members {
                 self.denied("it has no users: leave --store-user out")
             }
             Code::OutOfRange => refused(EtcdError::Compacted),
-            Code::Unavailable if why == "no leader" => Failure::NotAsked("it has no leader".to_owned()),
             Code::Unavailable
             | Code::Unknown
             | Code::Internal
@@ -291,6 +292,8 @@ impl Members {
 struct Failed {
     whys: Vec<String>,
     may_have_happened: bool,
+    /// A member answers, though it cannot do anything now.
+    is_alive: bool,
     refused: Option<EtcdError>,
 }
 
@@ -365,9 +368,10 @@ fn explain(status: &Status, said: String) -> String {
     if status.source().is_none() {
         return said;
     }
-    format!("the connection broke: {}; does it want TLS, or another client certificate?", deepest(status))
+    format!("{BROKEN}: {}; does it want TLS, or another client certificate?", deepest(status))
 }
 
+const BROKEN: &str = "the connection broke";
 const STALE_TOKEN: &str = "the token has expired";
 /// How long reading goes on while members answer that they cannot, as while they elect a leader.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -386,17 +386,17 @@ impl Snapshot<'_> {
     }
 
     /// All sealed rows of a table, each with its place.
-    pub(super) fn all(&self, table: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, EtcdError> {
+    pub(super) fn all(&self, table: &str) -> Result<Vec<Sealed>, EtcdError> {
         let rows = self.below(self.etcd.row(table, &[]))?.into_iter();
         rows.map(|row| Ok((self.place_of(&row)?.1, row.value))).collect()
     }
 
     /// All sealed rows, each with its table and place.
-    pub(super) fn everything(&self) -> Result<Vec<(String, Vec<u8>, Vec<u8>)>, EtcdError> {
+    pub(super) fn everything(&self) -> Result<Vec<(String, Sealed)>, EtcdError> {
         let rows = self.below(self.etcd.key("rows/"))?.into_iter();
         let opened = rows.map(|row| {
             let (table, index) = self.place_of(&row)?;
-            Ok((table, index, row.value))
+            Ok((table, (index, row.value)))
         });
         opened.collect()
     }
@@ -428,6 +428,9 @@ impl Snapshot<'_> {
         place.ok_or_else(|| self.etcd.foreign("a key below it is not one of ours"))
     }
 }
+
+/// A row's place in its table, and the row.
+pub(in crate::control::store) type Sealed = (Vec<u8>, Vec<u8>);
 
 /// What became of a transaction whose answer was lost.
 enum Landed {

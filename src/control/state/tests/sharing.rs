@@ -1,0 +1,312 @@
+//! Several managers on one state in etcd, etcd that goes away, and the way there from the state file.
+
+use std::time::Instant;
+
+use super::etcd::Etcd;
+use super::over_etcd::{access, etcd};
+use super::*;
+use crate::control::store::{EtcdAccess, EtcdError, StoreError};
+
+/// A manager with a state directory of its own.
+struct Manager {
+    store: Store,
+    state: ClusterState,
+    _dir: TempDir,
+}
+
+impl Manager {
+    /// The first one of a cluster.
+    fn first(access: EtcdAccess) -> Self {
+        let shared = SharedStore::new(access);
+        Self::with(&shared, |rows| ClusterState::create(rows, new_cluster(), signer()).unwrap())
+    }
+
+    /// Another one.
+    fn another(&self) -> Self {
+        Self::with(&self.state.shared_store().unwrap(), |rows| ClusterState::open(rows, signer()).unwrap())
+    }
+
+    fn with(shared: &SharedStore, open: impl FnOnce(ClusterRows) -> ClusterState) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        store.put_shared_store(shared).unwrap();
+        let state = open(store.cluster_rows().unwrap());
+        Self { store, state, _dir: dir }
+    }
+
+    fn version(&self) -> u64 {
+        self.state.version().get()
+    }
+}
+
+#[test]
+fn change_of_one_manager_is_seen_by_the_others_and_wakes_who_waits_for_it() {
+    let one = Manager::first(access(etcd()));
+    let other = one.another();
+    let mut versions = other.state.versions();
+    versions.borrow_and_update();
+    one.state.add_node(node(1)).unwrap();
+    assert!(eventually(|| other.version() == one.version()), "{} {}", other.version(), one.version());
+    assert!(versions.has_changed().unwrap());
+    assert_eq!(other.state.node(node_id(1)), Some(node(1)));
+    // And back, by whom has changed nothing before.
+    other.state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
+    assert!(eventually(|| one.state.inspect(&name("web")).is_ok()));
+}
+
+#[test]
+fn managers_that_decide_at_the_same_time_give_nothing_twice_and_lose_nothing() {
+    let one = Manager::first(access(etcd()));
+    one.state.add_node(node(1)).unwrap();
+    one.state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
+    let managers = [one.another(), one.another(), one];
+    let given = std::thread::scope(|scope| {
+        let threads: Vec<_> = managers
+            .iter()
+            .zip([0, 100, 200])
+            .map(|(manager, first)| {
+                scope.spawn(move || {
+                    let attach = |n| manager.state.attach(node_id(1), &request(n, "web")).unwrap().endpoint;
+                    (first..first + 20).map(attach).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    let addresses: BTreeSet<_> = given.iter().map(|endpoint| endpoint.addresses[0]).collect();
+    assert_eq!(addresses.len(), 60);
+    for manager in &managers {
+        manager.state.catch_up().unwrap();
+        assert_eq!(manager.state.networks()[0].endpoints, 60);
+        assert_eq!(settled(&manager.state), settled(&managers[0].another().state), "memory and rows differ");
+    }
+}
+
+#[test]
+fn what_another_manager_did_a_moment_ago_counts_before_anything_was_heard_of_it() {
+    let one = Manager::first(access(etcd()));
+    one.state.add_node(node(1)).unwrap();
+    one.state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
+    let other = one.another();
+    for n in 0..20 {
+        one.state.attach(node_id(1), &request(n, "web")).unwrap();
+        // A memory of before would say that there is nothing to detach.
+        other.state.detach(node_id(1), endpoint_id(n)).unwrap();
+        one.state.catch_up().unwrap();
+        assert_eq!(one.state.endpoint(endpoint_id(n)), None);
+    }
+}
+
+#[test]
+fn compaction_while_nothing_is_heard_is_survived() {
+    let etcd = Etcd::start();
+    let one = Manager::first(access(&etcd));
+    let other = one.another();
+    for n in 1..4 {
+        one.state.add_node(node(n)).unwrap();
+        let head: serde_json::Value =
+            serde_json::from_str(&etcd.ctl(&["endpoint", "status", "-w", "json"])).unwrap();
+        etcd.ctl(&["compact", &head[0]["Status"]["header"]["revision"].to_string()]);
+    }
+    assert!(eventually(|| other.version() == one.version()));
+    other.state.remove_node(node_id(3), 1000, Takes::Nothing).unwrap();
+    assert!(eventually(|| one.state.node(node_id(3)).is_none()));
+}
+
+#[test]
+fn etcd_that_is_away_refuses_changes_and_keeps_what_was_read_and_comes_back_by_itself() {
+    let mut etcd = Etcd::start();
+    let one = Manager::first(access(&etcd));
+    let other = one.another();
+    one.state.add_node(node(1)).unwrap();
+    etcd.kill(0);
+    let version = one.version();
+    let reachable = one.state.reachable();
+    assert!(eventually(|| !*reachable.borrow()), "nobody noticed");
+    for manager in [&one, &other] {
+        let refused = manager.state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+        assert!(refused.to_string().contains("nothing was changed"), "{refused}");
+    }
+    // Nothing is acknowledged that was only guessed, and a session may begin all the same.
+    assert!(one.state.detach(node_id(1), endpoint_id(1)).is_err());
+    one.state.update_node(node_id(1), node(1).advertise, node(1).data, 1500).unwrap();
+    assert_eq!((one.version(), one.state.nodes().len()), (version, 1));
+    etcd.restart(0);
+    etcd.wait();
+    assert!(eventually(|| *reachable.borrow()), "it is not noticed that etcd is back");
+    one.state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
+    assert!(eventually(|| other.state.inspect(&name("web")).is_ok()), "the watch is not taken up again");
+}
+
+#[test]
+fn changes_under_way_while_etcd_is_killed_are_made_or_not_and_never_said_wrongly() {
+    let mut etcd = Etcd::start();
+    let one = Manager::first(access(&etcd));
+    let state = &one.state;
+    state.add_node(node(1)).unwrap();
+    state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let (mut acknowledged, mut open) = (BTreeSet::new(), BTreeSet::new());
+            for n in 0.. {
+                if done.load(std::sync::atomic::Ordering::Relaxed) || n == 250 {
+                    break;
+                }
+                match state.attach(node_id(1), &request(n, "web")) {
+                    Ok(_) => drop(acknowledged.insert(endpoint_id(n))),
+                    Err(error) if error.to_string().contains("nothing was changed") => {}
+                    Err(StateError::Store(StoreError::Etcd(EtcdError::Unsettled { .. }))) => {
+                        open.insert(endpoint_id(n));
+                    }
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            (acknowledged, open)
+        });
+        for _ in 0..6 {
+            std::thread::sleep(Duration::from_millis(rand::random_range(0..150)));
+            etcd.kill(0);
+            etcd.restart(0);
+            etcd.wait();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let (acknowledged, open) = writer.join().unwrap();
+        let reader = one.another();
+        let there: BTreeSet<_> = reader
+            .state
+            .inspect(&name("web"))
+            .unwrap()
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.id)
+            .collect();
+        assert!(acknowledged.len() > 6, "hardly anything was done: {}", acknowledged.len());
+        assert!(acknowledged.is_subset(&there), "lost: {:?}", acknowledged.difference(&there));
+        let more: BTreeSet<_> = there.difference(&acknowledged).copied().collect();
+        assert!(more.is_subset(&open), "made, and said not to be: {:?}", more.difference(&open));
+    });
+}
+
+#[test]
+fn change_of_more_rows_than_etcd_takes_in_one_list_is_one_transaction() {
+    let one = Manager::first(access(etcd()));
+    one.state.add_node(node(1)).unwrap();
+    one.state.add_node(node(2)).unwrap();
+    one.state.create_network(new_network("web", &["10.1.0.0/22"])).unwrap();
+    for n in 0..400 {
+        one.state.attach(node_id(2), &request(n, "web")).unwrap();
+    }
+    let version = one.version();
+    one.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
+    assert_eq!(one.version(), version + 1);
+    assert_eq!(settled(&one.another().state), settled(&one.state));
+}
+
+#[test]
+fn prefix_of_another_cluster_is_refused_and_left_alone() {
+    let access = access(etcd());
+    let one = Manager::first(access.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path()).unwrap();
+    store.put_shared_store(&SharedStore::new(access)).unwrap();
+    let refused = ClusterState::create(store.cluster_rows().unwrap(), new_cluster(), signer()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert!(refused.to_string().contains("choose another prefix"), "{refused}");
+    one.state.catch_up().unwrap();
+    one.state.add_node(node(1)).unwrap();
+}
+
+#[test]
+fn nothing_that_is_written_can_be_read_in_etcd() {
+    let etcd = Etcd::start();
+    let one = Manager::first(access(&etcd));
+    one.state.add_node(node(1)).unwrap();
+    let mut new = new_network("name-of-the-network", &["10.1.0.0/24"]);
+    new.labels.insert("label-of-the-network".to_owned(), "its-value".to_owned());
+    one.state.create_network(new).unwrap();
+    one.state.remove_network(&name("name-of-the-network")).unwrap();
+    let bytes = etcd.bytes(0);
+    let holds = |text: &str| memchr::memmem::find(&bytes, text.as_bytes()).is_some();
+    assert!(holds("overlayd state"), "the head is in clear");
+    let id = node_id(1);
+    for secret in
+        ["name-of-the-network", "label-of-the", "its-value", "host-1", id.as_str(), "192.0.2.1", "726f6f74"]
+    {
+        assert!(!holds(secret), "{secret}");
+    }
+}
+
+#[test]
+fn state_moves_from_the_file_to_etcd_as_it_is_and_goes_on_there() {
+    let access = access(etcd());
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    cluster.attach(1, "web");
+    let ClusterRows::File(store) = cluster.state.rows() else { panic!("it is in a file") };
+    let before = cluster.settled();
+
+    let moved = cluster.state.relocate(&store, SharedStore::new(access.clone())).unwrap();
+
+    assert!(matches!(moved, Relocated::Moved { rows } if rows > 5), "{moved:?}");
+    assert_eq!(cluster.settled(), before);
+    cluster.attach(2, "web");
+    assert_eq!(cluster.state.ca().unwrap().as_slice(), b"root and key");
+    let shared = cluster.state.shared_store().unwrap();
+    let other = Manager::with(&shared, |rows| ClusterState::open(rows, signer()).unwrap());
+    assert_eq!(settled(&other.state), cluster.settled());
+    other.state.attach(node_id(1), &request(3, "web")).unwrap();
+    assert!(
+        eventually(|| cluster.state.endpoint(endpoint_id(3)).is_some()),
+        "changes of others are followed"
+    );
+    // There already: the access is exchanged, and another place is none.
+    let again = cluster.state.relocate(&store, SharedStore::new(access)).unwrap();
+    assert_eq!(again, Relocated::AccessChanged);
+    cluster.attach(4, "web");
+    let elsewhere = SharedStore::new(super::over_etcd::access(etcd()));
+    let refused = cluster.state.relocate(&store, elsewhere).unwrap_err();
+    assert!(refused.to_string().contains("cannot be moved from one etcd to another"), "{refused}");
+    drop(store);
+    let settled = {
+        cluster.state.catch_up().unwrap();
+        cluster.settled()
+    };
+    let dir = cluster.close();
+    assert_eq!(TestCluster::open(dir).settled(), settled);
+}
+
+#[test]
+fn state_stays_in_the_file_where_etcd_is_away_or_holds_another_cluster() {
+    let taken = access(etcd());
+    let other = Manager::with(&SharedStore::new(taken.clone()), |rows| {
+        let new = NewCluster { id: ClusterId::from_entropy([8; 16]), ..new_cluster() };
+        ClusterState::create(rows, new, signer()).unwrap()
+    });
+    let away = EtcdAccess { address: "etcd://127.0.0.1:1".parse().unwrap(), ..taken.clone() };
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    let ClusterRows::File(store) = cluster.state.rows() else { panic!("it is in a file") };
+    for (access, words) in [(away, "cannot be reached"), (taken, "choose another prefix")] {
+        let refused = cluster.state.relocate(&store, SharedStore::new(access)).unwrap_err().to_string();
+        assert!(refused.contains(words), "{refused}");
+        assert_eq!(store.shared_store().unwrap(), None);
+        assert!(matches!(cluster.state.rows(), ClusterRows::File(_)));
+    }
+    cluster.attach(1, "web");
+    other.state.catch_up().unwrap();
+    other.state.add_node(node(1)).unwrap();
+    assert!(other.store.shared_store().unwrap().is_some());
+}
+
+fn eventually(condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
