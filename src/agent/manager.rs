@@ -3,6 +3,7 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
+mod admission;
 mod colleagues;
 mod joins;
 mod nodes;
@@ -14,7 +15,7 @@ mod token_clock;
 mod tokens;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
