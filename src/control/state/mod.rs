@@ -8,6 +8,7 @@
 
 mod addresses;
 mod authority;
+mod change_log;
 mod endpoints;
 mod error;
 mod issued_tokens;
@@ -21,6 +22,7 @@ mod profiles;
 mod rotation;
 mod subnets;
 mod tokens;
+mod view_update;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +51,8 @@ pub use self::pool::AddressPool;
 pub use self::profiles::{ChangedProfile, ProfileChange};
 pub use self::rotation::{Advance, NewRotation, RootStanding, Rotation};
 pub use self::tokens::Tokens;
-pub use self::views::ViewDelta;
+pub use self::view_update::{NetworkChange, ViewUpdate};
+pub use self::views::Told;
 
 /// Signs the payload of a membership or of a list of removed nodes with the manager's key.
 pub type SignPayload = dyn Fn(&[u8]) -> Result<Signature, Box<dyn Error + Send + Sync>> + Send + Sync;
