@@ -6,25 +6,21 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use overlayd::boot_time::BootTime;
-use overlayd::cluster::Node;
-use overlayd::control::enrol::{EnrolError, EnrolRefusal, Enrolled, Joining, enrol};
-use overlayd::control::identity::NodeIdentity;
 use overlayd::control::rpc::ManagerClient;
 use overlayd::control::rpc::messages::{Attach, SessionRequest, ViewUpdate};
-use overlayd::control::tls::Credentials;
-use overlayd::control::trust::Trust;
 use overlayd::id::EndpointId;
-use overlayd::io::clock::{boot_time, wall_clock};
+use overlayd::io::clock::boot_time;
 use overlayd::lab::Underlay;
 use overlayd::membership::JoinToken;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
+use support::simulated::SimulatedNode;
 use support::swarm::{Agent, Family, Swarm};
 use support::{tell, test_program};
 
@@ -67,7 +63,7 @@ fn hold(scale: &Scale) {
 
 async fn live(scale: &Scale, manager: SocketAddr, token: &JoinToken, agent: &Agent) {
     let begun = boot_time();
-    let nodes = join_all((0..scale.nodes).map(|number| SimulatedNode::join(manager, token, number))).await;
+    let nodes = join_all((0..scale.nodes).map(|number| Follower::join(manager, token, number))).await;
     let joined = since(begun);
     tell(&format!("{} nodes joined and had a session after {joined:.1} s", scale.nodes));
     assert!(joined <= 120.0, "{joined} s");
@@ -92,35 +88,19 @@ async fn live(scale: &Scale, manager: SocketAddr, token: &JoinToken, agent: &Age
     assert!(megabytes < 512, "{megabytes} MB");
 }
 
-/// A node as the manager sees it.
-struct SimulatedNode {
+/// A node with a session.
+struct Follower {
     client: ManagerClient,
     endpoints: watch::Receiver<BTreeSet<EndpointId>>,
 }
 
-impl SimulatedNode {
+impl Follower {
     async fn join(manager: SocketAddr, token: &JoinToken, number: usize) -> Self {
-        let (identity, enrolled) = enrolled(manager, token, number).await;
-        let trust = Trust::of(&identity).unwrap();
-        let id = identity.node();
-        let credentials = Credentials::new(identity, trust, wall_clock).unwrap();
-        let client = ManagerClient::new(credentials, enrolled.managers);
-        let node = Node {
-            id,
-            name: name(number).parse().unwrap(),
-            role: enrolled.role,
-            advertise: enrolled.advertise,
-            data: enrolled.data,
-            underlay_mtu: 1500,
-        };
+        let SimulatedNode { node, client } = SimulatedNode::join(manager, token, number).await;
         let (known, endpoints) = watch::channel(BTreeSet::new());
         let (begun, mut has_begun) = watch::channel(false);
-        tokio::spawn(follow(
-            client.clone(),
-            SessionRequest { node, endpoints: vec![], standing: None },
-            known,
-            begun,
-        ));
+        let request = SessionRequest { node, endpoints: vec![], standing: None };
+        tokio::spawn(follow(client.clone(), request, known, begun));
         has_begun.wait_for(|begun| *begun).await.unwrap();
         Self { client, endpoints }
     }
@@ -136,30 +116,6 @@ impl SimulatedNode {
             };
             self.client.attach(request).await.unwrap();
         }
-    }
-}
-
-/// Joins as `overlayd join` does: it waits where the manager says so.
-async fn enrolled(manager: SocketAddr, token: &JoinToken, number: usize) -> (NodeIdentity, Enrolled) {
-    let [_, _, high, low] = u32::try_from(number).unwrap().to_be_bytes();
-    let machine = Joining {
-        host: name(number).parse().unwrap(),
-        advertise: Some(IpAddr::from([198, 18, high, low])),
-        advertise_port: 2377,
-        data: None,
-        underlay_mtu: 1500,
-    };
-    loop {
-        let wait = match enrol(manager, token, machine.clone(), wall_clock).await {
-            Ok(joined) => return joined,
-            Err(EnrolError::Refused(EnrolRefusal::Busy { retry_seconds })) => {
-                Duration::from_secs(retry_seconds)
-            }
-            // So many handshakes at once are more than one address may have.
-            Err(EnrolError::Connect(_)) => Duration::from_millis(500),
-            Err(error) => panic!("{error}"),
-        };
-        tokio::time::sleep(wait.mul_f64(rand::random_range(1.0..1.5))).await;
     }
 }
 
@@ -198,7 +154,7 @@ fn learn(known: &mut BTreeSet<EndpointId>, update: ViewUpdate) {
     }
 }
 
-async fn knows_all(nodes: &[SimulatedNode], endpoints: usize, patience: Duration) {
+async fn knows_all(nodes: &[Follower], endpoints: usize, patience: Duration) {
     let all = join_all(nodes.iter().map(|node| async {
         node.endpoints.clone().wait_for(|known| known.len() == endpoints).await.map(drop).unwrap();
     }));
@@ -206,10 +162,6 @@ async fn knows_all(nodes: &[SimulatedNode], endpoints: usize, patience: Duration
         let known: BTreeSet<_> = nodes.iter().map(|node| node.endpoints.borrow().len()).collect();
         panic!("of {endpoints} endpoints nodes know {known:?}");
     }
-}
-
-fn name(number: usize) -> String {
-    format!("node-{number}")
 }
 
 fn since(begun: BootTime) -> f64 {

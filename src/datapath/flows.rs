@@ -182,8 +182,6 @@ fn etherparse_checksum(frame: &[u8]) -> Option<u16> {
 
 /// The octets as they are: etherparse's `TcpHeader` has no place for the reserved bits.
 fn tcp_slice(frame: &[u8]) -> Option<TcpSlice<'_>> {
-    match SlicedPacket::from_ethernet(frame).expect("a packet").transport? {
-        TransportSlice::Tcp(tcp) => Some(tcp),
-        other => panic!("no TCP: {other:?}"),
-    }
+    let packet = SlicedPacket::from_ethernet(frame).expect("a packet");
+    if let Some(TransportSlice::Tcp(tcp)) = packet.transport { Some(tcp) } else { None }
 }
