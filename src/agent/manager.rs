@@ -17,15 +17,13 @@ mod tokens;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use self::colleagues::Colleagues;
-use self::sessions::{Begun, Sessions};
 use super::authority::{StoredAuthority, StoredAuthorityError};
-use crate::cluster::{Node, Role, View};
+use crate::cluster::{Node, Role};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
@@ -36,17 +34,18 @@ use crate::control::rpc::messages::{
 };
 use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
-use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
+use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError, Updates};
 use crate::control::state::{self, ClusterState, StateError};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
-use crate::events::{Event, Events};
-use crate::id::{HostName, NodeId, Version};
+use crate::events::Events;
+use crate::id::{HostName, NodeId};
 use crate::io::clock::{boot_time, wall_clock};
 use crate::membership::Root;
 use crate::membership::token::{JoinToken, TokenSecret};
 
+use self::sessions::Sessions;
 use self::token_clock::TokenClock;
 
 /// The manager of a cluster, on the node that keeps its state.
@@ -90,9 +89,14 @@ impl Manager {
     /// Holds every node against the list of members from now on, until the state ends.
     pub(crate) async fn keep_trust(self: Arc<Self>) {
         let mut versions = self.state.versions();
+        let mut members = None;
         loop {
             versions.borrow_and_update();
-            self.renew_trust();
+            // Most changes are of endpoints.
+            let changed = self.state.trust_changed();
+            if members.replace(changed) != Some(changed) {
+                self.renew_trust();
+            }
             if versions.changed().await.is_err() {
                 return;
             }
@@ -147,37 +151,6 @@ impl Manager {
         let nodes = self.state.nodes().into_iter().map(|status| status.node);
         nodes.filter(|node| node.role == Role::Manager).map(|node| node.advertise).collect()
     }
-
-    /// Sends `node` its view whenever it changes, until the session ends; `versions` has seen the
-    /// version that the session began with.
-    async fn tell(
-        self: Arc<Self>,
-        node: NodeId,
-        mut begun: Begun,
-        mut versions: watch::Receiver<Version>,
-        views: watch::Sender<Arc<View>>,
-    ) {
-        loop {
-            let changed = tokio::select! {
-                changed = versions.changed() => changed,
-                () = views.closed() => break,
-                () = self.dismissed() => break,
-                () = Self::lost_store(self.store.subscribe()) => break,
-                _ = &mut begun.replaced => break,
-            };
-            if changed.is_err() {
-                break;
-            }
-            // Many changes at once are told as one.
-            tokio::time::sleep(BATCH).await;
-            versions.borrow_and_update();
-            let view = Arc::new(self.state.view_for(node));
-            views.send_replace(view);
-        }
-        self.events.record(Event::SessionEnded { node });
-        self.sessions.end(node, &begun);
-        self.state.saw_node(node, crate::io::clock::boot_time());
-    }
 }
 
 impl Enrol for Arc<Manager> {
@@ -206,31 +179,8 @@ impl ManagerApi for Arc<Manager> {
         Some(self.state.node(node)?.name)
     }
 
-    async fn session(
-        &self,
-        caller: PeerIdentity,
-        request: SessionRequest,
-    ) -> Result<watch::Receiver<Arc<View>>, ManagerError> {
-        self.require_store()?;
-        let node = caller.node;
-        // Before the view is made: what changes from here on is told.
-        let versions = self.state.versions();
-        let view = self
-            .on_state(move |state| {
-                // A node that comes from another manager sees nothing undone that it has seen there.
-                state.catch_up()?;
-                let SessionRequest { node: this, endpoints, standing } = request;
-                state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
-                standing.map_or(Ok(()), |standing| state.note_standing(node, standing))?;
-                state.reconcile_node(node, &endpoints.into_iter().collect())?;
-                Ok(state.view_for(node))
-            })
-            .await?;
-        let begun = self.sessions.begin(node);
-        self.events.record(Event::SessionBegun { node, from: caller.address });
-        let (sender, views) = watch::channel(Arc::new(view));
-        tokio::spawn(Arc::clone(self).tell(node, begun, versions, sender));
-        Ok(views)
+    async fn session(&self, caller: PeerIdentity, request: SessionRequest) -> Result<Updates, ManagerError> {
+        self.begin_session(caller, request).await
     }
 
     async fn create_network(&self, _: PeerIdentity, new: NewNetwork) -> Result<NetworkReply, ManagerError> {
@@ -416,11 +366,12 @@ impl From<StateError> for ManagerError {
     }
 }
 
-const BATCH: Duration = Duration::from_millis(20);
 pub(super) const NO_PANIC: &str = "nothing panics while nodes are counted";
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::authority::first_identity;
     use super::super::member::payload_signer;
     use super::*;
