@@ -10,15 +10,17 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use overlayd::api::types::{
     AttachResponse, CreateNetworkResponse, DetachResponse, InitResponse, ListNetworksResponse,
     ListNodesResponse, RemoveNetworkResponse, TokenResponse,
 };
+use overlayd::boot_time::BootTime;
 use overlayd::cluster::{ManagerState, Role};
 use overlayd::control::store::Store;
 use overlayd::id::NodeId;
+use overlayd::io::clock::boot_time;
 use overlayd::lab::{Host, Underlay, eventually};
 
 use support::cut_off::{cut_tcp, mend_tcp};
@@ -102,7 +104,7 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
 
     // The manager that a worker has its session with dies.
     let victim = manager_of(workers[0]).unwrap();
-    let killed = Instant::now();
+    let killed = boot_time();
     swarm.agent(victim).kill();
     for worker in workers {
         assert_moved(worker, victim, killed);
@@ -124,7 +126,7 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     let lonely = swarm.lab.host(victim);
     cut_tcp(lonely, &others(victim));
     others(victim).iter().for_each(|host| cut_tcp(host, &[lonely]));
-    let cut = Instant::now();
+    let cut = boot_time();
     for worker in workers {
         assert_moved(worker, victim, cut);
     }
@@ -171,9 +173,9 @@ fn make_and_unmake(swarm: &Swarm) {
 }
 
 /// The worker has a session with another manager within five seconds.
-fn assert_moved(worker: &Agent, victim: usize, since: Instant) {
+fn assert_moved(worker: &Agent, victim: usize, since: BootTime) {
     let has_moved = || manager_of(worker).is_some_and(|manager| manager != victim);
-    let moved = eventually(Duration::from_secs(5).saturating_sub(since.elapsed()), has_moved);
+    let moved = eventually(Duration::from_secs(5).saturating_sub(boot_time().since(since)), has_moved);
     assert!(moved, "agent {} is not with another manager\n{}", worker.number, worker.log());
 }
 
@@ -210,14 +212,14 @@ struct Life {
     name: String,
     /// What nothing else may have at the same time.
     unique: Vec<String>,
-    acknowledged: Instant,
+    acknowledged: BootTime,
     /// When its end was asked for, and whether that was acknowledged.
-    ended: Option<(Instant, bool)>,
+    ended: Option<(BootTime, bool)>,
 }
 
 impl Life {
     fn new(name: String, unique: Vec<String>) -> Self {
-        Self { name, unique, acknowledged: Instant::now(), ended: None }
+        Self { name, unique, acknowledged: boot_time(), ended: None }
     }
 
     /// Whether both were there at some time, for sure.
@@ -284,7 +286,7 @@ fn make_networks(agent: &Agent, history: &History, done: &AtomicBool) {
         let unique = subnets.chain([network.id.to_string(), network.vni.to_string()]).collect();
         let mut life = Life::new(name, unique);
         if number % 2 == 0 {
-            let asked = Instant::now();
+            let asked = boot_time();
             let is_gone = agent.try_ask::<RemoveNetworkResponse>(&["rm", &life.name]).is_some();
             life.ended = Some((asked, is_gone));
         }
@@ -304,7 +306,7 @@ fn attach_and_detach(swarm: &Swarm, agent: &Agent, history: &History, done: &Ato
         let addresses = endpoint.addresses.iter().map(|net| net.addr().to_string());
         let unique = addresses.chain([endpoint.mac.to_string(), endpoint.id.to_string()]).collect();
         let mut life = Life::new(endpoint.id.to_string(), unique);
-        let asked = Instant::now();
+        let asked = boot_time();
         let is_gone = agent.try_ask::<DetachResponse>(&["detach", "red", "--netns", &name]).is_some();
         life.ended = Some((asked, is_gone));
         history.endpoints.lock().unwrap().push(life);

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -149,11 +149,14 @@ impl Etcd {
 
     /// Waits until the first member answers and has a leader.
     pub(crate) fn wait(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.try_ctl(&["endpoint", "health"]).status.success() {
-            assert!(Instant::now() < deadline, "etcd does not start");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let is_there = (0..MOST_LOOKS).any(|_| {
+            let is_healthy = self.try_ctl(&["endpoint", "health"]).status.success();
+            if !is_healthy {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            is_healthy
+        });
+        assert!(is_there, "etcd does not start");
     }
 
     fn data_dir(&self, index: usize) -> PathBuf {
@@ -216,3 +219,6 @@ fn collect(dir: &Path, all: &mut Vec<u8>) {
         }
     }
 }
+
+/// Half a minute's, at least.
+const MOST_LOOKS: usize = 600;

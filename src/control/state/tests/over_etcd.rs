@@ -57,6 +57,8 @@ over_etcd! {
         mac_of_an_ipv6_network_ends_as_the_address_does
         derived_mac_avoids_one_that_somebody_asked_for
         gateway_is_given_only_by_request
+        update_carries_what_changed_alone_and_leads_to_the_whole_view
+        node_that_leaves_a_network_and_comes_back_is_told_all_of_it
         attaching_twice_gives_the_same_endpoint_and_no_new_version
         detaching_frees_the_address_and_is_done_twice_without_harm
         membership_is_the_nodes_with_endpoints_and_its_epoch_grows_with_every_change

@@ -1,6 +1,6 @@
 //! Several managers on one state in etcd, etcd that goes away, and the way there from the state file.
 
-use std::time::Instant;
+use crate::io::clock::boot_time;
 
 use super::etcd::Etcd;
 use super::over_etcd::{access, etcd};
@@ -301,9 +301,9 @@ fn state_stays_in_the_file_where_etcd_is_away_or_holds_another_cluster() {
 }
 
 fn eventually(condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = boot_time() + Duration::from_secs(10);
     while !condition() {
-        if Instant::now() > deadline {
+        if boot_time() > deadline {
             return false;
         }
         std::thread::sleep(Duration::from_millis(5));
