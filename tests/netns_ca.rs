@@ -223,40 +223,44 @@ fn dead_node_that_is_removed_is_waited_for_no_more() {
     assert_eq!(root(&swarm, 1), root(&swarm, 2));
 }
 
+/// In each step another node is away, so that the step lasts until the manager was killed in it.
 fn rotation_goes_on_after_the_manager_was_killed_in_each_step() {
-    let (swarm, containers) = Swarm::pair().with_containers();
-    let [one, two] = containers.as_slice() else { unreachable!("two containers") };
-    swarm.assert_joined(one, two);
-    let old = root(&swarm, 2);
+    let (swarm, containers) = Swarm::formed(3, Family::V4, Underlay::default()).with_containers();
+    let pairs = [(0, 1), (1, 2), (2, 0)].map(|(from, to)| (&containers[from], &containers[to]));
+    pairs.iter().for_each(|(from, to)| swarm.assert_joined(from, to));
+    let ids = [1, 2, 3].map(|number| swarm.agent(number).status().cluster.unwrap().node.id);
+    let old = root(&swarm, 1);
+    let kill_in = |step: RotationStep, away: usize| {
+        let mut last = None;
+        let waits = || {
+            last = rotation(&swarm);
+            last.as_ref().is_some_and(|last| last.step == step && last.waiting.len() == 1)
+        };
+        let waited = eventually(Duration::from_secs(30), waits);
+        assert!(waited, "not {step:?}: {last:?}\n{}", swarm.agent(1).log());
+        swarm.agent(1).kill();
+        swarm.start(1);
+        let CaRotation { step: after, waiting, .. } = rotation(&swarm).unwrap();
+        let waiting: Vec<_> = waiting.into_iter().map(|node| node.node).collect();
+        assert_eq!((after, waiting), (step, vec![ids[away - 1]]));
+    };
+
     swarm.agent(2).kill();
     swarm.agent(1).done(&["ca", "rotate", "--detach"]);
-    let mut killed_in = Vec::new();
-    let again = |step: Option<RotationStep>, killed_in: &mut Vec<Option<RotationStep>>| {
-        if killed_in.last() == Some(&step) {
-            return;
-        }
-        swarm.agent(1).kill();
-        killed_in.push(step);
-        swarm.start(1);
-    };
-    again(rotation(&swarm).map(|rotation| rotation.step), &mut killed_in);
-    assert_eq!(rotation(&swarm).unwrap().step, RotationStep::Trust, "it was begun for good");
+    kill_in(RotationStep::Trust, 2);
+    swarm.agent(3).kill();
     swarm.start(2);
-    let is_over = || {
-        let Some(status) = swarm.agent(1).try_ask::<CaStatusResponse>(&["ca", "status"]) else {
-            return false;
-        };
-        let step = status.rotation.map(|rotation| rotation.step);
-        again(step, &mut killed_in);
-        step.is_none()
-    };
-    assert!(eventually(Duration::from_secs(60), is_over), "killed in {killed_in:?}");
-    // The last step is so short that a busy machine may not see it.
-    let first = [RotationStep::Trust, RotationStep::Reissue].map(Some);
-    assert!(killed_in.starts_with(&first), "{killed_in:?}");
-    swarm.await_keys(1);
-    swarm.assert_joined(one, two);
-    assert!(root(&swarm, 1) != old && root(&swarm, 2) == root(&swarm, 1));
+    kill_in(RotationStep::Reissue, 3);
+    swarm.agent(2).kill();
+    swarm.start(3);
+    kill_in(RotationStep::Retire, 2);
+    swarm.start(2);
+    await_end(&swarm);
+
+    swarm.await_keys(2);
+    pairs.iter().for_each(|(from, to)| swarm.assert_joined(from, to));
+    let new = root(&swarm, 1);
+    assert!(new != old && [2, 3].iter().all(|number| root(&swarm, *number) == new));
 }
 
 fn rotation_that_cannot_be_is_refused_and_nothing_changes() {

@@ -5,12 +5,16 @@
 mod support;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use overlayd::api::types::AttachResponse;
+use futures_util::future::join_all;
+use overlayd::api::Client;
+use overlayd::api::types::{AttachResponse, ListNetworksResponse};
 use overlayd::boot_time::BootTime;
 use overlayd::drop_reason::DropReason;
 use overlayd::io::clock::boot_time;
@@ -18,6 +22,8 @@ use overlayd::io::netlink::{Link, Netlink};
 use overlayd::lab::{Container, Ping, Underlay, eventually};
 use rustix::process::Signal;
 
+use support::changes::{Changers, Tally};
+use support::simulated::SimulatedNode;
 use support::swarm::{Agent, Attached, Family, Swarm, refused};
 use support::test_program;
 
@@ -33,6 +39,18 @@ test_program! {
     endpoint_of_a_container_that_ended_goes_and_frees_its_address
     interface_that_somebody_removed_is_made_again
     stopped_agent_ends_soon_and_leaves_the_containers_their_interfaces
+    killed_manager_has_all_that_it_acknowledged_and_nothing_half_done
+    manager_on_a_full_disk_refuses_changes_and_lives_through_a_kill
+    ; soak:
+    manager_killed_two_hundred_times_has_all_that_it_acknowledged
+}
+
+fn killed_manager_has_all_that_it_acknowledged_and_nothing_half_done() {
+    assert_changes_survive_kills(5);
+}
+
+fn manager_killed_two_hundred_times_has_all_that_it_acknowledged() {
+    assert_changes_survive_kills(200);
 }
 
 fn killed_agent_brings_everything_back() {
@@ -191,6 +209,45 @@ fn interface_that_somebody_removed_is_made_again() {
     assert_eq!(link(two).mac, Some(two.mac()));
 }
 
+fn manager_on_a_full_disk_refuses_changes_and_lives_through_a_kill() {
+    let swarm = Swarm::idle(1, Underlay::default());
+    let (agent, dir) = (swarm.agent(1), swarm.agent(1).state_dir());
+    std::fs::create_dir(&dir).unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m,mode=700", "overlayd"]).arg(&dir).status();
+    assert!(mounted.unwrap().success());
+    swarm.start(1);
+    swarm.init(Family::V4);
+    let create = |number: u32| ["create".to_owned(), "--encrypted".to_owned(), format!("net-{number}")];
+    let listed = || agent.ask::<ListNetworksResponse>(&["ls"]).networks;
+    agent.done(&create(0).each_ref().map(String::as_str));
+    for round in 0..3 {
+        let filler = dir.join("filler");
+        let mut file = File::create(&filler).unwrap();
+        while file.write(&[0; 4096]).is_ok() {}
+        let mut refusal = None;
+        for number in 1_000 * (round + 1)..1_000 * (round + 2) {
+            let before = listed();
+            let output = agent.command().args(create(number)).output().unwrap();
+            if !output.status.success() {
+                assert_eq!(listed(), before);
+                refusal = Some(String::from_utf8(output.stderr).unwrap());
+                break;
+            }
+        }
+        let refusal = refusal.expect("the disk is full");
+        assert!(refusal.contains("no space left") && refusal.contains("nothing was changed"), "{refusal}");
+        let before = listed();
+        agent.kill();
+        swarm.start(1);
+        assert_eq!(listed(), before, "after a kill beside a full disk");
+        drop(file);
+        std::fs::remove_file(&filler).unwrap();
+        agent.done(&create(round + 1).each_ref().map(String::as_str));
+        assert_eq!(listed().len(), before.len() + 1);
+    }
+}
+
 fn stopped_agent_ends_soon_and_leaves_the_containers_their_interfaces() {
     let (swarm, containers) = Swarm::pair().with_containers();
     let [one, two] = containers.as_slice() else { unreachable!("two hosts") };
@@ -207,6 +264,46 @@ fn stopped_agent_ends_soon_and_leaves_the_containers_their_interfaces() {
     swarm.start(2);
     swarm.assert_joined(one, two);
     assert_eq!(swarm.agent(1).dropped(DropReason::AuthenticationFailed), 0);
+}
+
+/// Kills the manager at random instants while several change the cluster, and sometimes while it starts.
+fn assert_changes_survive_kills(kills: usize) {
+    let swarm = Swarm::idle(2, Underlay::default());
+    swarm.start(1);
+    let init = swarm.init(Family::V4);
+    swarm.create(&["--encrypted", "--subnet", "10.64.0.0/12", "red"]);
+    let token = init.worker_token.parse().unwrap();
+    let tally = swarm.lab.host(2).run_in(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.unwrap().block_on(async {
+            let nodes =
+                join_all((0..3).map(|number| SimulatedNode::join(init.manager, &token, number))).await;
+            let operator = Client::new(&swarm.agent(1).socket);
+            let changers = Arc::new(Changers::of(init.manager, operator, nodes).await);
+            for round in 0..kills {
+                let at_work = Arc::clone(&changers);
+                let changing = tokio::spawn(async move { at_work.change_until_it_dies().await });
+                tokio::time::sleep(Duration::from_micros(rand::random_range(0..500_000))).await;
+                changers.end();
+                swarm.agent(1).kill();
+                tokio::time::timeout(Duration::from_secs(60), changing).await.unwrap().unwrap();
+                if round % 4 == 3 {
+                    swarm.agent(1).spawn(swarm.lab.host(1), &[]);
+                    tokio::time::sleep(Duration::from_micros(rand::random_range(0..300_000))).await;
+                    swarm.agent(1).kill();
+                }
+                swarm.start(1);
+                changers.check().await;
+            }
+            changers.tally()
+        })
+    });
+    let Tally { acknowledged, unanswered, made } = tally.unwrap();
+    support::tell(&format!(
+        "{kills} times killed: {acknowledged} changes acknowledged and all there, {unanswered} without an \
+         answer, of which {made} were made, each whole"
+    ));
+    assert!(acknowledged > 0 && unanswered > 0, "nothing was changed meanwhile");
 }
 
 /// Kills an agent at many moments of a command of agent 2, and asserts each time that what was

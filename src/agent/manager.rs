@@ -3,6 +3,7 @@
 //! It joins `control::state`, which decides, to the API and enrolment of `control`, which carry.
 //! Calls that touch the disk run where they keep no other call waiting.
 
+mod admission;
 mod colleagues;
 mod joins;
 mod nodes;
@@ -14,17 +15,15 @@ mod token_clock;
 mod tokens;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use self::colleagues::Colleagues;
-use self::sessions::{Begun, Sessions};
 use super::authority::{StoredAuthority, StoredAuthorityError};
-use crate::cluster::{Node, Role, View};
+use crate::cluster::{Node, Role};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
 use crate::control::renewal::Signer;
 use crate::control::rpc::messages::{
@@ -35,17 +34,18 @@ use crate::control::rpc::messages::{
 };
 use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use crate::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
-use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError};
+use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError, Updates};
 use crate::control::state::{self, ClusterState, StateError};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
-use crate::events::{Event, Events};
-use crate::id::{HostName, NodeId, Version};
+use crate::events::Events;
+use crate::id::{HostName, NodeId};
 use crate::io::clock::{boot_time, wall_clock};
 use crate::membership::Root;
 use crate::membership::token::{JoinToken, TokenSecret};
 
+use self::sessions::Sessions;
 use self::token_clock::TokenClock;
 
 /// The manager of a cluster, on the node that keeps its state.
@@ -89,9 +89,14 @@ impl Manager {
     /// Holds every node against the list of members from now on, until the state ends.
     pub(crate) async fn keep_trust(self: Arc<Self>) {
         let mut versions = self.state.versions();
+        let mut members = None;
         loop {
             versions.borrow_and_update();
-            self.renew_trust();
+            // Most changes are of endpoints.
+            let changed = self.state.trust_changed();
+            if members.replace(changed) != Some(changed) {
+                self.renew_trust();
+            }
             if versions.changed().await.is_err() {
                 return;
             }
@@ -142,96 +147,9 @@ impl Manager {
         others.into_iter().map(|node| node.id).filter(|id| !census.connected.contains(id)).collect()
     }
 
-    fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
-        self.require_office().map_err(|gone| EnrolRefusal::Unavailable(gone.message))?;
-        let (secret, now) = (request.secret.as_bytes(), self.token_time());
-        let role = self.state.role_for_secret(secret, now)?;
-        self.require_room_for(role).map_err(|why| {
-            EnrolRefusal::Invalid(format!(
-                "{why}: join with a worker token (`overlayd token worker` on the manager)"
-            ))
-        })?;
-        let returning = request.former.as_ref().map(|former| self.returning(former)).transpose()?;
-        let machine = &request.machine;
-        let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
-        let data_ip = machine.data.unwrap_or(advertise_ip);
-        let node = Node {
-            id: returning.as_ref().map_or_else(|| NodeId::from_entropy(rand::random()), |known| known.id),
-            name: machine.host.clone(),
-            role,
-            advertise: SocketAddr::new(usable(advertise_ip)?, machine.advertise_port),
-            data: SocketAddr::new(usable(data_ip)?, self.data_port()),
-            underlay_mtu: machine.underlay_mtu,
-        };
-        let authority = StoredAuthority::open(&self.state);
-        let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
-        let certificate = authority
-            .issue_at(
-                self.state.version(),
-                &request.csr,
-                (node.id, role),
-                wall_clock(),
-                self.certificate_life(),
-            )
-            .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
-        let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
-        let token = match returning {
-            Some(_) => self.state.enrol_again(node, secret, now)?,
-            None => self.state.enrol_node(node, secret, now)?,
-        };
-        self.events.record(Event::NodeJoined { node: id, name, role, from, token });
-        Ok(Enrolled {
-            node: id,
-            role,
-            chain: self.chain(certificate, authority.root()),
-            root: authority.root().clone(),
-            roots: self.state.roots(),
-            managers: self.addresses(),
-            advertise,
-            data,
-        })
-    }
-
-    /// The UDP port of encrypted data, one for the whole cluster: this node's.
-    fn data_port(&self) -> u16 {
-        let this = self.state.node(self.credentials.identity().node());
-        this.map_or(DEFAULT_DATA_PORT, |node| node.data.port())
-    }
-
     fn addresses(&self) -> Vec<SocketAddr> {
         let nodes = self.state.nodes().into_iter().map(|status| status.node);
         nodes.filter(|node| node.role == Role::Manager).map(|node| node.advertise).collect()
-    }
-
-    /// Sends `node` its view whenever it changes, until the session ends; `versions` has seen the
-    /// version that the session began with.
-    async fn tell(
-        self: Arc<Self>,
-        node: NodeId,
-        mut begun: Begun,
-        mut versions: watch::Receiver<Version>,
-        views: watch::Sender<Arc<View>>,
-    ) {
-        loop {
-            let changed = tokio::select! {
-                changed = versions.changed() => changed,
-                () = views.closed() => break,
-                () = self.dismissed() => break,
-                () = Self::lost_store(self.store.subscribe()) => break,
-                _ = &mut begun.replaced => break,
-            };
-            if changed.is_err() {
-                break;
-            }
-            // Many changes at once are told as one.
-            tokio::time::sleep(BATCH).await;
-            versions.borrow_and_update();
-            let view = Arc::new(self.state.view_for(node));
-            views.send_replace(view);
-        }
-        self.events.record(Event::SessionEnded { node });
-        self.sessions.end(node, &begun);
-        self.state.saw_node(node, crate::io::clock::boot_time());
     }
 }
 
@@ -261,31 +179,8 @@ impl ManagerApi for Arc<Manager> {
         Some(self.state.node(node)?.name)
     }
 
-    async fn session(
-        &self,
-        caller: PeerIdentity,
-        request: SessionRequest,
-    ) -> Result<watch::Receiver<Arc<View>>, ManagerError> {
-        self.require_store()?;
-        let node = caller.node;
-        // Before the view is made: what changes from here on is told.
-        let versions = self.state.versions();
-        let view = self
-            .on_state(move |state| {
-                // A node that comes from another manager sees nothing undone that it has seen there.
-                state.catch_up()?;
-                let SessionRequest { node: this, endpoints, standing } = request;
-                state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
-                standing.map_or(Ok(()), |standing| state.note_standing(node, standing))?;
-                state.reconcile_node(node, &endpoints.into_iter().collect())?;
-                Ok(state.view_for(node))
-            })
-            .await?;
-        let begun = self.sessions.begin(node);
-        self.events.record(Event::SessionBegun { node, from: caller.address });
-        let (sender, views) = watch::channel(Arc::new(view));
-        tokio::spawn(Arc::clone(self).tell(node, begun, versions, sender));
-        Ok(views)
+    async fn session(&self, caller: PeerIdentity, request: SessionRequest) -> Result<Updates, ManagerError> {
+        self.begin_session(caller, request).await
     }
 
     async fn create_network(&self, _: PeerIdentity, new: NewNetwork) -> Result<NetworkReply, ManagerError> {
@@ -471,22 +366,12 @@ impl From<StateError> for ManagerError {
     }
 }
 
-fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
-    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-        return Err(EnrolRefusal::Invalid(format!(
-            "no other node can reach {address}: give an address with --advertise-addr or --data-addr"
-        )));
-    }
-    Ok(address)
-}
-
-/// RFC 3948's.
-const DEFAULT_DATA_PORT: u16 = 4500;
-const BATCH: Duration = Duration::from_millis(20);
 pub(super) const NO_PANIC: &str = "nothing panics while nodes are counted";
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::authority::first_identity;
     use super::super::member::payload_signer;
     use super::*;

@@ -64,6 +64,7 @@ use crate::sa;
 pub fn run(config: AgentConfig) -> Result<()> {
     refuse_plaintext()?;
     keep_keys_out_of_core_dumps();
+    allow_many_connections();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
@@ -157,6 +158,15 @@ fn keep_keys_out_of_core_dumps() {
     let forbidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     if forbidden.is_err() || NetNs::current().is_err() {
         let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
+    }
+}
+
+/// A manager has a connection for each node, a node one for each peer, and the usual 1,024 are too few.
+fn allow_many_connections() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let most = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }) {
+        tracing::warn!(%error, "no more than the usual number of files can be open");
     }
 }
 

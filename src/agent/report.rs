@@ -28,7 +28,12 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
         warnings.push(error.to_string());
     }
     let connected = session == SessionStatus::Connected;
-    let managers = view.managers.iter().map(|node| ManagerStatus { node: node.clone(), connected });
+    let asked = member.client.preferred();
+    let is_only = view.managers.len() == 1;
+    let managers = view.managers.iter().map(|node| {
+        let connected = connected && (is_only || asked == Some(node.advertise));
+        ManagerStatus { node: node.clone(), connected }
+    });
     let attachments = member.attachments.all().await?;
     for attachment in &attachments {
         let is_ready = attachment.state == AttachmentState::Ready;

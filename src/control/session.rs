@@ -3,7 +3,6 @@
 //! The manager sends the full view and then differences; a broken session begins anew with a full
 //! one. Meanwhile the last view stands: containers go on without a manager.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::sync::watch;
 
-use super::rpc::messages::{SessionRequest, ViewUpdate};
+use super::rpc::messages::SessionRequest;
 use super::rpc::{ErrorKind, ManagerClient, ManagerError};
 use crate::cluster::View;
 
@@ -102,50 +101,6 @@ impl Default for Backoff {
     }
 }
 
-impl ViewUpdate {
-    /// All of `view`.
-    pub fn full(view: &View) -> Self {
-        Self {
-            version: view.version,
-            full: true,
-            managers: view.managers.clone(),
-            removed: view.removed.clone(),
-            removals: view.removals.clone(),
-            roots: Some(view.roots.clone()),
-            networks: view.networks.values().cloned().collect(),
-            gone: Vec::new(),
-        }
-    }
-
-    /// What makes `new` of `old`.
-    pub fn between(old: &View, new: &View) -> Self {
-        let changed = new.networks.iter().filter(|(id, network)| old.networks.get(id) != Some(network));
-        let gone = old.networks.keys().filter(|id| !new.networks.contains_key(id));
-        Self {
-            version: new.version,
-            full: false,
-            managers: new.managers.clone(),
-            removed: new.removed.clone(),
-            removals: new.removals.clone(),
-            roots: (new.roots != old.roots).then(|| new.roots.clone()),
-            networks: changed.map(|(_, network)| network.clone()).collect(),
-            gone: gone.copied().collect(),
-        }
-    }
-
-    /// The view after this update of `old`.
-    pub fn apply(self, old: &View) -> View {
-        let mut networks = if self.full { BTreeMap::new() } else { old.networks.clone() };
-        for id in &self.gone {
-            networks.remove(id);
-        }
-        networks.extend(self.networks.into_iter().map(|network| (network.network.id, network)));
-        let Self { version, managers, removed, removals, roots, .. } = self;
-        let roots = roots.unwrap_or_else(|| old.roots.clone());
-        View { version, managers, removed, removals, roots, networks }
-    }
-}
-
 /// One session, until it ends.
 async fn follow(
     client: &ManagerClient,
@@ -187,8 +142,11 @@ async fn follow(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::cluster::{Network, NetworkView};
+    use crate::control::rpc::messages::ViewUpdate;
     use crate::id::{NetworkId, NodeId, Version, Vni};
     use crate::membership::{Roots, SignedMembership, SignedRemovals};
     use proptest::prelude::*;
@@ -242,28 +200,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn difference_of_two_views_makes_the_second_of_the_first(old in any_view(), new in any_view()) {
-            prop_assert_eq!(ViewUpdate::between(&old, &new).apply(&old), new);
-        }
-
-        #[test]
         fn full_update_makes_the_view_of_any_other(old in any_view(), new in any_view()) {
             prop_assert_eq!(ViewUpdate::full(&new).apply(&old), new);
         }
-    }
-
-    #[test]
-    fn unchanged_networks_are_not_sent_again() {
-        let view = |generation| View {
-            networks: [
-                (NetworkId::from_entropy([1; 16]), network(1, 0)),
-                (NetworkId::from_entropy([2; 16]), network(2, generation)),
-            ]
-            .into(),
-            ..View::default()
-        };
-        let update = ViewUpdate::between(&view(0), &view(1));
-        assert_eq!(update.networks, [network(2, 1)]);
     }
 
     #[test]

@@ -127,6 +127,17 @@ impl Trust {
         self.admit_node(name.node)
     }
 
+    /// Whether every node that `before` admits is admitted still, under the same roots.
+    pub(super) fn admits_all_of(&self, before: &Self) -> bool {
+        let knows = |known: &Arc<BTreeSet<NodeId>>| {
+            before.known.as_ref().is_some_and(|before| before.is_subset(known))
+        };
+        self.cluster == before.cluster
+            && self.roots == before.roots
+            && self.removed.is_subset(&before.removed)
+            && self.known.as_ref().is_none_or(knows)
+    }
+
     /// Whether a node that was admitted before still is.
     ///
     /// # Errors

@@ -1,7 +1,10 @@
 //! Frames of one TCP or UDP flow for tests, whole and as super-frames; etherparse makes and checks
 //! what it can, so that no checksum is checked by the code that made it.
 
-use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
+use etherparse::{
+    IpHeaders, Ipv4Header, Ipv6Header, NetHeaders, PacketHeaders, SlicedPacket, TcpHeader, TcpSlice,
+    TransportHeader, TransportSlice,
+};
 
 use super::testbed::Container;
 use crate::wire::checksum::{self, Sum};
@@ -165,10 +168,20 @@ fn etherparse_checksum(frame: &[u8]) -> Option<u16> {
     let packet = PacketHeaders::from_ethernet_slice(frame).expect("a packet");
     let payload = packet.payload.slice();
     match (packet.net?, packet.transport?) {
-        (NetHeaders::Ipv4(ip, _), TransportHeader::Tcp(tcp)) => tcp.calc_checksum_ipv4(&ip, payload).ok(),
-        (NetHeaders::Ipv6(ip, _), TransportHeader::Tcp(tcp)) => tcp.calc_checksum_ipv6(&ip, payload).ok(),
+        (NetHeaders::Ipv4(ip, _), TransportHeader::Tcp(_)) => {
+            tcp_slice(frame)?.calc_checksum_ipv4(ip.source, ip.destination).ok()
+        }
+        (NetHeaders::Ipv6(ip, _), TransportHeader::Tcp(_)) => {
+            tcp_slice(frame)?.calc_checksum_ipv6(ip.source, ip.destination).ok()
+        }
         (NetHeaders::Ipv4(ip, _), TransportHeader::Udp(udp)) => udp.calc_checksum_ipv4(&ip, payload).ok(),
         (NetHeaders::Ipv6(ip, _), TransportHeader::Udp(udp)) => udp.calc_checksum_ipv6(&ip, payload).ok(),
         other => panic!("neither TCP nor UDP: {other:?}"),
     }
+}
+
+/// The octets as they are: etherparse's `TcpHeader` has no place for the reserved bits.
+fn tcp_slice(frame: &[u8]) -> Option<TcpSlice<'_>> {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a packet");
+    if let Some(TransportSlice::Tcp(tcp)) = packet.transport { Some(tcp) } else { None }
 }

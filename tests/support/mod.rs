@@ -7,10 +7,12 @@
 #![expect(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod certificates;
+pub(crate) mod changes;
 pub(crate) mod cut_off;
 pub(crate) mod etcd;
 pub(crate) mod frames;
 pub(crate) mod paced;
+pub(crate) mod simulated;
 pub(crate) mod stream_rate;
 pub(crate) mod streams;
 pub(crate) mod swarm;

@@ -10,15 +10,17 @@ use overlayd::control::rpc::messages::{
     Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
     InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
     NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
-    Token, TokenRequest,
+    Token, TokenRequest, ViewUpdate,
 };
 use overlayd::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use overlayd::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
-use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError};
+use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError, Updates};
 use overlayd::control::tls::peer::PeerIdentity;
 use overlayd::id::Version;
 use overlayd::membership::{Roots, TokenSecret};
 use tokio::sync::watch;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::WatchStream;
 
 use crate::cluster::{SECRET, node, noon};
 
@@ -88,8 +90,9 @@ impl ManagerApi for Desk {
         &self,
         _caller: PeerIdentity,
         _request: SessionRequest,
-    ) -> Result<watch::Receiver<Arc<View>>, ManagerError> {
-        Ok(self.view.subscribe())
+    ) -> Result<Updates, ManagerError> {
+        let views = WatchStream::new(self.view.subscribe());
+        Ok(Box::pin(views.map(|view| ViewUpdate::full(&view))))
     }
 
     async fn create_network(&self, _: PeerIdentity, _: NewNetwork) -> Result<NetworkReply, ManagerError> {

@@ -95,7 +95,8 @@ impl Manager {
 }
 
 /// Why there is no second manager.
-const ONE_MANAGER: &str = "this cluster keeps its state in an embedded store, which has one manager";
+const ONE_MANAGER: &str = "this cluster keeps its state in an embedded store, which has one \
+     manager: overlayd store migrate etcd://HOST:2379 brings it where several can share it";
 
 #[cfg(test)]
 mod tests {

@@ -1,38 +1,50 @@
-//! The sessions of the nodes: one for each. A newer one takes the place of an older, which is that of a
-//! connection that has died unseen, or of another machine that was the same node.
+//! The sessions of the nodes: one for each, which is told its view, and then what changes, at its own pace.
+//!
+//! A newer one takes the place of an older, which is that of a connection that has died unseen, or of
+//! another machine that was the same node.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use tokio::sync::oneshot;
+use futures_util::stream::unfold;
+use tokio::sync::{Semaphore, oneshot, watch};
 
-use super::NO_PANIC;
-use crate::id::NodeId;
+use super::Manager;
+use crate::control::rpc::messages::{SessionRequest, ViewUpdate};
+use crate::control::rpc::{ManagerError, Updates};
+use crate::control::state::Told;
+use crate::control::tls::peer::PeerIdentity;
+use crate::events::Event;
+use crate::id::{NodeId, Version};
+use crate::io::clock::boot_time;
 
 /// The sessions that nodes have with this manager.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::agent) struct Sessions {
     held: Mutex<Held>,
+    /// For whole views, which are long: when all nodes come at once, few are in memory at a time.
+    whole: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     begun: u64,
-    /// The number of a node's session, and what tells its task that there is a newer one.
+    /// The number of a node's session, and what tells it that there is a newer one.
     by_node: HashMap<NodeId, (u64, oneshot::Sender<()>)>,
 }
 
 /// A session that was begun.
 #[derive(Debug)]
-pub(super) struct Begun {
+struct Begun {
     number: u64,
     /// Resolves when the session's place is taken.
-    pub(super) replaced: oneshot::Receiver<()>,
+    replaced: oneshot::Receiver<()>,
 }
 
 impl Sessions {
     /// Begins a session of a node, and ends the one that it had.
-    pub(super) fn begin(&self, node: NodeId) -> Begun {
+    fn begin(&self, node: NodeId) -> Begun {
         let mut held = self.lock();
         held.begun += 1;
         let number = held.begun;
@@ -42,7 +54,7 @@ impl Sessions {
     }
 
     /// Ends a session, unless a newer one has taken its place.
-    pub(super) fn end(&self, node: NodeId, begun: &Begun) {
+    fn end(&self, node: NodeId, begun: &Begun) {
         let mut held = self.lock();
         if held.by_node.get(&node).is_some_and(|(number, _)| *number == begun.number) {
             held.by_node.remove(&node);
@@ -58,6 +70,99 @@ impl Sessions {
         self.held.lock().expect(NO_PANIC)
     }
 }
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { held: Mutex::default(), whole: Arc::new(Semaphore::new(WHOLE_VIEWS)) }
+    }
+}
+
+impl Manager {
+    pub(super) async fn begin_session(
+        self: &Arc<Self>,
+        caller: PeerIdentity,
+        request: SessionRequest,
+    ) -> Result<Updates, ManagerError> {
+        self.require_store()?;
+        let node = caller.node;
+        // Before the view is made: what changes from here on is told.
+        let versions = self.state.versions();
+        self.on_state(move |state| {
+            // A node that comes from another manager sees nothing undone that it has seen there.
+            state.catch_up()?;
+            let SessionRequest { node: this, endpoints, standing } = request;
+            state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
+            standing.map_or(Ok(()), |standing| state.note_standing(node, standing))?;
+            state.reconcile_node(node, &endpoints.into_iter().collect())
+        })
+        .await?;
+        let begun = self.sessions.begin(node);
+        self.events.record(Event::SessionBegun { node, from: caller.address });
+        let manager = Arc::clone(self);
+        let session = Session { manager, node, begun, versions, told: Told::default(), whole_view: None };
+        Ok(Box::pin(unfold((session, true), |(mut session, is_first)| async move {
+            let update = if is_first { session.first().await } else { session.next().await };
+            update.map(|update| (update, (session, false)))
+        })))
+    }
+}
+
+/// One session of a node; it ends by being dropped.
+struct Session {
+    manager: Arc<Manager>,
+    node: NodeId,
+    begun: Begun,
+    versions: watch::Receiver<Version>,
+    told: Told,
+    /// Kept until the update after the whole view is asked for: then that is on its way.
+    whole_view: Option<oneshot::Sender<()>>,
+}
+
+impl Session {
+    async fn first(&mut self) -> Option<ViewUpdate> {
+        let room = Arc::clone(&self.manager.sessions.whole).acquire_owned().await.ok()?;
+        let (taken, gone) = oneshot::channel();
+        tokio::spawn(async move {
+            // Taken, or the session has ended, or its node reads too slowly for the others to wait.
+            let _ = tokio::time::timeout(WHOLE_VIEW_TIME, gone).await;
+            drop(room);
+        });
+        self.whole_view = Some(taken);
+        self.versions.borrow_and_update();
+        self.manager.state.update_for(self.node, &mut self.told)
+    }
+
+    async fn next(&mut self) -> Option<ViewUpdate> {
+        self.whole_view = None;
+        loop {
+            tokio::select! {
+                changed = self.versions.changed() => changed.ok()?,
+                _ = &mut self.begun.replaced => return None,
+                () = self.manager.stopped_serving() => return None,
+            }
+            // Many changes at once are told as one.
+            tokio::time::sleep(BATCH).await;
+            self.versions.borrow_and_update();
+            if let Some(update) = self.manager.state.update_for(self.node, &mut self.told) {
+                return Some(update);
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.manager.events.record(Event::SessionEnded { node: self.node });
+        self.manager.sessions.end(self.node, &self.begun);
+        self.manager.state.saw_node(self.node, boot_time());
+    }
+}
+
+const BATCH: Duration = Duration::from_millis(20);
+/// A network of 10,000 endpoints is some 3 MB.
+const WHOLE_VIEWS: usize = 16;
+const WHOLE_VIEW_TIME: Duration = Duration::from_secs(2);
+const NO_PANIC: &str = "nothing panics while sessions are counted";
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Manager;
@@ -75,10 +74,13 @@ impl Manager {
         Err(ManagerError::new(ErrorKind::Unavailable, why))
     }
 
-    /// Resolves when the cluster's state is out of reach.
-    pub(super) async fn lost_store(mut store: watch::Receiver<bool>) {
-        if store.wait_for(|has_store| !has_store).await.is_err() {
-            std::future::pending().await
+    /// Resolves once this node is no manager any more, or does not reach the cluster's state.
+    pub(super) async fn stopped_serving(&self) {
+        let mut store = self.store.subscribe();
+        tokio::select! {
+            () = self.dismissed() => {}
+            // The sender is in this.
+            _ = store.wait_for(|has_store| !has_store) => {}
         }
     }
 

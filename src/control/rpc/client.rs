@@ -79,6 +79,11 @@ impl ManagerClient {
         self.shared.pointed.notified().await;
     }
 
+    /// The manager that is asked first.
+    pub fn preferred(&self) -> Option<SocketAddr> {
+        self.shared.dialer.preferred()
+    }
+
     /// Where the managers are.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.shared.dialer.addresses.load().to_vec()

@@ -43,6 +43,11 @@ impl Dialer {
         self.preferred.store(Some(Arc::new(address)));
     }
 
+    /// The manager that it begins with.
+    pub(super) fn preferred(&self) -> Option<SocketAddr> {
+        self.order().first().copied()
+    }
+
     /// Begins with the manager after the present one; false if there is no other.
     pub(super) fn move_on(&self) -> bool {
         let order = self.order();

@@ -7,8 +7,6 @@ mod managers;
 mod node;
 mod tokens;
 
-use std::collections::BTreeSet;
-
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -18,11 +16,11 @@ pub use self::node::{ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetai
 use crate::cluster::{ManagerState, Network, NetworkView, Node, NodeProfile, Role};
 use crate::control::identity::base64_der_list;
 pub use crate::control::state::{
-    AttachRequest as Attach, Attached, ChangedProfile, NetworkSummary, NewNetwork, ProfileChange,
-    RootStanding,
+    AttachRequest as Attach, Attached, ChangedProfile, NetworkChange, NetworkSummary, NewNetwork,
+    ProfileChange, RootStanding, ViewUpdate,
 };
-use crate::id::{EndpointId, NetworkId, NetworkName, Version};
-use crate::membership::{Root, Roots, SignedRemovals};
+use crate::id::{EndpointId, NetworkName};
+use crate::membership::Root;
 
 mod ca;
 
@@ -40,29 +38,6 @@ pub struct SessionRequest {
     /// Which roots it trusts, and which signed its certificate.
     #[serde(default)]
     pub standing: Option<RootStanding>,
-}
-
-/// A change of what a node is told. The first of a session is full.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ViewUpdate {
-    /// The version of the cluster's state after it.
-    pub version: Version,
-    /// True when all that is not in it is gone.
-    pub full: bool,
-    /// The managers.
-    pub managers: Vec<Node>,
-    /// The removed nodes.
-    pub removed: BTreeSet<crate::id::NodeId>,
-    /// The same as it was signed.
-    #[serde(default)]
-    pub removals: Option<SignedRemovals>,
-    /// The roots that the cluster trusts, if they changed.
-    #[serde(default)]
-    pub roots: Option<Roots>,
-    /// Networks that are new or changed.
-    pub networks: Vec<NetworkView>,
-    /// Networks that the node is no longer a member of.
-    pub gone: Vec<NetworkId>,
 }
 
 /// One network.

@@ -12,7 +12,7 @@ pub mod server;
 
 pub use self::client::ManagerClient;
 pub use self::error::{ErrorKind, ManagerError};
-pub use self::server::{ManagerApi, serve};
+pub use self::server::{ManagerApi, Updates, serve};
 
 /// What `build.rs` generated.
 #[expect(unreachable_pub, reason = "generated: tonic-build makes everything pub")]

@@ -9,8 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::unfold;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
@@ -26,7 +25,7 @@ use super::messages::{
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use super::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
-use crate::cluster::{Role, View};
+use crate::cluster::Role;
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
 use crate::events::{Event, Events, Noted, Reason};
 use crate::id::{HostName, NodeId};
@@ -54,14 +53,10 @@ pub trait ManagerApi: Send + Sync + 'static {
         None
     }
 
-    /// The caller's view from now on. Id and role in `request.node` are those of the certificate. The receiver is dropped when the session ends, which
-    /// [`watch::Sender::closed`] shows; an agent that connects again begins a new session, possibly
-    /// before the old one is seen to end.
-    fn session(
-        &self,
-        caller: PeerIdentity,
-        request: SessionRequest,
-    ) -> impl Answer<watch::Receiver<Arc<View>>>;
+    /// The caller's view, whole and then what changes, as often as the caller takes it. Id and role in
+    /// `request.node` are those of the certificate. The stream is dropped when the session ends; an agent
+    /// that connects again begins a new session, possibly before the old one is seen to end.
+    fn session(&self, caller: PeerIdentity, request: SessionRequest) -> impl Answer<Updates>;
 
     /// Creates a network.
     fn create_network(&self, caller: PeerIdentity, request: NewNetwork) -> impl Answer<NetworkReply>;
@@ -123,6 +118,9 @@ pub trait ManagerApi: Send + Sync + 'static {
     /// Removes the caller from the cluster.
     fn leave(&self, caller: PeerIdentity, request: Leave) -> impl Answer<Done>;
 }
+
+/// What a session tells.
+pub type Updates = Pin<Box<dyn Stream<Item = ViewUpdate> + Send>>;
 
 /// The future of an answer.
 pub trait Answer<T>: Future<Output = Result<T, ManagerError>> + Send {}
@@ -344,8 +342,8 @@ macro_rules! unary {
                     let message = "a session is for the node that the certificate names";
                     return Err(ManagerError::new(ErrorKind::Denied, message).into());
                 }
-                let views = self.api.session(caller, request).await?;
-                Ok(Response::new(Box::pin(updates(views))))
+                let updates = self.api.session(caller, request).await?;
+                Ok(Response::new(Box::pin(updates.map(Ok))))
             }
         }
     };
@@ -375,25 +373,6 @@ unary! {
 }
 
 type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;
-
-/// The full view, then the difference from the last one sent, as often as the client takes it: a
-/// slow client misses intermediate views, never the latest.
-fn updates(views: watch::Receiver<Arc<View>>) -> impl Stream<Item = Result<ViewUpdate, Status>> + Send {
-    unfold((views, None::<Arc<View>>), |(mut views, sent)| async move {
-        loop {
-            if sent.is_some() {
-                views.changed().await.ok()?;
-            }
-            let view = Arc::clone(&views.borrow_and_update());
-            let update = match &sent {
-                None => ViewUpdate::full(&view),
-                Some(sent) if *sent == view => continue,
-                Some(sent) => ViewUpdate::between(sent, &view),
-            };
-            return Some((Ok(update), (views, Some(view))));
-        }
-    })
-}
 
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: usize = 1 << 20;

@@ -165,8 +165,10 @@ impl ClusterState {
             let inner = Arc::downgrade(&self.inner);
             let following = thread::Builder::new().name("state".to_owned()).spawn(move || {
                 while let Some(inner) = inner.upgrade() {
-                    Self { inner }.hear();
-                    thread::park();
+                    // Waiting for an answer eats what wakes this thread, so it sleeps only after there was no news.
+                    if !(Self { inner }).hear() {
+                        thread::park();
+                    }
                 }
             });
             following.map(|following| following.thread().clone()).ok()
@@ -195,19 +197,21 @@ impl ClusterState {
         self.inner.reachable.subscribe()
     }
 
-    fn hear(&self) {
+    /// Takes in the changes of other managers; whether there may have been any.
+    fn hear(&self) -> bool {
         let rows = self.rows();
         let is_reachable = rows.trouble().is_none();
         self.inner.reachable.send_if_modified(|known| std::mem::replace(known, is_reachable) != is_reachable);
         let known = self.inner.changing.lock().expect(NO_PANIC).revision;
         if !rows.news(known) {
-            return;
+            return false;
         }
         if let Err(error) = self.catch_up() {
             tracing::warn!(%error, "the changes of other managers cannot be read");
             thread::sleep(PAUSE);
             rows.again();
         }
+        true
     }
 }
 

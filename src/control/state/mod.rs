@@ -8,6 +8,7 @@
 
 mod addresses;
 mod authority;
+mod change_log;
 mod changes;
 mod endpoints;
 mod error;
@@ -25,6 +26,7 @@ mod relocation;
 mod rotation;
 mod subnets;
 mod tokens;
+mod view_update;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +58,8 @@ pub use self::profiles::{ChangedProfile, ProfileChange};
 pub use self::relocation::Relocated;
 pub use self::rotation::{Advance, NewRotation, RootStanding, Rotation};
 pub use self::tokens::Tokens;
-pub use self::views::ViewDelta;
+pub use self::view_update::{NetworkChange, ViewUpdate};
+pub use self::views::Told;
 
 /// Signs the payload of a membership or of a list of removed nodes with the manager's key.
 pub type SignPayload = dyn Fn(&[u8]) -> Result<Signature, Box<dyn Error + Send + Sync>> + Send + Sync;

@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::addresses::SubnetAddresses;
+use super::change_log::{ChangeLog, Touched};
 use super::issued_tokens::IssuedToken;
 use super::managers::{DEMOTED, Demoted};
 use super::pool::AddressPool;
 use super::rotation::{COMING_CA, ROOTS, RootStanding, RootsRow, STANDINGS, SecretDigits};
 use super::tokens::Tokens;
-use crate::cluster::{Endpoint, Membership, Network, Node, NodeProfile};
+use crate::cluster::{Endpoint, Membership, Network, Node, NodeProfile, Role};
 use crate::control::store::{Batch, Reading, StoreError, Table};
 use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, TokenId, Version,
@@ -153,10 +154,12 @@ pub(super) struct Model {
     pub(super) network_names: BTreeMap<NetworkName, NetworkId>,
     /// The network of every endpoint.
     pub(super) endpoints: HashMap<EndpointId, NetworkId>,
-    /// When a node was added, changed or removed last; after a restart, the version of then.
+    /// When a manager was added or changed or a node removed last; after a restart, the version of then.
     pub(super) roster_changed: Version,
     /// The same of the roots that nodes are to trust.
     pub(super) roots_changed: Version,
+    /// When a node was added or removed last; after a restart, the version of then.
+    pub(super) members_changed: Version,
 }
 
 /// One network, with its indices.
@@ -172,8 +175,8 @@ pub(super) struct NetworkState {
     pub(super) names: HashMap<HostName, EndpointId>,
     /// In the order of the network's subnets.
     pub(super) subnets: Vec<SubnetAddresses>,
-    /// When anything in the network's view changed last; after a restart, the version of then.
-    pub(super) changed: Version,
+    /// What changed of the network's view lately.
+    pub(super) log: ChangeLog,
 }
 
 impl Model {
@@ -196,6 +199,7 @@ impl Model {
             network_names: BTreeMap::new(),
             endpoints: HashMap::new(),
             roster_changed: counters.version,
+            members_changed: counters.version,
         }
     }
 
@@ -254,6 +258,9 @@ impl Model {
                 return Ok(Err(why));
             }
         }
+        for state in model.networks.values_mut() {
+            state.log = ChangeLog::new(counters.version);
+        }
         Ok(Ok(Some(model)))
     }
 
@@ -277,10 +284,16 @@ impl Model {
             }
             Change::PutNode(node) => {
                 for state in self.networks.values_mut().filter(|s| s.members.contains_key(&node.id)) {
-                    state.changed = version;
+                    state.note(version, Touched::Node(node.id));
                 }
-                self.roster_changed = version;
-                self.nodes.insert(node.id, node);
+                let (id, role) = (node.id, node.role);
+                let before = self.nodes.insert(id, node);
+                if role == Role::Manager || before.as_ref().is_some_and(|node| node.role == Role::Manager) {
+                    self.roster_changed = version;
+                }
+                if before.is_none() {
+                    self.members_changed = version;
+                }
             }
             Change::PutProfile(id, profile) => {
                 self.profiles.insert(id, profile);
@@ -290,14 +303,20 @@ impl Model {
                 self.standings.remove(&id);
                 self.profiles.remove(&id);
                 self.removed.insert(id, expiry);
-                self.roster_changed = version;
+                (self.roster_changed, self.members_changed) = (version, version);
             }
             Change::ForgetRemoved(id) => {
                 self.removed.remove(&id);
-                self.roster_changed = version;
+                (self.roster_changed, self.members_changed) = (version, version);
             }
-            Change::PutDemoted(id, row) => drop(self.demoted.insert(id, row)),
-            Change::ForgetDemoted(id) => drop(self.demoted.remove(&id)),
+            Change::PutDemoted(id, row) => {
+                self.demoted.insert(id, row);
+                self.members_changed = version;
+            }
+            Change::ForgetDemoted(id) => {
+                self.demoted.remove(&id);
+                self.members_changed = version;
+            }
             Change::PutRemovals(row) => {
                 self.removals = Some(row);
                 self.roster_changed = version;
@@ -313,7 +332,7 @@ impl Model {
             Change::PutMembership(id, row) => {
                 let state = self.network_mut(id)?;
                 state.membership = Some(row);
-                state.changed = version;
+                state.note(version, Touched::Membership);
             }
             Change::PutLastGiven(id, last) => {
                 let state = self.network_mut(id)?;
@@ -329,14 +348,12 @@ impl Model {
                 }
                 self.endpoints.insert(endpoint.id, endpoint.network);
                 let state = self.network_mut(endpoint.network)?;
-                state.changed = version;
-                state.put(endpoint)?;
+                state.put(endpoint, version)?;
             }
             Change::DropEndpoint(endpoint) => {
                 self.endpoints.remove(&endpoint.id);
                 let state = self.network_mut(endpoint.network)?;
-                state.changed = version;
-                state.remove(&endpoint);
+                state.remove(&endpoint, version);
             }
         }
         Ok(())
@@ -359,8 +376,12 @@ impl NetworkState {
             macs: HashMap::new(),
             names: HashMap::new(),
             subnets,
-            changed: version,
+            log: ChangeLog::new(version),
         }
+    }
+
+    fn note(&mut self, version: Version, touched: Touched) {
+        self.log.note(version, touched, self.endpoints.len() + self.members.len());
     }
 
     /// The membership that follows the present one, with these nodes.
@@ -376,7 +397,7 @@ impl NetworkState {
         format!("endpoint {id}{name} on node {}", endpoint.node)
     }
 
-    fn put(&mut self, endpoint: Endpoint) -> Result<(), String> {
+    fn put(&mut self, endpoint: Endpoint, version: Version) -> Result<(), String> {
         for net in &endpoint.addresses {
             let address = net.addr();
             let subnet = self.network.subnets.iter().position(|s| s.cidr.contains(&address));
@@ -396,12 +417,17 @@ impl NetworkState {
         {
             return Err(format!("endpoint name {name} is given twice"));
         }
-        *self.members.entry(endpoint.node).or_default() += 1;
-        self.endpoints.insert(endpoint.id, endpoint);
+        let (id, node) = (endpoint.id, endpoint.node);
+        *self.members.entry(node).or_default() += 1;
+        self.endpoints.insert(id, endpoint);
+        self.note(version, Touched::Endpoint(id));
+        if self.members.get(&node) == Some(&1) {
+            self.note(version, Touched::Node(node));
+        }
         Ok(())
     }
 
-    fn remove(&mut self, endpoint: &Endpoint) {
+    fn remove(&mut self, endpoint: &Endpoint, version: Version) {
         for net in &endpoint.addresses {
             for (subnet, addresses) in self.network.subnets.iter().zip(&mut self.subnets) {
                 if subnet.cidr.contains(&net.addr()) {
@@ -421,6 +447,10 @@ impl NetworkState {
             }
         }
         self.endpoints.remove(&endpoint.id);
+        self.note(version, Touched::Endpoint(endpoint.id));
+        if !self.members.contains_key(&endpoint.node) {
+            self.note(version, Touched::Node(endpoint.node));
+        }
     }
 }
 

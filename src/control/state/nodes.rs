@@ -9,7 +9,7 @@ use super::networks::MOST_NAMED;
 use super::{ClusterState, NO_PANIC, StateError, subnets};
 use crate::boot_time::BootTime;
 use crate::cluster::{Endpoint, Node, NodeProfile, Role};
-use crate::id::{Epoch, HostName, NetworkName, NodeId};
+use crate::id::{Epoch, HostName, NetworkName, NodeId, Version};
 use crate::membership::{Removals, SignedRemovals};
 
 /// A node and when it was heard of.
@@ -153,6 +153,12 @@ impl ClusterState {
     /// When a node was heard of last, since this manager started.
     pub fn last_seen(&self, id: NodeId) -> Option<BootTime> {
         self.inner.last_seen.lock().expect(NO_PANIC).get(&id).copied()
+    }
+
+    /// When a node was added or removed last, or the roots changed that nodes trust.
+    pub fn trust_changed(&self) -> Version {
+        let model = self.model();
+        model.members_changed.max(model.roots_changed)
     }
 
     /// The nodes, by id.

@@ -14,7 +14,7 @@ mod tokens;
 
 use super::model::RemovalsRow;
 use super::*;
-use crate::cluster::{Membership, Network, Node, Role, Subnet};
+use crate::cluster::{Membership, Network, Node, Role, Subnet, View};
 use crate::id::{EndpointId, NetworkName};
 use crate::membership::Removals;
 use ipnet::IpNet;
@@ -240,20 +240,27 @@ fn node_is_told_of_the_networks_that_it_is_a_member_of_alone() {
 }
 
 #[test]
-fn delta_carries_changed_networks_alone_and_leads_to_the_whole_view() {
+fn update_carries_what_changed_alone_and_leads_to_the_whole_view() {
     let cluster = TestCluster::new();
     for (n, subnet) in [("one", "10.1.0.0/24"), ("two", "10.2.0.0/24")] {
         cluster.create(n, &[subnet]);
     }
     cluster.state.attach(node_id(1), &request(1, "one")).unwrap();
     cluster.state.attach(node_id(1), &request(2, "two")).unwrap();
-    let mut view = cluster.state.view_for(node_id(1));
+    let mut told = Told::default();
+    let first = cluster.state.update_for(node_id(1), &mut told).unwrap();
+    assert!(first.full && first.networks.len() == 2);
+    let mut view = first.apply(&View::default());
+    assert_eq!(cluster.state.update_for(node_id(1), &mut told), None);
 
     cluster.state.attach(node_id(2), &request(3, "two")).unwrap();
-    let delta = cluster.state.view_delta(node_id(1), view.version);
-    assert_eq!(delta.changed.len(), 1);
-    assert_eq!(delta.managers, None);
-    delta.apply_to(&mut view);
+    let update = cluster.state.update_for(node_id(1), &mut told).unwrap();
+    assert!(!update.full && update.networks.is_empty() && update.gone.is_empty());
+    let [change] = &update.changes[..] else { panic!("{update:?}") };
+    assert_eq!(change.endpoints.iter().map(|e| e.id).collect::<Vec<_>>(), [endpoint_id(3)]);
+    assert_eq!(change.nodes.iter().map(|n| n.id).collect::<Vec<_>>(), [node_id(2)]);
+    assert!(change.membership.is_some());
+    view = update.apply(&view);
     assert_eq!(view, cluster.state.view_for(node_id(1)));
 
     cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
@@ -264,21 +271,24 @@ fn delta_carries_changed_networks_alone_and_leads_to_the_whole_view() {
         9000,
     );
     moved.unwrap();
-    let delta = cluster.state.view_delta(node_id(1), view.version);
-    assert_eq!((delta.changed.len(), delta.networks.len()), (1, 1));
-    delta.apply_to(&mut view);
+    let update = cluster.state.update_for(node_id(1), &mut told).unwrap();
+    assert_eq!((update.changes.len(), update.gone.len()), (1, 1));
+    view = update.apply(&view);
     assert_eq!(view, cluster.state.view_for(node_id(1)));
-    assert!(cluster.state.view_delta(node_id(1), view.version).changed.is_empty());
+    assert_eq!(cluster.state.update_for(node_id(1), &mut told), None);
 }
 
 #[test]
-fn version_from_a_lost_future_is_answered_with_everything() {
+fn node_that_leaves_a_network_and_comes_back_is_told_all_of_it() {
     let cluster = TestCluster::new();
     cluster.create("one", &["10.1.0.0/24"]);
-    cluster.attach(1, "one");
-    let delta = cluster.state.view_delta(node_id(1), Version::new(1_000_000));
-    assert_eq!(delta.changed.len(), 1);
-    assert!(delta.managers.is_some());
+    cluster.state.attach(node_id(1), &request(1, "one")).unwrap();
+    let mut told = Told::default();
+    cluster.state.update_for(node_id(1), &mut told).unwrap();
+    cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
+    cluster.state.attach(node_id(1), &request(2, "one")).unwrap();
+    let update = cluster.state.update_for(node_id(1), &mut told).unwrap();
+    assert_eq!((update.networks.len(), update.changes.len()), (1, 0));
 }
 
 #[test]
@@ -422,8 +432,9 @@ fn settled(state: &ClusterState) -> Model {
     let mut model = state.model().clone();
     model.roster_changed = model.counters.version;
     model.roots_changed = model.counters.version;
+    model.members_changed = model.counters.version;
     for state in model.networks.values_mut() {
-        state.changed = model.counters.version;
+        state.log = super::change_log::ChangeLog::new(model.counters.version);
     }
     model
 }

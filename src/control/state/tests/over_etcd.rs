@@ -66,8 +66,6 @@ over_etcd! {
         vnis_and_pool_subnets_follow_one_another_and_a_freed_vni_rests
         pool_passes_over_the_addresses_of_nodes
         node_is_told_of_the_networks_that_it_is_a_member_of_alone
-        delta_carries_changed_networks_alone_and_leads_to_the_whole_view
-        version_from_a_lost_future_is_answered_with_everything
         versions_are_told_after_the_change_is_written
         token_secrets_name_their_role_until_they_are_rotated
         nodes_are_listed_with_when_they_were_seen

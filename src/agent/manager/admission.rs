@@ -1,0 +1,81 @@
+//! Admits machines that join: a certificate, a place in the cluster, and where the managers are.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Manager, StoredAuthority};
+use crate::cluster::Node;
+use crate::control::enrol::{EnrolRefusal, EnrolRequest, Enrolled};
+use crate::events::Event;
+use crate::id::NodeId;
+use crate::io::clock::wall_clock;
+
+impl Manager {
+    /// Admits a machine that shows a token.
+    pub(super) fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
+        self.require_office().map_err(|gone| EnrolRefusal::Unavailable(gone.message))?;
+        let (secret, now) = (request.secret.as_bytes(), self.token_time());
+        let role = self.state.role_for_secret(secret, now)?;
+        self.require_room_for(role).map_err(|why| {
+            EnrolRefusal::Invalid(format!(
+                "{why}: join with a worker token (`overlayd token worker` on the manager)"
+            ))
+        })?;
+        let returning = request.former.as_ref().map(|former| self.returning(former)).transpose()?;
+        let machine = &request.machine;
+        let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
+        let data_ip = machine.data.unwrap_or(advertise_ip);
+        let node = Node {
+            id: returning.as_ref().map_or_else(|| NodeId::from_entropy(rand::random()), |known| known.id),
+            name: machine.host.clone(),
+            role,
+            advertise: SocketAddr::new(usable(advertise_ip)?, machine.advertise_port),
+            data: SocketAddr::new(usable(data_ip)?, self.data_port()),
+            underlay_mtu: machine.underlay_mtu,
+        };
+        let authority = StoredAuthority::open(&self.state);
+        let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
+        let certificate = authority
+            .issue_at(
+                self.state.version(),
+                &request.csr,
+                (node.id, role),
+                wall_clock(),
+                self.certificate_life(),
+            )
+            .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
+        let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
+        let token = match returning {
+            Some(_) => self.state.enrol_again(node, secret, now)?,
+            None => self.state.enrol_node(node, secret, now)?,
+        };
+        self.events.record(Event::NodeJoined { node: id, name, role, from, token });
+        Ok(Enrolled {
+            node: id,
+            role,
+            chain: self.chain(certificate, authority.root()),
+            root: authority.root().clone(),
+            roots: self.state.roots(),
+            managers: self.addresses(),
+            advertise,
+            data,
+        })
+    }
+
+    /// The UDP port of encrypted data, one for the whole cluster: this node's.
+    fn data_port(&self) -> u16 {
+        let this = self.state.node(self.credentials.identity().node());
+        this.map_or(DEFAULT_DATA_PORT, |node| node.data.port())
+    }
+}
+
+fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return Err(EnrolRefusal::Invalid(format!(
+            "no other node can reach {address}: give an address with --advertise-addr or --data-addr"
+        )));
+    }
+    Ok(address)
+}
+
+/// RFC 3948's.
+const DEFAULT_DATA_PORT: u16 = 4500;

@@ -1,0 +1,314 @@
+//! Three managers whose state is in a real etcd of three members: one of each dies, one is cut off, under a
+//! stream of changes and traffic; and managers are made and unmade.
+
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use overlayd::api::types::{
+    AttachResponse, CreateNetworkResponse, DetachResponse, InitResponse, ListNetworksResponse,
+    ListNodesResponse, RemoveNetworkResponse, TokenResponse,
+};
+use overlayd::cluster::{ManagerState, Role};
+use overlayd::control::store::Store;
+use overlayd::id::NodeId;
+use overlayd::lab::{Host, Underlay, eventually};
+
+use support::cut_off::{cut_tcp, mend_tcp};
+use support::etcd::{Etcd, Place};
+use support::swarm::{Agent, PATIENCE, Swarm};
+use support::test_program;
+
+test_program! {
+    managers_and_members_of_etcd_that_die_lose_nothing_and_give_nothing_twice
+}
+
+fn managers_and_members_of_etcd_that_die_lose_nothing_and_give_nothing_twice() {
+    let (swarm, mut etcd) = three_managers_and_two_workers();
+    swarm.create_encrypted("red");
+    let (four, five) = (swarm.attach(4, "red", "c4"), swarm.attach(5, "red", "c5"));
+    swarm.assert_joined(&four, &five);
+    let history = History::default();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pings = scope.spawn(|| four.pings_until(&done, &five, Duration::from_millis(5)));
+        for agent in &swarm.agents[..3] {
+            scope.spawn(|| make_networks(agent, &history, &done));
+        }
+        for agent in &swarm.agents[3..] {
+            scope.spawn(|| attach_and_detach(&swarm, agent, &history, &done));
+        }
+        let disaster = std::panic::AssertUnwindSafe(|| live_through_disasters(&swarm, &mut etcd, &history));
+        let survived = std::panic::catch_unwind(disaster);
+        done.store(true, Ordering::Relaxed);
+        let (sent, received) = pings.join().unwrap();
+        if let Err(panic) = survived {
+            std::panic::resume_unwind(panic);
+        }
+        assert!(sent > 500 && received == sent, "{received} of {sent} pings answered");
+    });
+    history.check(swarm.agent(1));
+    make_and_unmake(&swarm);
+}
+
+/// A manager that made the cluster, one that joined as such, one that was promoted; a member of etcd beside each.
+fn three_managers_and_two_workers() -> (Swarm, Etcd) {
+    let swarm = Swarm::unformed(5, Underlay::default());
+    let places = (1..=3).map(|number| {
+        let host = swarm.lab.host(number);
+        Place::within(&Path::new("/run/netns").join(host.name()), host.v4())
+    });
+    let etcd = Etcd::at(places.collect(), None);
+    let address = swarm.lab.host(1).v4().to_string();
+    let init = ["init", "--advertise-addr", &address, "--store", &etcd.url()];
+    let mut made = None;
+    let is_made = eventually(PATIENCE, || {
+        made = swarm.agent(1).try_ask::<InitResponse>(&init);
+        made.is_some()
+    });
+    assert!(is_made, "{}", swarm.agent(1).refused(&init));
+    let made = made.unwrap();
+    let token: TokenResponse = swarm.agent(1).ask(&["token", "manager"]);
+    let joined = swarm.join(2, &InitResponse { worker_token: token.token, ..made.clone() });
+    assert_eq!(joined.node.role, Role::Manager);
+    // Any manager admits; the token is the cluster's.
+    let second = InitResponse { manager: joined.node.advertise, ..made.clone() };
+    assert!(eventually(PATIENCE, || managers(swarm.agent(1)).len() == 2 && are_reachable(swarm.agent(2))));
+    let third = swarm.join(3, &second);
+    for number in [4, 5] {
+        swarm.join(number, &made);
+    }
+    swarm.agent(2).done(&["node", "promote", third.node.id.as_str()]);
+    for agent in &swarm.agents[..3] {
+        let is_whole = || managers(agent).len() == 3 && are_reachable(agent);
+        assert!(eventually(PATIENCE, is_whole), "{:?}\n{}", managers(agent), swarm.agent(3).log());
+    }
+    (swarm, etcd)
+}
+
+fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
+    let workers = [swarm.agent(4), swarm.agent(5)];
+    let others = |number: usize| -> Vec<&Host> {
+        (1..=5).filter(|other| *other != number).map(|other| swarm.lab.host(other)).collect()
+    };
+    history.await_more(2);
+
+    // The manager that a worker has its session with dies.
+    let victim = manager_of(workers[0]).unwrap();
+    let killed = Instant::now();
+    swarm.agent(victim).kill();
+    for worker in workers {
+        assert_moved(worker, victim, killed);
+    }
+    history.await_more(3);
+    swarm.start(victim);
+    assert!(eventually(PATIENCE, || are_reachable(swarm.agent(victim))), "{}", swarm.agent(victim).log());
+
+    // A member of etcd dies, be it the leader or not, and then another.
+    for member in [0, 1] {
+        etcd.kill(member);
+        history.await_more(3);
+        etcd.restart(member);
+        history.await_more(3);
+    }
+
+    // The manager that a worker is with now hears nothing of anybody, nor does the etcd beside it.
+    let victim = manager_of(workers[0]).unwrap();
+    let lonely = swarm.lab.host(victim);
+    cut_tcp(lonely, &others(victim));
+    others(victim).iter().for_each(|host| cut_tcp(host, &[lonely]));
+    let cut = Instant::now();
+    for worker in workers {
+        assert_moved(worker, victim, cut);
+    }
+    history.await_more(3);
+    mend_tcp(lonely, &others(victim));
+    others(victim).iter().for_each(|host| mend_tcp(host, &[lonely]));
+    let is_whole = || swarm.agents[..3].iter().all(are_reachable);
+    assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
+    history.await_more(3);
+}
+
+/// Managers are made workers, and the last one stays.
+fn make_and_unmake(swarm: &Swarm) {
+    let id = |number: usize| swarm.agent(number).status().cluster.unwrap().node.id;
+    // Asked of itself, it has another do it.
+    swarm.agent(3).done(&["node", "demote", id(3).as_str()]);
+    let refusal = swarm.agent(3).refused(&["create", "of-a-worker"]);
+    assert!(refusal.contains("only managers may"), "{refusal}");
+    let is_worker = || {
+        let node = swarm.agent(3).status().cluster.unwrap().node;
+        node.role == Role::Worker && managers(swarm.agent(1)).len() == 2
+    };
+    assert!(eventually(PATIENCE, is_worker), "{}", swarm.agent(3).log());
+    swarm.agent(3).kill();
+    let kept = Store::open(&swarm.agent(3).state_dir()).unwrap().shared_store().unwrap();
+    assert!(kept.is_none(), "it keeps what opens the cluster's store");
+    swarm.start(3);
+
+    // Made one again, it is believed in spite of what was said of it.
+    swarm.agent(1).done(&["node", "promote", id(3).as_str()]);
+    let is_back = || managers(swarm.agent(3)).len() == 3 && are_reachable(swarm.agent(3));
+    assert!(eventually(PATIENCE, is_back), "{}", swarm.agent(3).log());
+    let network: CreateNetworkResponse = swarm.agent(3).ask(&["create", "of-a-manager"]);
+    swarm.agent(3).done(&["rm", network.network.name.as_str()]);
+
+    swarm.agent(2).done(&["leave"]);
+    swarm.agent(1).done(&["node", "demote", id(3).as_str()]);
+    let only = || managers(swarm.agent(1)) == [(id(1), ManagerState::Reachable)];
+    assert!(eventually(PATIENCE, only), "{:?}", managers(swarm.agent(1)));
+    for refused in [["node", "demote", id(1).as_str()].as_slice(), &["leave"]] {
+        let refusal = swarm.agent(1).refused(refused);
+        assert!(refusal.contains("only"), "{refusal}");
+    }
+}
+
+/// The worker has a session with another manager within five seconds.
+fn assert_moved(worker: &Agent, victim: usize, since: Instant) {
+    let has_moved = || manager_of(worker).is_some_and(|manager| manager != victim);
+    let moved = eventually(Duration::from_secs(5).saturating_sub(since.elapsed()), has_moved);
+    assert!(moved, "agent {} is not with another manager\n{}", worker.number, worker.log());
+}
+
+/// The number of the agent whose manager an agent has a session with.
+fn manager_of(agent: &Agent) -> Option<usize> {
+    let managers = agent.status().cluster.unwrap().managers;
+    let manager = managers.into_iter().find(|manager| manager.connected)?;
+    let IpAddr::V4(address) = manager.node.advertise.ip() else { panic!("of IPv4") };
+    Some(usize::from(address.octets()[3]))
+}
+
+/// The managers as one of them lists them.
+fn managers(agent: &Agent) -> Vec<(NodeId, ManagerState)> {
+    let listed: Option<ListNodesResponse> = agent.try_ask(&["node", "ls"]);
+    let nodes = listed.into_iter().flat_map(|listed| listed.nodes);
+    nodes.filter_map(|summary| Some((summary.node.id, summary.manager?))).collect()
+}
+
+fn are_reachable(agent: &Agent) -> bool {
+    let managers = managers(agent);
+    !managers.is_empty() && managers.iter().all(|(_, state)| *state == ManagerState::Reachable)
+}
+
+/// What was acknowledged, and for how long it was there at least.
+#[derive(Debug, Default)]
+struct History {
+    networks: Mutex<Vec<Life>>,
+    endpoints: Mutex<Vec<Life>>,
+}
+
+/// The life of a network or an endpoint as its maker knows it.
+#[derive(Debug)]
+struct Life {
+    name: String,
+    /// What nothing else may have at the same time.
+    unique: Vec<String>,
+    acknowledged: Instant,
+    /// When its end was asked for, and whether that was acknowledged.
+    ended: Option<(Instant, bool)>,
+}
+
+impl Life {
+    fn new(name: String, unique: Vec<String>) -> Self {
+        Self { name, unique, acknowledged: Instant::now(), ended: None }
+    }
+
+    /// Whether both were there at some time, for sure.
+    fn overlaps(&self, other: &Self) -> bool {
+        let before_end = |life: &Self, at| life.ended.is_none_or(|(ended, _)| at < ended);
+        before_end(self, other.acknowledged) && before_end(other, self.acknowledged)
+    }
+}
+
+impl History {
+    fn count(&self) -> usize {
+        self.networks.lock().unwrap().len().min(self.endpoints.lock().unwrap().len())
+    }
+
+    /// Waits until more networks and endpoints were acknowledged.
+    fn await_more(&self, more: usize) {
+        let before = self.count();
+        assert!(eventually(PATIENCE, || self.count() >= before + more), "nothing is acknowledged any more");
+    }
+
+    /// What was acknowledged is so, and nothing was given twice.
+    fn check(&self, manager: &Agent) {
+        let listed: ListNetworksResponse = manager.ask(&["ls"]);
+        let present: BTreeSet<String> =
+            listed.networks.iter().map(|listed| listed.network.name.to_string()).collect();
+        let vnis: BTreeSet<u32> = listed.networks.iter().map(|listed| listed.network.vni.get()).collect();
+        assert_eq!(vnis.len(), listed.networks.len(), "a VNI twice: {listed:?}");
+        check(&self.networks.lock().unwrap(), &present);
+        let endpoints = manager.inspect("red").endpoints;
+        let present: BTreeSet<String> = endpoints.iter().map(|endpoint| endpoint.id.to_string()).collect();
+        let addresses: BTreeSet<_> = endpoints.iter().flat_map(|endpoint| &endpoint.addresses).collect();
+        assert_eq!(addresses.len(), 2 * endpoints.len(), "an address twice: {endpoints:?}");
+        check(&self.endpoints.lock().unwrap(), &present);
+    }
+}
+
+fn check(lives: &[Life], present: &BTreeSet<String>) {
+    assert!(lives.len() > 20, "only {} were made", lives.len());
+    for (number, life) in lives.iter().enumerate() {
+        match life.ended {
+            None => assert!(present.contains(&life.name), "{life:?} is lost"),
+            Some((_, true)) => assert!(!present.contains(&life.name), "{life:?} is back"),
+            Some((_, false)) => {}
+        }
+        for other in lives.iter().skip(number + 1).filter(|other| life.overlaps(other)) {
+            let is_shared = life.unique.iter().any(|unique| other.unique.contains(unique));
+            assert!(!is_shared, "given twice:\n{life:?}\n{other:?}");
+        }
+    }
+}
+
+fn make_networks(agent: &Agent, history: &History, done: &AtomicBool) {
+    for number in 0.. {
+        if done.load(Ordering::Relaxed) {
+            return;
+        }
+        let name = format!("net-{}-{number}", agent.number);
+        let Some(made) = agent.try_ask::<CreateNetworkResponse>(&["create", &name]) else {
+            std::thread::sleep(PAUSE);
+            continue;
+        };
+        let network = made.network;
+        let subnets = network.subnets.iter().map(|subnet| subnet.cidr.to_string());
+        let unique = subnets.chain([network.id.to_string(), network.vni.to_string()]).collect();
+        let mut life = Life::new(name, unique);
+        if number % 2 == 0 {
+            let asked = Instant::now();
+            let is_gone = agent.try_ask::<RemoveNetworkResponse>(&["rm", &life.name]).is_some();
+            life.ended = Some((asked, is_gone));
+        }
+        history.networks.lock().unwrap().push(life);
+    }
+}
+
+fn attach_and_detach(swarm: &Swarm, agent: &Agent, history: &History, done: &AtomicBool) {
+    let name = format!("changing{}", agent.number);
+    let _container = swarm.host(agent).container(&name).unwrap();
+    while !done.load(Ordering::Relaxed) {
+        let attached = agent.try_ask::<AttachResponse>(&["attach", "red", "--netns", &name]);
+        let Some(AttachResponse { endpoint, .. }) = attached else {
+            std::thread::sleep(PAUSE);
+            continue;
+        };
+        let addresses = endpoint.addresses.iter().map(|net| net.addr().to_string());
+        let unique = addresses.chain([endpoint.mac.to_string(), endpoint.id.to_string()]).collect();
+        let mut life = Life::new(endpoint.id.to_string(), unique);
+        let asked = Instant::now();
+        let is_gone = agent.try_ask::<DetachResponse>(&["detach", "red", "--netns", &name]).is_some();
+        life.ended = Some((asked, is_gone));
+        history.endpoints.lock().unwrap().push(life);
+    }
+}
+
+const PAUSE: Duration = Duration::from_millis(50);
