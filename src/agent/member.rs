@@ -25,6 +25,7 @@ use super::rekey::Wished;
 use super::removals;
 use super::sockets::{DataSockets, Sockets};
 use super::standing::{Standing, merge, session_request};
+use super::superseded;
 use super::tasks::{Tasks, Watched};
 use super::underlay::{self, Home, Underlay};
 use crate::cluster::{Node, Role, View};
@@ -141,6 +142,7 @@ impl Member {
         let (status, session) = watch::channel(SessionStatus::Connecting);
         let mut tasks = Tasks::default();
         let manager = start_manager(store, &credentials, events).await?;
+        superseded::refuse(manager.as_ref(), &dataplane.removed().borrow(), store)?;
         let doors = open_doors(&mut tasks, manager.as_ref(), events, &failed);
         let (channels, connected) = mpsc::channel(64);
         let doors = Doors { key_channels: channels, manager: doors, events: events.clone() };
@@ -157,6 +159,9 @@ impl Member {
         let refusing = manager.is_none().then(|| Arc::clone(&credentials));
         let removed = removals::keep(dataplane.removed(), store.clone(), refusing);
         tasks.spawn("the removed nodes", removed);
+        let superseded =
+            superseded::listen(manager.clone(), dataplane.removed(), store.clone(), failed.clone());
+        tasks.spawn("the news of another manager", superseded);
         let (changes, changed) = watch::channel(());
         let told = standing.told();
         let request = session_request(node.clone(), underlay.clone(), told.clone(), Arc::clone(&attachments));

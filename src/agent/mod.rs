@@ -35,6 +35,7 @@ mod rotation;
 mod slots;
 mod sockets;
 mod standing;
+mod superseded;
 mod tasks;
 #[cfg(test)]
 mod testbed;
