@@ -13,7 +13,7 @@ use super::autolock::refuse_locked;
 use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
-use super::{departure, nodes, rekey, report, returning, tokens};
+use super::{departure, nodes, rekey, report, returning, tokens, verification};
 use crate::api::types::{
     AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
     ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
@@ -30,6 +30,7 @@ use crate::api::types::{
     RemoveTokenResponse,
 };
 use crate::api::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+use crate::api::types::{VerifyRequest, VerifyResponse};
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
 use crate::cluster::Role;
@@ -362,6 +363,10 @@ impl Backend for Daemon {
             locked: inner.store.is_locked(),
             cluster,
         })
+    }
+
+    async fn verify(&self, _: VerifyRequest) -> Result<VerifyResponse, ApiError> {
+        verification::verify(&self.inner, &*self.member().await?).await
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {

@@ -7,7 +7,6 @@ mod lanes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -113,8 +112,8 @@ impl Member {
         dataplane.follow(Arc::new(view.clone())).await?;
         removals::recall(store, &dataplane, &credentials).await?;
         let offloads = Arc::new(OffloadBook::new(config.offload));
-        let attachments =
-            Attachments::new(store.clone(), node.id, Arc::clone(&dataplane), Arc::clone(&offloads));
+        let (carrier, book) = (Arc::clone(&dataplane), Arc::clone(&offloads));
+        let attachments = Attachments::new(store.clone(), node.id, carrier, book, events.clone());
         let attachments = Arc::new(attachments);
         attachments.restore().await?;
 
@@ -186,7 +185,7 @@ impl Member {
         let listener = announcement::listen(heard, Arc::clone(&dataplane), (client.clone(), session.clone()));
         tasks.spawn("what other nodes say", listener);
         tasks.spawn("the interfaces' MTU", Arc::clone(&attachments).keep_mtus());
-        tasks.spawn("the endpoints", mend(Arc::clone(&attachments), client.clone(), session.clone()));
+        tasks.spawn("the endpoints", Arc::clone(&attachments).keep(client.clone(), session.clone()));
         tasks.spawn("the audit of sessions", audit::tell_session(session.clone(), events.clone()));
         let forgeries = audit::tell_forgeries(Arc::clone(&dataplane), events.clone());
         tasks.spawn("the audit of packets", forgeries);
@@ -392,21 +391,3 @@ async fn follow_views(
         }
     }
 }
-
-/// Compares actual with desired, always.
-async fn mend(attachments: Arc<Attachments>, client: ManagerClient, session: watch::Receiver<SessionStatus>) {
-    let mut known = None;
-    loop {
-        tokio::time::sleep(MEND_INTERVAL).await;
-        let connected = *session.borrow() == SessionStatus::Connected;
-        let failure = attachments.reconcile(connected.then_some(&client)).await.err().map(|e| e.to_string());
-        if let Some(error) = &failure
-            && known != failure
-        {
-            tracing::warn!(%error, "endpoints could not be compared with what is there");
-        }
-        known = failure;
-    }
-}
-
-const MEND_INTERVAL: Duration = Duration::from_secs(2);

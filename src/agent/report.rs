@@ -144,6 +144,7 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
             rates: attachment.rates,
         });
     }
+    stats.mendings = member.attachments.mendings();
     stats.joins = member.manager.as_ref().map(|manager| manager.join_totals());
     Ok(stats)
 }

@@ -36,6 +36,7 @@ use super::types::{
     RemoveTokenRequest, RemoveTokenResponse,
 };
 use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+use super::types::{VerifyRequest, VerifyResponse};
 use crate::events::{Event, Events, Reason};
 
 macro_rules! backend {
@@ -108,6 +109,8 @@ backend! {
     detach: DetachRequest -> DetachResponse;
     /// How the agent is.
     status: StatusRequest -> StatusResponse;
+    /// Holds what there is against what should be.
+    verify: VerifyRequest -> VerifyResponse;
     /// Lists the nodes of the cluster.
     list_nodes: ListNodesRequest -> ListNodesResponse;
     /// Everything about one node.

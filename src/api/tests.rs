@@ -28,6 +28,7 @@ use super::types::{
     RemoveTokenRequest, RemoveTokenResponse,
 };
 use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+use super::types::{VerifyRequest, VerifyResponse};
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
 use crate::events::{Event, Events, Reason, Timestamp, Told};
@@ -373,6 +374,10 @@ impl Backend for Canned {
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn verify(&self, _: VerifyRequest) -> Result<VerifyResponse, ApiError> {
         Err(unused())
     }
 

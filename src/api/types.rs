@@ -13,6 +13,7 @@ mod node;
 mod rekey;
 mod stats;
 mod tokens;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -45,6 +46,7 @@ pub use self::tokens::{
     IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
     RemoveTokenResponse,
 };
+pub use self::verify::{MendedBy, Verdict, Verified, VerifiedItem, VerifyRequest, VerifyResponse};
 pub use ca::{
     BroughtAuthority, CaRequest, CaResponse, CaRoot, CaRotation, CaStatusRequest, CaStatusResponse,
     RotateCaRequest, WaitingNode,
@@ -100,6 +102,7 @@ calls! {
     AttachRequest -> AttachResponse at "attach", about |call| call.network;
     DetachRequest -> DetachResponse at "detach", about |call| call.network;
     StatusRequest -> StatusResponse at "status", looks true;
+    VerifyRequest -> VerifyResponse at "verify", looks true;
     ListNodesRequest -> ListNodesResponse at "node/list", looks true;
     InspectNodeRequest -> InspectNodeResponse at "node/inspect", looks true;
     RemoveNodeRequest -> RemoveNodeResponse at "node/remove", about |call| call.node;

@@ -7,6 +7,7 @@ mod events;
 mod labels;
 mod node;
 mod rekey;
+mod status;
 mod tokens;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -35,6 +36,7 @@ use self::node::LeaveArguments;
 pub(super) use self::node::NodeCommand;
 pub(super) use self::tokens::{TokenArguments, TokenWish};
 use rekey::RekeyArguments;
+use status::StatusArguments;
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
@@ -122,7 +124,7 @@ pub enum ClientCommand {
         endpoint: Option<EndpointId>,
     },
     /// Show how the agent is and what needs attention
-    Status,
+    Status(StatusArguments),
     /// Look at the nodes of the cluster, remove or change them
     #[command(subcommand)]
     Node(NodeCommand),
