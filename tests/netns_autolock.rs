@@ -75,7 +75,7 @@ fn locked_manager_carries_and_changes_nothing_and_goes_on_once_unlocked() {
     assert_eq!(after.cluster.unwrap().id, init.cluster);
     assert_eq!(links(&one.container), interfaces);
     swarm.create(&["blue"]);
-    swarm.attach(2, "blue", "c3");
+    let _third = swarm.attach(2, "blue", "c3");
     let refusal = refused(&mut unlock_with(manager, init.unlock_key.as_ref().unwrap()), 1);
     assert!(refusal.contains("is not locked"), "{refusal}");
 }

@@ -24,6 +24,7 @@ use support::test_program;
 
 test_program! {
     manager_restored_on_another_machine_has_its_nodes_back_while_traffic_goes_on
+    manager_that_was_replaced_and_knows_nobody_ends_too_when_it_is_started_again
     manager_restored_in_its_place_needs_no_hand_elsewhere
     manager_is_restored_under_the_root_that_took_anothers_place
     nodes_removed_since_the_backup_are_members_again
@@ -112,6 +113,27 @@ fn manager_restored_on_another_machine_has_its_nodes_back_while_traffic_goes_on(
         text(&passphrase(&swarm, "another one")),
         text(&swarm.dir().join("second")),
     ]);
+    // The lost one is found, and somebody starts it.
+    assert_ends(&swarm, 1);
+    await_nodes(manager, 3);
+    swarm.assert_joined(&two, &three);
+    swarm.assert_joined(&four, &two);
+}
+
+fn manager_that_was_replaced_and_knows_nobody_ends_too_when_it_is_started_again() {
+    let swarm = Swarm::unformed(3, Underlay::default());
+    swarm.join(2, &swarm.init(Family::V4));
+    let file = back_up(&swarm, "correct horse battery");
+    // What it did since does not count.
+    swarm.agent(1).done(&["create", "since"]);
+    swarm.agent(1).kill();
+    let address = swarm.lab.host(3).v4().to_string();
+    restore(swarm.agent(3), &file, &["--advertise-addr", &address]);
+    await_nodes(swarm.agent(3), 1);
+    // Without networks it has no key channels: it is told when it says where it is.
+    assert_ends(&swarm, 1);
+    await_nodes(swarm.agent(3), 1);
+    assert!(swarm.agent(2).ask::<ListNetworksResponse>(&["ls"]).networks.is_empty());
 }
 
 fn manager_restored_in_its_place_needs_no_hand_elsewhere() {
@@ -399,6 +421,22 @@ fn passphrase(swarm: &Swarm, secret: &str) -> PathBuf {
     let file = swarm.dir().join("passphrase");
     std::fs::write(&file, format!("{secret}\n")).unwrap();
     file
+}
+
+/// Starts a manager that was replaced: it ends as soon as it hears of that, and does not even start again.
+fn assert_ends(swarm: &Swarm, number: usize) {
+    let agent = swarm.agent(number);
+    for time in 1..=2 {
+        agent.spawn(swarm.lab.host(number), &[]);
+        let ended = agent.await_exit(PATIENCE).unwrap_or_else(|| panic!("{}", agent.log()));
+        assert_eq!(ended.code(), Some(1));
+        let log = agent.log();
+        assert_eq!(log.matches("this manager was replaced").count(), time, "{log}");
+        assert!(
+            log.contains(&format!("Delete its state directory ({})", agent.state_dir().display())),
+            "{log}"
+        );
+    }
 }
 
 /// Waits until so many nodes beside it have a session with a manager.

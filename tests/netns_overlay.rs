@@ -81,7 +81,7 @@ fn containers_of_an_unencrypted_network_ping() {
         // The slot that it had begins anew for the next one.
         swarm.agent(2).done(&["detach", "plain", "--netns", "c2"]);
         assert!(eventually(Duration::from_secs(10), || swarm.agent(1).peers().peers.is_empty()));
-        swarm.attach(2, "plain", "c3");
+        let _third = swarm.attach(2, "plain", "c3");
         let back = || swarm.agent(1).peers().peers.first().is_some_and(|peer| peer.sent.packets < 12);
         assert!(eventually(Duration::from_secs(10), back), "{:?}", swarm.agent(1).peers());
     }

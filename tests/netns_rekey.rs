@@ -127,11 +127,8 @@ fn rekey_of_a_network_or_a_peer_renews_those_links_and_no_others() {
     swarm.create(&["--encrypted", "blue"]);
     swarm.create(&["open"]);
     assert!(swarm.agent(1).done(&["rekey"]).starts_with("There are no keys"));
-    for number in 1..=3 {
-        for network in ["red", "blue", "open"] {
-            swarm.attach(number, network, &format!("{network}{number}"));
-        }
-    }
+    let attach = |network, number| swarm.attach(number, network, &format!("{network}{number}"));
+    let _containers = ["red", "blue", "open"].map(|network| [1, 2, 3].map(|number| attach(network, number)));
     swarm.await_keys(4);
     let agent = swarm.agent(1);
     let pairs = || {

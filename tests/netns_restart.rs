@@ -343,6 +343,8 @@ fn assert_survives_kills(number: usize, command: &[&str]) {
         };
         let settled = || matches!(state(), Some((0, 0, 0) | (1, 1, 1)));
         assert!(eventually(Duration::from_secs(15), settled), "moment {moment}: {:?}", state());
+        let is_equal = || agent.command().args(["status", "--verify"]).output().unwrap().status.success();
+        assert!(eventually(Duration::from_secs(15), is_equal), "moment {moment}: {}", agent.verification());
         if promised {
             let expected = if command[0] == "attach" { (1, 1, 1) } else { (0, 0, 0) };
             assert_eq!(state(), Some(expected), "moment {moment}: what was promised is gone");

@@ -28,10 +28,10 @@ test_program! {
 fn nothing_of_the_cluster_can_be_read_in_the_state_files() {
     let swarm = Swarm::formed(2, Family::V4, Underlay::default());
     swarm.create(&["--encrypted", "--label", "label-of-the-test=its-value", "name-of-the-network"]);
-    for number in [1, 2] {
+    let _containers = [1, 2].map(|number| {
         let (container, name) = (format!("container-{number}"), format!("name-of-endpoint-{number}"));
-        swarm.attach_with(number, "name-of-the-network", &container, &["--name", &name]);
-    }
+        swarm.attach_with(number, "name-of-the-network", &container, &["--name", &name])
+    });
     let (mut secrets, mut names) = (Secrets::default(), Secrets::default());
     for role in ["worker", "manager"] {
         for flags in [&[][..], &["--rotate"], &[]] {

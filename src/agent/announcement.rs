@@ -23,7 +23,9 @@ use crate::control::rpc::ManagerClient;
 use crate::control::session::SessionStatus;
 use crate::id::NodeId;
 use crate::io::clock::boot_time;
+use crate::membership::SignedRemovals;
 use crate::negotiate::{Message, Whereabouts};
+use crate::worker::LaneGone;
 
 /// What a node has said of itself.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,15 @@ pub(crate) async fn hear_out(mut channel: KeyChannel, keys: Arc<Keys>) -> Option
     let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await;
     let Ok(Ok(Some(frame))) = frame else { return Some(channel.peer().node) };
     let Ok(Message::Whereabouts(at)) = Message::decode(&frame) else { return Some(channel.peer().node) };
+    if channel.peer().role == Role::Manager {
+        // One that was replaced meanwhile sees it by this, before anybody turns to it.
+        let newest = keys.dataplane.removed().borrow().signed.clone();
+        if let Some(signed) = newest {
+            let told =
+                channel.send(&Message::Removals(Box::new(SignedRemovals::clone(&signed))).encode()).await;
+            tracing::debug!(is_told = told.is_ok(), "told a manager who was removed");
+        }
+    }
     keys.hear(channel.peer(), at);
     None
 }
@@ -206,12 +217,28 @@ async fn say(keys: &Keys, node: &Node) -> bool {
     let said = async {
         let mut channel = KeyChannel::connect(&keys.credentials, node.advertise, node.id).await.ok()?;
         channel.send(&Message::Whereabouts(at).encode()).await.ok()?;
+        if keys.credentials.identity().role() == Role::Manager {
+            hear_answer(keys, &mut channel).await;
+        }
         channel.close().await;
         Some(())
     };
     let is_told = said.await.is_some();
     tracing::debug!(node = %node.name, is_told, "said where this node is");
     is_told
+}
+
+/// What a node answers to a manager, if it knows of removals.
+async fn hear_answer(keys: &Keys, channel: &mut KeyChannel) {
+    let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await;
+    let Ok(Ok(Some(frame))) = frame else { return };
+    let Ok(Message::Removals(signed)) = Message::decode(&frame) else { return };
+    match keys.dataplane.adopt_removals(&signed).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "refused a list of removed nodes"),
+        // The agent is told by others.
+        Err(LaneGone) => {}
+    }
 }
 
 /// How long a node may take to say where it is.

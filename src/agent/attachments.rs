@@ -5,25 +5,30 @@
 //! it finds. What the manager still believes is set right when the session begins again.
 
 mod lost;
+mod mending;
 mod mtu;
 mod record;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 
 use self::lost::Lost;
-use super::container;
+use self::watch::Watch;
 use super::dataplane::DataPlane;
 use super::offloads::OffloadBook;
+use super::{condition, container, leftovers};
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget};
+use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::Attach;
-use crate::control::rpc::{ErrorKind, ManagerClient};
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::control::store::{Store, StoreError};
-use crate::id::{EndpointId, NetworkName, NodeId, PortSlot};
+use crate::events::Events;
+use crate::id::{EndpointId, NodeId};
 use crate::io::netns::NetNs;
 use crate::io::tap::Tap;
 use crate::rate::RateLimits;
@@ -40,6 +45,10 @@ pub(crate) struct Attachments {
     /// What is wrong with an endpoint that is being mended, as it was last logged.
     troubles: std::sync::Mutex<BTreeMap<EndpointId, String>>,
     lost: Lost,
+    watch: Watch,
+    events: Events,
+    /// How often something of an interface was given again.
+    mendings: AtomicU64,
 }
 
 /// Whether anything may be attached.
@@ -57,6 +66,7 @@ impl Attachments {
         node: NodeId,
         dataplane: Arc<DataPlane>,
         offloads: Arc<OffloadBook>,
+        events: Events,
     ) -> Self {
         Self {
             store,
@@ -66,7 +76,15 @@ impl Attachments {
             changing: Mutex::new(Gate::Open),
             troubles: std::sync::Mutex::default(),
             lost: Lost::default(),
+            watch: Watch::default(),
+            events,
+            mendings: AtomicU64::new(0),
         }
+    }
+
+    /// How often something of an interface was given again, since the agent started.
+    pub(crate) fn mendings(&self) -> u64 {
+        self.mendings.load(Ordering::Relaxed)
     }
 
     /// Every attachment, by id.
@@ -192,8 +210,9 @@ impl Attachments {
         for attachment in self.all().await? {
             match attachment.state {
                 AttachmentState::Pending => {
-                    tracing::info!(endpoint = %attachment.id, network = %attachment.network, "taking back an unfinished attachment");
+                    let what = format!("half attached endpoint {} of {}", attachment.id, attachment.network);
                     self.take_back(None, attachment).await;
+                    leftovers::tell(&self.events, &what);
                 }
                 AttachmentState::Ready => {
                     let (id, network) = (attachment.id, attachment.network.clone());
@@ -204,102 +223,6 @@ impl Attachments {
             }
         }
         Ok(())
-    }
-
-    /// Compares what is there with what should be, and mends it: interfaces that somebody removed
-    /// are made again, endpoints of containers that have ended are removed, and the manager knows the
-    /// same endpoints as this node.
-    pub(crate) async fn reconcile(&self, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
-        let attachments = self.all().await?;
-        for attachment in &attachments {
-            if self.needs_mending(attachment, manager.is_some()).await {
-                let id = attachment.id;
-                match self.mend(id, manager).await {
-                    Ok(()) => self.forget_trouble(id),
-                    Err(error) => self.trouble(&attachment.network, id, &error),
-                }
-            }
-        }
-        if let Some(manager) = manager
-            && !self.dead_endpoints(&attachments).await.is_empty()
-        {
-            let _one = self.changing.lock().await;
-            // An attachment that is under way is written down before the manager is asked.
-            for id in self.dead_endpoints(&self.all().await?).await {
-                self.tell_manager(Some(manager), id).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// What keeps an endpoint from working, if it was tried to mend it.
-    pub(crate) fn trouble_of(&self, id: EndpointId) -> Option<String> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
-
-    /// Whether there is something to do for an attachment, looked at without holding up anybody.
-    async fn needs_mending(&self, attachment: &Attachment, has_manager: bool) -> bool {
-        attachment.state == AttachmentState::Pending
-            || self.dataplane.port(attachment.id).await.is_none()
-            || !self.is_there(attachment).await.unwrap_or(true)
-            || (has_manager && !self.is_known(attachment).await)
-            || self.other_mtu(attachment).await.is_some()
-    }
-
-    async fn mend(&self, id: EndpointId, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
-        let _one = self.changing.lock().await;
-        let store = self.store.clone();
-        let Some(attachment) = blocking(move || store.attachment(id)).await? else { return Ok(()) };
-        if attachment.state == AttachmentState::Pending {
-            return self.remove(manager, attachment).await;
-        }
-        if !self.is_there(&attachment).await? {
-            tracing::info!(endpoint = %id, netns = %attachment.netns.path.display(), "the container has ended");
-            return self.remove(manager, attachment).await;
-        }
-        if self.dataplane.port(id).await.is_none() {
-            self.reopen(attachment.clone()).await?;
-        }
-        if let Some(mtu) = self.other_mtu(&attachment).await {
-            self.set_mtu(attachment.clone(), mtu).await?;
-        }
-        match manager {
-            Some(manager) if !self.is_known(&attachment).await => {
-                let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
-                match self.assert_known(manager, &attachment.network, endpoint).await {
-                    Err(error) if error.kind == ErrorKind::Barred => self.lose(attachment, &error).await,
-                    told => Ok(told?),
-                }
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    async fn is_there(&self, attachment: &Attachment) -> Result<bool, ApiError> {
-        let netns = attachment.netns.clone();
-        blocking(move || container::open(&netns).map(|found| found.is_some())).await
-    }
-
-    fn trouble(&self, network: &NetworkName, id: EndpointId, error: &ApiError) {
-        let message = error.to_string();
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        // Tried every few seconds: one line for each new reason.
-        if troubles.get(&id) != Some(&message) {
-            tracing::warn!(endpoint = %id, %network, %error, "the endpoint is not as it should be; trying again");
-            troubles.insert(id, message);
-        }
-    }
-
-    fn forget_trouble(&self, id: EndpointId) {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
-
-    /// A lane found the interface of a port gone.
-    pub(crate) async fn port_gone(&self, slot: PortSlot) {
-        let Some(endpoint) = self.dataplane.endpoint(slot).await else { return };
-        if self.remove_port(endpoint).await.is_err() {
-            tracing::error!(%endpoint, "a lane has ended");
-        }
     }
 
     async fn establish(
@@ -334,7 +257,8 @@ impl Attachments {
         attachment.endpoint = Some(endpoint.clone());
         attachment.mtu = Some(mtu);
         let (ifname, rates) = (attachment.ifname.clone(), attachment.rates);
-        self.put(attachment).await?;
+        self.put(attachment.clone()).await?;
+        self.listen_to(&attachment).await;
         self.lost.forget(&network.name);
         Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu, rates })
     }
@@ -349,12 +273,18 @@ impl Attachments {
             None => None,
         };
         let lanes = self.dataplane.lane_count();
-        let queues = blocking(move || {
-            container::reopen(&attachment, known.as_ref().map(|(network, mtu)| (network, *mtu)), lanes)
+        let reopened = attachment.clone();
+        let (queues, is_new) = blocking(move || {
+            container::reopen(&reopened, known.as_ref().map(|(network, mtu)| (network, *mtu)), lanes)
         })
         .await?;
         self.add_port(id, queues, rates).await?;
-        tracing::info!(endpoint = %id, %network, "interface is back");
+        if is_new {
+            self.told_mended(&attachment, "the interface was removed by somebody and made again");
+        } else {
+            tracing::info!(endpoint = %id, %network, "interface is back");
+        }
+        self.listen_to(&attachment).await;
         Ok(())
     }
 
@@ -377,6 +307,7 @@ impl Attachments {
     async fn remove(&self, manager: Option<&ManagerClient>, attachment: Attachment) -> Result<(), ApiError> {
         self.remove_port(attachment.id).await?;
         let id = attachment.id;
+        self.watch.forget(id);
         let store = self.store.clone();
         blocking(move || {
             container::remove_interface(&attachment)?;

@@ -14,7 +14,7 @@ use super::ca;
 use super::formation::{self, Formed};
 use super::member::Member;
 use super::store::take_back;
-use super::{departure, nodes, rekey, report, returning, tokens};
+use super::{departure, nodes, rekey, report, returning, tokens, verification};
 use crate::api::types::{
     AttachRequest, AttachResponse, CaRequest, CaResponse, CaStatusRequest, CaStatusResponse,
     ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
@@ -32,6 +32,7 @@ use crate::api::types::{
 };
 use crate::api::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use crate::api::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+use crate::api::types::{VerifyRequest, VerifyResponse};
 use crate::api::{ApiError, Backend};
 use crate::boot_time::BootTime;
 use crate::cluster::Role;
@@ -396,6 +397,10 @@ impl Backend for Daemon {
             locked: inner.store.is_locked(),
             cluster,
         })
+    }
+
+    async fn verify(&self, _: VerifyRequest) -> Result<VerifyResponse, ApiError> {
+        verification::verify(&self.inner, &*self.member().await?).await
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {

@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
+use super::leftovers;
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, NetnsReference};
 use crate::cluster::{Endpoint, Network, NetworkView};
 use crate::control::store::local::{Attachment, NetnsRef};
-use crate::id::{EndpointId, IfName, LaneCount};
+use crate::id::{EndpointId, IfName, LaneCount, NodeId};
 use crate::io::container_port::{ContainerPort, PortError, TapQueue};
 use crate::io::netlink::{Link, Netlink, NetlinkError};
 use crate::io::netns::{NetNs, NetNsError};
@@ -60,26 +61,30 @@ pub(super) fn open(wanted: &NetnsRef) -> Result<Option<NetNs>, ApiError> {
 }
 
 /// Opens the interface of an attachment again, or makes it again, as its network and MTU are now, if
-/// somebody removed it; a queue for each lane.
+/// somebody removed it; a queue for each lane, and whether it was made.
 pub(super) fn reopen(
     attachment: &Attachment,
     known: Option<(&NetworkView, u16)>,
     lanes: LaneCount,
-) -> Result<Vec<Tap>, ApiError> {
+) -> Result<(Vec<Tap>, bool), ApiError> {
     let Some(netns) = open(&attachment.netns)? else {
         return Err(ApiError::not_found(format!(
             "{} is not there any more",
             attachment.netns.path.display()
         )));
     };
-    if let Some(link) = Netlink::within(&netns, |netlink| ours(netlink, attachment.id)).map_err(failed)? {
+    let found = Netlink::within(&netns, |netlink| match &attachment.endpoint {
+        Some(endpoint) => Ok(find(netlink, endpoint)?.map(|(link, _)| link)),
+        None => ours(netlink, attachment.id),
+    });
+    if let Some(link) = found.map_err(failed)? {
         let name: IfName = link.name.parse().map_err(failed)?;
-        return Ok(ContainerPort::reopen(&name, &netns, lanes)?);
+        return Ok((ContainerPort::reopen(&name, &netns, lanes)?, false));
     }
     let (Some(endpoint), Some((view, mtu))) = (attachment.endpoint.as_ref(), known) else {
         return Err(ApiError::internal("somebody removed it, and its network is not known yet"));
     };
-    Ok(port(attachment, endpoint, &view.network, mtu).create(&netns, lanes)?)
+    Ok((port(attachment, endpoint, &view.network, mtu).create(&netns, lanes)?, true))
 }
 
 /// What the interface of an attachment is to be.
@@ -97,7 +102,7 @@ pub(super) fn port(
         addresses: endpoint.addresses.clone(),
         gateways: network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect(),
         queue: attachment.rates.egress.map_or_else(TapQueue::default, |rate| queue(rate, mtu)),
-        alias: alias(endpoint.id),
+        alias: format!("{}{}", alias(endpoint.id), endpoint.node),
     }
 }
 
@@ -125,7 +130,9 @@ fn queue(rate: Rate, mtu: u16) -> TapQueue {
 
 /// Removes the interface if it is there, whatever it is called now.
 pub(super) fn remove_interface(attachment: &Attachment) -> Result<(), ApiError> {
-    let Some(netns) = open(&attachment.netns)? else { return Ok(()) };
+    // Its owner has gone; a process that was left in it should not be left with an interface that is dead.
+    let left = || leftovers::living(&attachment.netns);
+    let Some(netns) = open(&attachment.netns)?.or_else(left) else { return Ok(()) };
     let removed = Netlink::within(&netns, |netlink| match ours(netlink, attachment.id)? {
         Some(link) => netlink.delete(&link),
         None => Ok(()),
@@ -137,14 +144,39 @@ pub(super) fn is_same(known: &NetnsRef, wanted: &NetnsReference) -> bool {
     (known.dev, known.inode) == (wanted.device, wanted.inode)
 }
 
-fn ours(netlink: &Netlink, endpoint: EndpointId) -> Result<Option<Link>, NetlinkError> {
+/// The interface of an endpoint, told by its alias; or by its MAC address, where somebody took the alias
+/// away, and then it is given again. Whether it was.
+pub(super) fn find(netlink: &Netlink, endpoint: &Endpoint) -> Result<Option<(Link, bool)>, NetlinkError> {
+    if let Some(link) = ours(netlink, endpoint.id)? {
+        return Ok(Some((link, false)));
+    }
+    let is_it = |link: &Link| link.kind.as_deref() == Some(TAP) && link.mac == Some(endpoint.mac);
+    let Some(link) = netlink.links()?.into_iter().find(is_it) else { return Ok(None) };
+    netlink.set_alias(&link, &format!("{}{}", alias(endpoint.id), endpoint.node))?;
+    Ok(Some((link, true)))
+}
+
+pub(super) fn ours(netlink: &Netlink, endpoint: EndpointId) -> Result<Option<Link>, NetlinkError> {
     let alias = alias(endpoint);
-    Ok(netlink.links()?.into_iter().find(|link| link.alias.as_deref() == Some(&alias)))
+    let is_it = |link: &Link| link.alias.as_deref().is_some_and(|remark| remark.starts_with(&alias));
+    Ok(netlink.links()?.into_iter().find(is_it))
 }
 
 fn alias(endpoint: EndpointId) -> String {
-    format!("overlayd endpoint {endpoint}")
+    format!("{ALIAS}{endpoint}{OF_NODE}")
 }
+
+/// The endpoint whose interface this is, if that is of `node`.
+pub(super) fn endpoint_of(link: &Link, node: NodeId) -> Option<EndpointId> {
+    let remark = link.alias.as_deref().filter(|_| link.kind.as_deref() == Some(TAP))?;
+    let (endpoint, of) = remark.strip_prefix(ALIAS)?.split_once(OF_NODE)?;
+    (of == node.as_str()).then(|| endpoint.parse().ok()).flatten()
+}
+
+const ALIAS: &str = "overlayd endpoint ";
+const OF_NODE: &str = " of node ";
+/// What the kernel calls the kind of a TAP.
+const TAP: &str = "tun";
 
 /// Of the longest super-frame at the limit: what others of the container wait for it.
 const SUPER_FRAME_TIME: Duration = Duration::from_millis(1);
@@ -157,7 +189,7 @@ const MOST_FRAMES: u32 = 1_000;
 /// What the kernel keeps of a super-frame's size for headers (`MAX_TCP_HEADER`).
 const GSO_ALLOWANCE: u32 = 512;
 
-fn failed(error: impl std::error::Error) -> ApiError {
+pub(super) fn failed(error: impl std::error::Error) -> ApiError {
     ApiError::internal(error.to_string())
 }
 

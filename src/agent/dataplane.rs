@@ -16,7 +16,7 @@ use super::heard::Heard;
 use super::placement::{LinkKey, NotCarried, PeerSpec, Placement};
 use super::slots::Hold;
 use crate::boot_time::BootTime;
-use crate::cluster::{NetworkView, View};
+use crate::cluster::{Membership, NetworkView, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
 use crate::id::{
@@ -200,6 +200,11 @@ impl DataPlane {
             self.settle(&mut placement).await?;
         }
         Ok(adopted.map(|_| ()))
+    }
+
+    /// The membership of a network that is in force.
+    pub(crate) async fn membership(&self, network: NetworkId) -> Option<Arc<Membership>> {
+        self.placement.lock().await.membership(network).cloned()
     }
 
     /// The newest membership of a network, to be passed on.

@@ -7,7 +7,6 @@ mod lanes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -26,6 +25,7 @@ use super::rekey::Wished;
 use super::removals;
 use super::sockets::{DataSockets, Sockets};
 use super::standing::{Standing, merge, session_request};
+use super::superseded;
 use super::tasks::{Tasks, Watched};
 use super::underlay::{self, Home, Underlay};
 use crate::cluster::{Node, Role, View};
@@ -113,8 +113,8 @@ impl Member {
         dataplane.follow(Arc::new(view.clone())).await?;
         removals::recall(store, &dataplane, &credentials).await?;
         let offloads = Arc::new(OffloadBook::new(config.offload));
-        let attachments =
-            Attachments::new(store.clone(), node.id, Arc::clone(&dataplane), Arc::clone(&offloads));
+        let (carrier, book) = (Arc::clone(&dataplane), Arc::clone(&offloads));
+        let attachments = Attachments::new(store.clone(), node.id, carrier, book, events.clone());
         let attachments = Arc::new(attachments);
         attachments.restore().await?;
 
@@ -141,7 +141,9 @@ impl Member {
         let (views, following) = watch::channel(Arc::new(view));
         let (status, session) = watch::channel(SessionStatus::Connecting);
         let mut tasks = Tasks::default();
-        let office = Office::new(start_manager(store, &credentials, events).await?);
+        let manager = start_manager(store, &credentials, events).await?;
+        superseded::refuse(manager.as_ref(), &dataplane.removed().borrow(), store)?;
+        let office = Office::new(manager);
         let candidate = Candidate {
             store: store.clone(),
             credentials: Arc::clone(&credentials),
@@ -167,6 +169,9 @@ impl Member {
         let refusing = (Arc::clone(&credentials), Arc::clone(&office));
         let removed = removals::keep(dataplane.removed(), store.clone(), refusing);
         tasks.spawn("the removed nodes", removed);
+        let superseded =
+            superseded::listen(Arc::clone(&office), dataplane.removed(), store.clone(), failed.clone());
+        tasks.spawn("the news of another manager", superseded);
         let (changes, changed) = watch::channel(());
         let told = standing.told();
         let request = session_request(node.clone(), underlay.clone(), told.clone(), Arc::clone(&attachments));
@@ -191,7 +196,7 @@ impl Member {
         let listener = announcement::listen(heard, Arc::clone(&dataplane), (client.clone(), session.clone()));
         tasks.spawn("what other nodes say", listener);
         tasks.spawn("the interfaces' MTU", Arc::clone(&attachments).keep_mtus());
-        tasks.spawn("the endpoints", mend(Arc::clone(&attachments), client.clone(), session.clone()));
+        tasks.spawn("the endpoints", Arc::clone(&attachments).keep(client.clone(), session.clone()));
         tasks.spawn("the audit of sessions", audit::tell_session(session.clone(), events.clone()));
         let forgeries = audit::tell_forgeries(Arc::clone(&dataplane), events.clone());
         tasks.spawn("the audit of packets", forgeries);
@@ -381,21 +386,3 @@ async fn follow_views(
         }
     }
 }
-
-/// Compares actual with desired, always.
-async fn mend(attachments: Arc<Attachments>, client: ManagerClient, session: watch::Receiver<SessionStatus>) {
-    let mut known = None;
-    loop {
-        tokio::time::sleep(MEND_INTERVAL).await;
-        let connected = *session.borrow() == SessionStatus::Connected;
-        let failure = attachments.reconcile(connected.then_some(&client)).await.err().map(|e| e.to_string());
-        if let Some(error) = &failure
-            && known != failure
-        {
-            tracing::warn!(%error, "endpoints could not be compared with what is there");
-        }
-        known = failure;
-    }
-}
-
-const MEND_INTERVAL: Duration = Duration::from_secs(2);

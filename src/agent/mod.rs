@@ -11,6 +11,7 @@ mod autolock;
 mod backend;
 mod backup;
 mod ca;
+mod condition;
 mod container;
 mod dataplane;
 mod departure;
@@ -19,6 +20,7 @@ mod heard;
 #[cfg(test)]
 mod histories;
 mod keys;
+mod leftovers;
 mod log_limit;
 mod manager;
 mod member;
@@ -37,11 +39,13 @@ mod slots;
 mod sockets;
 mod standing;
 mod store;
+mod superseded;
 mod tasks;
 #[cfg(test)]
 mod testbed;
 mod tokens;
 mod underlay;
+mod verification;
 
 use std::sync::Arc;
 
@@ -99,9 +103,11 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let opened = tokio::task::spawn_blocking(move || {
         let store = Store::open_or_create(&dir)?;
         // The lock on the directory is the store's.
-        Ok::<_, StoreError>((store, Events::open(&dir)))
+        let drafts = store.remove_drafts();
+        Ok::<_, StoreError>((store, Events::open(&dir), drafts))
     });
-    let (store, events) = opened.await??;
+    let (store, events, drafts) = opened.await??;
+    let is_socket_left = config.socket.exists();
     let listener = ApiListener::bind(&config.socket, SOCKET_GROUP)?;
     let (failed, mut failures) = mpsc::channel(1);
     tracing::info!(
@@ -111,6 +117,8 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let keeping = tokio::spawn(events.clone().keep());
     tokio::spawn(events.clone().count_suppressed());
     events.record(Event::AgentStarted { version: api::VERSION.to_owned() });
+    let files = is_socket_left.then(|| config.socket.clone()).into_iter().chain(drafts);
+    files.for_each(|file| leftovers::tell(&events, &format_args!("file {}", file.display())));
     let started = tokio::select! {
         daemon = Daemon::start(config, store, events.clone(), failed) => daemon?,
         _ = terminate.recv() => return Ok(()),

@@ -58,6 +58,11 @@ impl OffloadBook {
         self.lock().granted.remove(&endpoint);
     }
 
+    /// What the kernel left to this program when it was asked for an endpoint's TAP.
+    pub(crate) fn granted(&self, endpoint: EndpointId) -> Option<TapOffloads> {
+        self.lock().granted.get(&endpoint).copied()
+    }
+
     /// What `overlayd status` shows.
     pub(crate) fn status(&self, lanes: &[Arc<Lane>]) -> Vec<OffloadStatus> {
         let sockets: Vec<_> = lanes.iter().map(|lane| lane.offloads()).collect();

@@ -240,6 +240,11 @@ impl Placement {
             && self.memberships.get(network).is_some_and(|membership| membership.nodes.contains(&self.node))
     }
 
+    /// The membership of a network that is in force.
+    pub(crate) fn membership(&self, network: NetworkId) -> Option<&Arc<Membership>> {
+        self.memberships.get(network)
+    }
+
     /// The newest membership of a network, as a manager signed it.
     pub(crate) fn signed_membership(&self, network: NetworkId) -> Option<&SignedMembership> {
         self.memberships.signed(network)

@@ -149,6 +149,7 @@ pub(super) async fn stats(member: &Member) -> Result<StatsResponse, ApiError> {
             rates: attachment.rates,
         });
     }
+    stats.mendings = member.attachments.mendings();
     stats.joins = member.manager().map(|manager| manager.join_totals());
     Ok(stats)
 }

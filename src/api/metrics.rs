@@ -68,6 +68,10 @@ impl Collector for Scrape {
             .collect();
         traffic(&mut encoder, ENDPOINT_METRICS, &endpoints)?;
 
+        let mendings = ConstCounter::new(stats.mendings);
+        let help = "Interfaces of containers that were not as they should be, mended";
+        mendings.encode(encoder.encode_descriptor("mendings", help, None, mendings.metric_type())?)?;
+
         let joins = stats.joins.iter().flat_map(|joins| {
             let outcomes = [
                 ("admitted", joins.admitted),
@@ -163,6 +167,7 @@ mod tests {
                 rates: crate::rate::RateLimits::default(),
             }],
             joins: Some(JoinTotals { admitted: 1, refused: 2, turned_away: 3 }),
+            mendings: 4,
         };
         let text = render(stats).expect("text");
         let zeros = "0".repeat(25);
@@ -174,6 +179,7 @@ mod tests {
                 r#"overlayd_peer_received_packets_total{{network="red",peer="{zeros}",peer_name="b"}} 4"#
             ),
             format!(r#"overlayd_endpoint_sent_packets_total{{network="red",endpoint="{zeros}"}} 3"#),
+            "overlayd_mendings_total 4".to_owned(),
             r#"overlayd_joins_total{outcome="turned_away"} 3"#.to_owned(),
             "# EOF".to_owned(),
         ] {

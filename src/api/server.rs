@@ -37,6 +37,7 @@ use super::types::{
 };
 use super::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+use super::types::{VerifyRequest, VerifyResponse};
 use crate::events::{Event, Events, Reason};
 
 macro_rules! backend {
@@ -113,6 +114,8 @@ backend! {
     detach: DetachRequest -> DetachResponse;
     /// How the agent is.
     status: StatusRequest -> StatusResponse;
+    /// Holds what there is against what should be.
+    verify: VerifyRequest -> VerifyResponse;
     /// Lists the nodes of the cluster.
     list_nodes: ListNodesRequest -> ListNodesResponse;
     /// Everything about one node.

@@ -29,6 +29,7 @@ use super::types::{
 };
 use super::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+use super::types::{VerifyRequest, VerifyResponse};
 use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
 use crate::cluster::Role;
 use crate::events::{Event, Events, Reason, Timestamp, Told};
@@ -382,6 +383,10 @@ impl Backend for Canned {
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn verify(&self, _: VerifyRequest) -> Result<VerifyResponse, ApiError> {
         Err(unused())
     }
 

@@ -14,6 +14,7 @@ mod rekey;
 mod stats;
 mod store;
 mod tokens;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -49,6 +50,7 @@ pub use self::tokens::{
     IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
     RemoveTokenResponse,
 };
+pub use self::verify::{MendedBy, Verdict, Verified, VerifiedItem, VerifyRequest, VerifyResponse};
 pub use ca::{
     BroughtAuthority, CaRequest, CaResponse, CaRoot, CaRotation, CaStatusRequest, CaStatusResponse,
     RotateCaRequest, WaitingNode,
@@ -106,6 +108,7 @@ calls! {
     AttachRequest -> AttachResponse at "attach", about |call| call.network;
     DetachRequest -> DetachResponse at "detach", about |call| call.network;
     StatusRequest -> StatusResponse at "status", looks true;
+    VerifyRequest -> VerifyResponse at "verify", looks true;
     ListNodesRequest -> ListNodesResponse at "node/list", looks true;
     InspectNodeRequest -> InspectNodeResponse at "node/inspect", looks true;
     RemoveNodeRequest -> RemoveNodeResponse at "node/remove", about |call| call.node;

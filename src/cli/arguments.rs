@@ -7,6 +7,7 @@ mod events;
 mod labels;
 mod node;
 mod rekey;
+mod status;
 mod store;
 mod tokens;
 
@@ -38,6 +39,7 @@ use self::store::NewStore;
 pub(super) use self::store::StoreCommand;
 pub(super) use self::tokens::{TokenArguments, TokenWish};
 use rekey::RekeyArguments;
+use status::StatusArguments;
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
@@ -131,7 +133,7 @@ pub enum ClientCommand {
         endpoint: Option<EndpointId>,
     },
     /// Show how the agent is and what needs attention
-    Status,
+    Status(StatusArguments),
     /// Look at the nodes of the cluster, remove or change them
     #[command(subcommand)]
     Node(NodeCommand),

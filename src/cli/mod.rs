@@ -22,6 +22,7 @@ pub use arguments::{AgentArguments, Cli, ClientCommand, Command, EventsArguments
 pub use logging::start_log;
 pub use netns::NetnsError;
 
+use crate::api::types::VerifyRequest;
 use crate::api::types::{BackupRequest, BackupResponse};
 use crate::api::types::{
     CaRequest, CaStatusRequest, Call, DetachRequest, DetachTarget, InspectNetworkRequest,
@@ -64,6 +65,16 @@ pub enum CliError {
         report: String,
         /// So many links.
         failed: usize,
+        /// Of so many.
+        of: usize,
+    },
+    /// Some of what there is on the node is not as it should be.
+    #[error("{differing} of {of} items are not as they should be")]
+    Differs {
+        /// What to print all the same.
+        report: String,
+        /// So many items.
+        differing: usize,
         /// Of so many.
         of: usize,
     },
@@ -123,7 +134,11 @@ pub enum CliError {
 impl CliError {
     /// What goes to standard output all the same.
     pub fn report(&self) -> Option<&str> {
-        if let Self::NotRenewed { report, .. } = self { Some(report) } else { None }
+        if let Self::NotRenewed { report, .. } | Self::Differs { report, .. } = self {
+            Some(report)
+        } else {
+            None
+        }
     }
 
     /// The exit code that tells a wrong command (2) from one that was refused or failed (1).
@@ -227,7 +242,8 @@ impl Agent {
                 };
                 self.call(&DetachRequest { network, target }, report::detach).await
             }
-            ClientCommand::Status => self.call(&StatusRequest {}, report::status).await,
+            ClientCommand::Status(status) if status.verify => self.verify().await,
+            ClientCommand::Status(_) => self.call(&StatusRequest {}, report::status).await,
             ClientCommand::Node(command) => self.node(command).await,
             ClientCommand::Peers => self.call(&PeersRequest {}, tables::peers).await,
             ClientCommand::Rekey(arguments) => self.rekey(&arguments.request()).await,
@@ -252,6 +268,15 @@ impl Agent {
         match response.links.iter().filter(|link| link.failure.is_some()).count() {
             0 => Ok(report),
             failed => Err(CliError::NotRenewed { report, failed, of: response.links.len() }),
+        }
+    }
+
+    async fn verify(&self) -> Result<String, CliError> {
+        let response = self.client.call(&VerifyRequest {}).await?;
+        let report = if self.json { as_json(&response) } else { tables::verified(&response) };
+        match response.differing().count() {
+            0 => Ok(report),
+            differing => Err(CliError::Differs { report, differing, of: response.items.len() }),
         }
     }
 

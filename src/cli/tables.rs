@@ -4,6 +4,7 @@ mod joins;
 mod node;
 mod rekey;
 mod tokens;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -23,6 +24,7 @@ use self::node::NODE_COLUMNS;
 pub(super) use self::node::{manager_state, node_endpoints, node_labels, node_state};
 pub(super) use self::tokens::{issued, issued_alone, removed, tokens};
 pub(super) use rekey::rekeyed;
+pub(super) use verify::verified;
 
 pub(super) fn networks(listed: &ListNetworksResponse) -> String {
     let mut table = table(&["NAME", "ID", "VNI", "ENCRYPTED", "SUBNETS", "ENDPOINTS"]);
@@ -140,6 +142,12 @@ pub(super) fn stats(stats: &StatsResponse) -> String {
             ]);
         }
         sections.push(text(&table));
+    }
+    if stats.mendings > 0 {
+        sections.push(format!(
+            "Interfaces of containers were mended {} times; 'overlayd events --no-follow' says how.\n",
+            stats.mendings
+        ));
     }
     sections.extend(stats.joins.map(joins::table));
     sections.join("\n")
@@ -418,6 +426,7 @@ DROPPED  REASON    EXPLANATION
                 rates: RateLimits { egress: None, ingress: "10mbit".parse().ok() },
             }],
             joins: None,
+            mendings: 3,
         });
         assert_eq!(
             text,
@@ -429,6 +438,8 @@ b     red      3 (3.0 MB)  0 (0 B)
 
 ENDPOINT                   NAME  NETWORK  FROM CONTAINER  TO CONTAINER  LIMITS
 0000000000000000000000000  -     red      3 (3.0 MB)      0 (0 B)       10mbit in
+
+Interfaces of containers were mended 3 times; 'overlayd events --no-follow' says how.
 "
         );
     }

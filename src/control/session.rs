@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::rpc::messages::SessionRequest;
 use super::rpc::{ErrorKind, ManagerClient, ManagerError};
+use super::state::is_overtaken;
 use crate::cluster::View;
 
 /// Keeps a session open for ever, publishing views and whether the manager is there.
@@ -120,6 +121,9 @@ async fn follow(
             Err(status) => return status.into(),
         };
         let full = update.full;
+        if full && is_overtaken(update.version.get(), views.borrow().version.get()) {
+            return ManagerError::new(ErrorKind::Unavailable, REPLACED);
+        }
         let view = update.apply(&views.borrow());
         let managers: Vec<SocketAddr> = view.managers.iter().map(|node| node.advertise).collect();
         if !managers.is_empty() && managers != client.addresses() {
@@ -139,6 +143,9 @@ async fn follow(
         }
     }
 }
+
+const REPLACED: &str =
+    "a manager answers that was replaced by one restored from a backup: delete its state directory";
 
 #[cfg(test)]
 mod tests {

@@ -82,6 +82,12 @@ impl Egress {
         self.links.get(link.index())?.outbound.as_deref()
     }
 
+    /// Every outbound SA with its link.
+    pub fn sas(&self) -> impl Iterator<Item = (LinkSlot, &OutboundSa)> {
+        let links = (0u32..).zip(&self.links);
+        links.filter_map(|(slot, state)| Some((LinkSlot::new(slot), state.outbound.as_deref()?)))
+    }
+
     /// Makes ready for a port that is new in its slot.
     pub fn add_port(&mut self, port: PortSlot) {
         self.flood.fill(port);

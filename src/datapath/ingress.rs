@@ -64,6 +64,11 @@ impl Ingress {
         self.sas.get(&spi).map(|inbound| &*inbound.sa)
     }
 
+    /// Every inbound SA with its link.
+    pub fn sas(&self) -> impl Iterator<Item = (LinkSlot, &InboundSa)> {
+        self.sas.values().map(|inbound| (inbound.link, &*inbound.sa))
+    }
+
     /// Takes one datagram that came to the ESP port under an outer header of `class`; its bytes are
     /// decrypted in place, and `batch` may keep them until it is flushed.
     pub fn receive_esp<'p>(

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Role, TokenName};
-use crate::id::{HostName, NetworkName, NodeId};
+use crate::id::{EndpointId, HostName, NetworkName, NodeId};
 use crate::sa::Suite;
 
 /// Something that happened. No field may hold a secret, or text of any length that others chose.
@@ -143,6 +143,22 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// The interface of a container was not as it should be, and is again.
+    InterfaceMended {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// Its network.
+        network: NetworkName,
+        /// The container's network namespace.
+        netns: Reason,
+        /// What was done.
+        what: Reason,
+    },
+    /// Something that an agent left behind when it died, or when it could not remove it, was removed.
+    LeftoverRemoved {
+        /// What it was, and where.
+        what: Reason,
+    },
     /// This node has a new certificate.
     CertificateRenewed {
         /// When it expires, in seconds since 1970 UTC.
@@ -184,7 +200,7 @@ impl Event {
         )
     }
 
-    /// Whether a node of the cluster can cause it as often as it likes.
+    /// Whether a node of the cluster, or a container of this one, can cause it as often as it likes.
     pub(super) const fn is_from_nodes(&self) -> bool {
         matches!(
             self,
@@ -194,6 +210,7 @@ impl Event {
                 | Self::PeerUnreachable { .. }
                 | Self::KeysEstablished { .. }
                 | Self::KeyExchangeFailed { .. }
+                | Self::InterfaceMended { .. }
         )
     }
 }
@@ -238,6 +255,10 @@ impl fmt::Display for Event {
                 let who = if *by_peer { "refused by" } else { "refused to" };
                 write!(f, "keys {who} {name} ({peer}) on {network}: {reason}")
             }
+            Self::InterfaceMended { endpoint, network, netns, what } => {
+                write!(f, "endpoint {endpoint} of {network} in {netns}: {what}")
+            }
+            Self::LeftoverRemoved { what } => write!(f, "leftover removed: {what}"),
             Self::CertificateRenewed { expires_unix_seconds } => {
                 let expires = std::time::UNIX_EPOCH + std::time::Duration::from_secs(*expires_unix_seconds);
                 write!(f, "certificate renewed, until {}", super::Timestamp(expires))

@@ -130,6 +130,9 @@ fn naming(path: &Path, doing: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot {doing} {}: {error}", path.display()))
 }
 
+/// The names of the files in the state directory, of which neither need be there.
+pub const FILES: [&str; 2] = [NEWER, OLDER];
+
 const NEWER: &str = "events.jsonl";
 const OLDER: &str = "events.1.jsonl";
 /// After which the newer file is full; a batch more is written at most.

@@ -27,6 +27,7 @@ use self::ring::Ring;
 use crate::io::clock::{boot_time, wall_clock};
 
 pub use self::event::{Event, Reason};
+pub use self::journal::FILES;
 pub use self::noted::Noted;
 
 /// The events of this node; clones share them.

@@ -35,6 +35,11 @@ impl Tables {
         self.networks.get(slot.index())?.as_ref()
     }
 
+    /// All networks.
+    pub fn networks(&self) -> impl Iterator<Item = &NetworkTable> {
+        self.networks.iter().flatten().map(|network| &**network)
+    }
+
     /// The local port in a slot.
     pub fn port(&self, slot: PortSlot) -> Option<PortRow> {
         *self.ports.get(slot.index())?

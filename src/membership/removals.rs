@@ -76,7 +76,10 @@ impl SignedRemovals {
     }
 
     /// What it says, whoever signed it.
-    fn claim(&self) -> Result<Removals, MembershipError> {
+    ///
+    /// # Errors
+    /// It is no such list.
+    pub fn claim(&self) -> Result<Removals, MembershipError> {
         serde_json::from_str(&self.payload)
             .map_err(|_| MembershipError::Malformed("it is no list of removed nodes"))
     }

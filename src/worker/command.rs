@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::queue::ArrayQueue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::inventory::Inventory;
 use super::lane::LaneGone;
 use crate::boot_time::BootTime;
 use crate::datapath::PortLimits;
@@ -66,6 +67,8 @@ pub enum Command {
         /// For plain VXLAN.
         vxlan: Option<LaneSockets>,
     },
+    /// Say what there is: [`super::Lane::inventory`].
+    TakeInventory(oneshot::Sender<Inventory>),
     /// Count what the kernel has dropped before the lane's sockets since the last time.
     CountOverflow,
     /// Do nothing but acknowledge: tables published before are in use, packets judged by older

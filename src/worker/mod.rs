@@ -9,6 +9,7 @@
 mod busy_poll;
 mod command;
 mod event;
+mod inventory;
 mod lane;
 mod ports;
 mod turn;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use command::Command;
 pub use event::{DataSocket, LaneEvent};
+pub use inventory::Inventory;
 pub use lane::{Lane, LaneConfig, LaneGone, spawn};
 
 pub use crate::datapath::{Flood, FloodLimit, LaneCounters, PeerCounters, PortCounters, PortLimits};

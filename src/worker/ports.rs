@@ -58,6 +58,11 @@ impl Ports {
         counters.drop_frames_at_port(slot, DropReason::NoSuchPort, lost);
     }
 
+    /// The slots of all ports.
+    pub(super) fn slots(&self) -> impl Iterator<Item = PortSlot> {
+        (0u32..).zip(&self.ports).filter(|(_, port)| port.is_some()).map(|(slot, _)| PortSlot::new(slot))
+    }
+
     /// The TAP of a port, if its container may send now.
     pub(super) fn readable(&self, slot: PortSlot, now: BootTime) -> Option<&Tap> {
         let port = self.get(slot)?;

@@ -14,6 +14,7 @@ use arc_swap::cache::Cache;
 use super::busy_poll::{BusyPoll, Work};
 use super::command::Command;
 use super::event::{DataSocket, LaneEvent};
+use super::inventory::Inventory;
 use super::lane::{LaneConfig, Shared};
 use super::ports::Ports;
 use crate::boot_time::BootTime;
@@ -200,11 +201,28 @@ impl Turns {
             }
             Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
             Command::Rebind { esp, vxlan } => self.wire.rebind(&self.epoll, esp, vxlan),
+            Command::TakeInventory(answer) => {
+                // Whoever asked may have stopped waiting.
+                let _ = answer.send(self.inventory());
+            }
             Command::CountOverflow => self.wire.count_overflow(),
             // A turn ends with an empty arena, and the next batch loads the tables anew.
             Command::Sync => {
                 self.tables.load();
             }
+        }
+    }
+}
+
+impl Turns {
+    fn inventory(&mut self) -> Inventory {
+        let now = clock::boot_time();
+        let inbound = self.ingress.sas().filter(|(_, sa)| sa.expires_at() > now);
+        Inventory {
+            inbound: inbound.map(|(link, sa)| (link, sa.spi())).collect(),
+            outbound: self.egress.sas().map(|(link, sa)| (link, sa.spi())).collect(),
+            ports: self.wire.ports.slots().collect(),
+            tables: Arc::clone(self.tables.load()),
         }
     }
 }

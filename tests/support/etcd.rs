@@ -149,14 +149,13 @@ impl Etcd {
 
     /// Waits until the first member answers and has a leader.
     pub(crate) fn wait(&self) {
-        let is_there = (0..MOST_LOOKS).any(|_| {
-            let is_healthy = self.try_ctl(&["endpoint", "health"]).status.success();
-            if !is_healthy {
-                std::thread::sleep(Duration::from_millis(50));
+        for _ in 0..ATTEMPTS {
+            if self.try_ctl(&["endpoint", "health"]).status.success() {
+                return;
             }
-            is_healthy
-        });
-        assert!(is_there, "etcd does not start");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("etcd does not start");
     }
 
     fn data_dir(&self, index: usize) -> PathBuf {
@@ -204,6 +203,9 @@ const KEEPER: &str = r#"
     test "$word" = kill || rm -rf -- "$dir"
 "#;
 
+/// Each of which takes 50 ms and more.
+const ATTEMPTS: u32 = 400;
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     listener.local_addr().expect("an address").port()
@@ -219,6 +221,3 @@ fn collect(dir: &Path, all: &mut Vec<u8>) {
         }
     }
 }
-
-/// Half a minute's, at least.
-const MOST_LOOKS: usize = 600;

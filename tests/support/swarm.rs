@@ -148,6 +148,11 @@ impl Swarm {
         Attached { container, response }
     }
 
+    /// Attaches a container of host 2 to one more network.
+    pub(crate) fn attach_again(&self, to: &Attached, network: &str, ifname: &str) -> AttachResponse {
+        self.agent(2).ask(&["attach", network, "--netns", to.container.name(), "--ifname", ifname])
+    }
+
     /// Attaches a container that sends nothing by itself: without IPv6 it has no groups to report.
     pub(crate) fn attach_quietly(&self, number: usize, network: &str, name: &str) -> Attached {
         let container = self.lab.host(number).container(name).unwrap();
@@ -359,6 +364,12 @@ impl Agent {
 
     pub(crate) fn status(&self) -> StatusResponse {
         self.ask(&["status"])
+    }
+
+    /// What `overlayd status --verify` prints.
+    pub(crate) fn verification(&self) -> String {
+        let output = self.command().args(["status", "--verify"]).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     }
 
     pub(crate) fn peers(&self) -> PeersResponse {

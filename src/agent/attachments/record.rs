@@ -13,7 +13,7 @@ use crate::id::{EndpointId, NetworkName};
 
 impl Attachments {
     /// Whether the view has the attachment's endpoint.
-    pub(super) async fn is_known(&self, attachment: &Attachment) -> bool {
+    pub(crate) async fn is_known(&self, attachment: &Attachment) -> bool {
         let Some(endpoint) = &attachment.endpoint else { return true };
         let view = self.dataplane.view().await;
         let network = view.networks.get(&endpoint.network);
@@ -88,16 +88,17 @@ impl Attachments {
         }
     }
 
-    /// The manager may be away: it will hear of it when the session begins again.
-    pub(super) async fn tell_manager(&self, manager: Option<&ManagerClient>, id: EndpointId) {
-        let Some(manager) = manager else { return };
+    /// Whether the manager has heard of it now; otherwise it will when the session begins again.
+    pub(super) async fn tell_manager(&self, manager: Option<&ManagerClient>, id: EndpointId) -> bool {
+        let Some(manager) = manager else { return false };
         match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(Detach { endpoint: id })).await {
-            Ok(Ok(Done {})) => {}
+            Ok(Ok(Done {})) => return true,
             Ok(Err(error)) => {
-                tracing::debug!(endpoint = %id, %error, "the manager will hear of the detachment later")
+                tracing::debug!(endpoint = %id, %error, "the manager will hear of the detachment later");
             }
             Err(_) => tracing::info!(endpoint = %id, "the manager will hear of the detachment later"),
         }
+        false
     }
 }
 

@@ -243,6 +243,7 @@ mod tests {
                 carrier: true,
                 kind: None,
                 alias: None,
+                queues: None,
             };
             InterfaceAddress { link, address: address.parse().expect("an address") }
         });

@@ -24,6 +24,9 @@ pub struct StatsResponse {
     /// What a manager was asked for by machines that want to join; nothing on other nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joins: Option<JoinTotals>,
+    /// How often something of a container's interface was given again.
+    #[serde(default)]
+    pub mendings: u64,
 }
 
 /// One drop counter.

@@ -53,6 +53,7 @@ pub use self::issued_tokens::{NewToken, TokenRefusal};
 pub use self::networks::{NetworkSummary, NewNetwork};
 pub use self::nodes::{NodeStatus, Takes};
 pub use self::overtake::Whereabouts;
+pub(crate) use self::overtake::is_overtaken;
 pub use self::pool::AddressPool;
 pub use self::profiles::{ChangedProfile, ProfileChange};
 pub use self::relocation::Relocated;

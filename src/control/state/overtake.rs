@@ -55,6 +55,18 @@ impl ClusterState {
         state.rows().commit(Revision::NOTHING, &batch)?;
         Ok(())
     }
+
+    /// Whether this state was restored elsewhere since, by the epoch of a list of removed nodes that is
+    /// signed and newer than the one here.
+    pub fn is_overtaken_by(&self, removals: Epoch) -> bool {
+        let own = self.model().removals.as_ref().map_or(0, |row| row.epoch.get());
+        is_overtaken(own, removals.get())
+    }
+}
+
+/// Whether `newer` comes from a state that was restored from a backup, and `own` from what it was restored over.
+pub(crate) const fn is_overtaken(own: u64, newer: u64) -> bool {
+    newer.saturating_sub(own) >= LEAP / 2
 }
 
 fn raised(number: u64) -> u64 {

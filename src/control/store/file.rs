@@ -7,7 +7,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, TableDefinition};
@@ -109,6 +109,11 @@ pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreE
         let _ = fs::remove_file(&draft);
     }
     replaced
+}
+
+/// Where files are written before they take the place of others; only while one is.
+pub(super) fn drafts(dir: &Path) -> [PathBuf; 2] {
+    [dir.join(DRAFT_FILE), dir.join(format!("{KEY_FILE}.new"))]
 }
 
 /// Puts a state file of the same rows under a new key in the place of the one that there is.

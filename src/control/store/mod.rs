@@ -103,6 +103,14 @@ impl Store {
         &self.inner.file
     }
 
+    /// Removes what a crash has left of files that were being replaced, and says which there were.
+    pub fn remove_drafts(&self) -> Vec<PathBuf> {
+        file::drafts(&self.inner.dir)
+            .into_iter()
+            .filter(|draft| std::fs::remove_file(draft).is_ok())
+            .collect()
+    }
+
     /// Runs `read` on one snapshot of the file.
     ///
     /// # Errors

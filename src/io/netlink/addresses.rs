@@ -27,6 +27,16 @@ impl Netlink {
         Ok(addresses)
     }
 
+    /// The addresses of one interface.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn addresses_of(&self, link: &Link) -> Result<Vec<IpNet>, NetlinkError> {
+        let messages = self.address_messages()?;
+        let own = messages.iter().filter(|message| message.header.index == link.index);
+        Ok(own.filter_map(address_of).collect())
+    }
+
     /// The interface that holds `address` (the underlay's, with its MTU).
     ///
     /// # Errors

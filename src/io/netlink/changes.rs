@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::NetlinkError;
+use crate::io::netns::NetNs;
 
 /// Says when an interface of a namespace, or an address of one, has come, gone or changed; not which and how. Changes that
 /// nobody has waited for yet are one.
@@ -23,8 +24,25 @@ impl LinkChanges {
     /// # Errors
     /// When no socket can be had.
     pub fn subscribe() -> Result<Self, NetlinkError> {
-        let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&GROUPS)
-            .map_err(|source| NetlinkError::Connect { source })?;
+        Self::to(&GROUPS)
+    }
+
+    /// Listens in another namespace, to routes as well; within a tokio runtime. The namespace lives
+    /// for as long as somebody listens there.
+    ///
+    /// # Errors
+    /// When it cannot be entered, or no socket can be had.
+    pub fn subscribe_within(namespace: &NetNs) -> Result<Self, NetlinkError> {
+        let runtime = tokio::runtime::Handle::current();
+        namespace.run_in(|| {
+            let _entered = runtime.enter();
+            Self::to(&[&GROUPS[..], &ROUTES].concat())
+        })?
+    }
+
+    fn to(groups: &[MulticastGroup]) -> Result<Self, NetlinkError> {
+        let (connection, _, mut messages) =
+            rtnetlink::new_multicast_connection(groups).map_err(|source| NetlinkError::Connect { source })?;
         let changed = Arc::new(Notify::new());
         let told = Arc::clone(&changed);
         let listening = tokio::spawn(async move {
@@ -53,3 +71,4 @@ impl Drop for LinkChanges {
 
 const GROUPS: [MulticastGroup; 3] =
     [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+const ROUTES: [MulticastGroup; 2] = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];

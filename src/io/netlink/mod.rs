@@ -7,6 +7,7 @@
 mod addresses;
 mod changes;
 mod devices;
+mod routes;
 
 use std::future::Future;
 use std::io;
@@ -14,8 +15,9 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use netlink_packet_core::Nla;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::Runtime;
@@ -23,6 +25,7 @@ use tokio::runtime::Runtime;
 pub use addresses::InterfaceAddress;
 pub use changes::LinkChanges;
 pub use devices::{Handover, Vxlan};
+pub use routes::Route;
 
 use super::netns::{NetNs, NetNsError};
 use crate::id::{IfName, MacAddr};
@@ -163,6 +166,17 @@ impl Netlink {
         )
     }
 
+    /// Sets the remark of the interface.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_alias(&self, link: &Link, alias: &str) -> Result<(), NetlinkError> {
+        self.set(
+            format_args!("set the alias of {}", link.name),
+            LinkUnspec::new_with_index(link.index).alias(alias),
+        )
+    }
+
     /// Has the device be given no packet larger than one on the wire, so that captures of it show
     /// what a real wire would carry.
     ///
@@ -235,6 +249,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// The remark of `ip link set alias`.
     pub alias: Option<String>,
+    /// How many queues of it processes have open, for a TAP with more than one.
+    pub queues: Option<u32>,
 }
 
 impl Link {
@@ -248,6 +264,7 @@ impl Link {
             carrier: false,
             kind: None,
             alias: None,
+            queues: None,
         };
         for attribute in &message.attributes {
             if let LinkAttribute::IfName(name) = attribute {
@@ -264,11 +281,23 @@ impl Link {
                 link.kind = infos.iter().find_map(|info| {
                     if let LinkInfo::Kind(kind) = info { Some(kind.to_string()) } else { None }
                 });
+                link.queues = infos.iter().find_map(queues_of);
             }
         }
         link
     }
 }
+
+fn queues_of(info: &LinkInfo) -> Option<u32> {
+    let LinkInfo::Data(InfoData::Tun(attributes)) = info else { return None };
+    let number = attributes.iter().find(|attribute| attribute.kind() == IFLA_TUN_NUM_QUEUES)?;
+    let mut bytes = [0; 4];
+    (number.value_len() == bytes.len()).then(|| number.emit_value(&mut bytes))?;
+    Some(u32::from_ne_bytes(bytes))
+}
+
+/// Of linux/if_link.h.
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
 /// Why the kernel's configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]

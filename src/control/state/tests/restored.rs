@@ -32,6 +32,11 @@ fn restored_state_is_later_than_all_that_happened_since_the_backup() {
     assert_eq!(restored.membership("web").1, [node_id(1)]);
     assert!(restored.passed_on().0 > passed_on.0, "a list that knows of fewer removals is newer");
     assert_eq!(restored.passed_on().1, []);
+    let newest = crate::id::Epoch::new(restored.passed_on().0);
+    assert!(cluster.state.is_overtaken_by(newest), "what was backed up is an old copy now");
+    assert!(
+        !restored.state.is_overtaken_by(newest) && !restored.state.is_overtaken_by(crate::id::Epoch::new(1))
+    );
     let nodes: Vec<_> = restored.state.nodes().into_iter().map(|status| status.node).collect();
     assert_eq!(nodes.len(), 2);
     assert_eq!(nodes[0].data, "192.0.2.99:4500".parse().unwrap());

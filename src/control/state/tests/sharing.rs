@@ -1,7 +1,5 @@
 //! Several managers on one state in etcd, etcd that goes away, and the way there from the state file.
 
-use crate::io::clock::boot_time;
-
 use super::etcd::Etcd;
 use super::over_etcd::{access, etcd};
 use super::*;
@@ -300,13 +298,6 @@ fn state_stays_in_the_file_where_etcd_is_away_or_holds_another_cluster() {
     assert!(other.store.shared_store().unwrap().is_some());
 }
 
-fn eventually(condition: impl Fn() -> bool) -> bool {
-    let deadline = boot_time() + Duration::from_secs(10);
-    while !condition() {
-        if boot_time() > deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    true
+fn eventually(condition: impl FnMut() -> bool) -> bool {
+    crate::lab::eventually(Duration::from_secs(10), condition)
 }
