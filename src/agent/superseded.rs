@@ -14,12 +14,13 @@ use super::dataplane::Removed;
 use super::manager::Manager;
 use super::office::Office;
 use crate::control::store::Store;
+use crate::id::Epoch;
 
 /// Refuses to serve what was restored elsewhere, by the list that this node had when it last ran.
 pub(super) fn refuse(manager: Option<&Arc<Manager>>, removed: &Removed, store: &Store) -> anyhow::Result<()> {
     let signed = removed.signed.as_deref();
     let newest = signed.and_then(|signed| signed.claim().ok());
-    let is_old = newest.is_some_and(|list| manager.is_some_and(|m| m.state.is_overtaken_by(list.epoch)));
+    let is_old = newest.is_some_and(|list| manager.is_some_and(|m| is_replaced(m, list.epoch)));
     if !is_old {
         return Ok(());
     }
@@ -30,6 +31,11 @@ pub(super) fn refuse(manager: Option<&Arc<Manager>>, removed: &Removed, store: &
          state directory ({}), then it can join the cluster as a new node",
         dir.display()
     )
+}
+
+/// What managers share is the newest there is, and this one hears of it there.
+fn is_replaced(manager: &Manager, removals: Epoch) -> bool {
+    manager.state.shared_store().is_none() && manager.state.is_overtaken_by(removals)
 }
 
 /// Ends the agent when it hears that its state was restored elsewhere.

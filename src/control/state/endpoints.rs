@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Change, Model, NetworkState};
+use super::model::{Change, Model};
+use super::network_state::NetworkState;
 use super::{ClusterState, StateError, addresses};
 use crate::cluster::{Endpoint, Network, Subnet};
 use crate::id::{EndpointId, HostName, MacAddr, NetworkName, NodeId};

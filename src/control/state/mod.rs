@@ -16,6 +16,7 @@ mod issued_tokens;
 mod labels;
 mod managers;
 mod model;
+mod network_state;
 mod networks;
 mod nodes;
 mod overtake;
@@ -40,7 +41,8 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use self::changes::Memory;
-use self::model::{Change, Counters, Founding, MembershipRow, Model, NetworkState};
+use self::model::{Change, Counters, Founding, MembershipRow, Model};
+use self::network_state::NetworkState;
 use crate::boot_time::BootTime;
 use crate::cluster::Node;
 use crate::control::store::{ClusterRows, CommitError, Revision, SharedStore, Store};

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Change, Model, NetworkState};
+use super::model::{Change, Model};
+use super::network_state::NetworkState;
 use super::{ClusterState, StateError, labels, pool, subnets, views};
 use crate::cluster::{Network, NetworkView, Subnet};
 use crate::id::{NetworkId, NetworkName, Vni};

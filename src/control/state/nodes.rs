@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::managers::{self, Demoted};
-use super::model::{Change, Model, NetworkState, RemovalsRow};
+use super::model::{Change, Model, RemovalsRow};
+use super::network_state::NetworkState;
 use super::networks::MOST_NAMED;
 use super::{ClusterState, NO_PANIC, StateError, subnets};
 use crate::boot_time::BootTime;

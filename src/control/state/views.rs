@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::ClusterState;
 use super::change_log::Touched;
-use super::model::{Model, NetworkState};
+use super::model::Model;
+use super::network_state::NetworkState;
 use super::view_update::{NetworkChange, ViewUpdate};
 use crate::cluster::{NetworkView, View};
 use crate::id::{NetworkId, NodeId, Version};
