@@ -54,6 +54,10 @@ impl Manager {
         if caller.node == self.this() && self.state.managers().len() > 1 {
             return self.others_of_office()?.leave(Leave {}).await;
         }
+        if self.state.removed_nodes().contains(&caller.node) {
+            // Its answer was lost.
+            return Ok(Done {});
+        }
         let expires = self.latest_certificate_of(Some(&caller));
         self.on_state(move |state| {
             state.remove_node(caller.node, expires, crate::control::state::Takes::Endpoints)

@@ -111,15 +111,18 @@ impl ManagerClient {
     /// No manager can be reached, or it refuses.
     pub async fn leave(&self, request: Leave) -> Result<Done, ManagerError> {
         let Err(lost) = self.client().leave(request).await else { return Ok(Done {}) };
-        // The connection that was cut may not have noticed yet; only a new one tells.
-        self.reconnect();
-        match self.client().leave(request).await {
-            Ok(_) => Ok(Done {}),
-            Err(status) if NoManager::in_status(&status).is_some_and(NoManager::has_removed_us) => {
-                Ok(Done {})
+        // The connection that was cut may not have noticed yet; only a new one tells, to any manager.
+        for _ in self.addresses() {
+            self.reconnect();
+            match self.client().leave(request).await {
+                Ok(_) => return Ok(Done {}),
+                Err(status) if NoManager::in_status(&status).is_some_and(NoManager::has_removed_us) => {
+                    return Ok(Done {});
+                }
+                Err(_) => self.move_on(),
             }
-            Err(_) => Err(lost.into()),
         }
+        Err(lost.into())
     }
 
     fn client(&self) -> manager_client::ManagerClient<Channel> {
