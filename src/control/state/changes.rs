@@ -128,11 +128,12 @@ impl ClusterState {
 
     /// Takes what is written for the truth, if it is not what we have.
     pub(super) fn reload(&self, rows: &ClusterRows, memory: &mut Memory) -> Result<(), StateError> {
-        let (truth, revision) = Self::load_present(rows)?;
+        let (mut truth, revision) = Self::load_present(rows)?;
         *memory = Memory { revision, is_stale: false };
         let mut model = self.inner.model.write().expect(NO_PANIC);
         if truth.counters != model.counters {
             let version = truth.counters.version;
+            truth.inherit(&model);
             *model = truth;
             drop(model);
             self.inner.versions.send_replace(version);

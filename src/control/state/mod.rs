@@ -12,6 +12,7 @@ mod change_log;
 mod changes;
 mod endpoints;
 mod error;
+mod history;
 mod issued_tokens;
 mod labels;
 mod managers;

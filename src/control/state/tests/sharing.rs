@@ -3,6 +3,7 @@
 use super::etcd::Etcd;
 use super::over_etcd::{access, etcd};
 use super::*;
+use crate::cluster::View;
 use crate::control::store::{EtcdAccess, EtcdError, StoreError};
 
 /// A manager with a state directory of its own.
@@ -50,6 +51,53 @@ fn change_of_one_manager_is_seen_by_the_others_and_wakes_who_waits_for_it() {
     // And back, by whom has changed nothing before.
     other.state.create_network(new_network("web", &["10.1.0.0/24"])).unwrap();
     assert!(eventually(|| one.state.inspect(&name("web")).is_ok()));
+}
+
+#[test]
+fn nodes_are_told_of_what_another_manager_changed_and_of_nothing_else() {
+    let one = Manager::first(access(etcd()));
+    for n in 1..4 {
+        one.state.add_node(node(n)).unwrap();
+    }
+    for (network, subnet) in [("web", "10.1.0.0/24"), ("still", "10.2.0.0/24")] {
+        one.state.create_network(new_network(network, &[subnet])).unwrap();
+    }
+    one.state.attach(node_id(1), &request(1, "web")).unwrap();
+    one.state.attach(node_id(2), &request(2, "web")).unwrap();
+    one.state.attach(node_id(1), &request(3, "still")).unwrap();
+    let other = one.another();
+    let mut told = Told::default();
+    let mut view = other.state.update_for(node_id(1), &mut told).unwrap().apply(&View::default());
+    let mut hears = |what: &str| {
+        other.state.catch_up().unwrap();
+        let update = other.state.update_for(node_id(1), &mut told).unwrap();
+        assert!(!update.full && update.networks.is_empty(), "{what}: {update:?}");
+        view = update.clone().apply(&view);
+        assert_eq!(view, one.state.view_for(node_id(1)), "{what}");
+        update
+    };
+    one.state.attach(node_id(2), &request(4, "web")).unwrap();
+    let update = hears("one more endpoint");
+    assert_eq!((update.changes.len(), update.changes[0].endpoints.len()), (1, 1));
+    assert!(
+        update.roots.is_none()
+            && update.changes[0].nodes.is_empty()
+            && update.changes[0].membership.is_none()
+    );
+    one.state.detach(node_id(2), endpoint_id(4)).unwrap();
+    one.state.attach(node_id(3), &request(5, "web")).unwrap();
+    let update = hears("two changes, one of them a new member");
+    let change = &update.changes[0];
+    assert_eq!((change.endpoints_gone.len(), change.nodes.len()), (1, 1));
+    assert!(change.membership.is_some());
+    one.state.update_node(node_id(3), node(9).advertise, node(9).data, 1400).unwrap();
+    assert_eq!(hears("a node that has moved").changes[0].nodes.len(), 1);
+    one.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
+    assert!(!hears("a node that is removed").removed.is_empty());
+    // What is of no concern to it is no news, and nor is what it knows.
+    one.state.rotate_token(Role::Worker, [9; 16]).unwrap();
+    other.state.catch_up().unwrap();
+    assert_eq!(other.state.update_for(node_id(1), &mut told), None);
 }
 
 #[test]
