@@ -172,6 +172,11 @@ fn whoever_asked_has_the_key_at_whatever_moment_the_agent_dies() {
     let swarm = Swarm::unformed(1, Underlay::default());
     let manager = swarm.agent(1);
     let address = swarm.lab.host(1).v4().to_string();
+    let init = ["init", "--autolock", "--advertise-addr", &address];
+    let begin = boot_time();
+    manager.done(&init);
+    let undisturbed = boot_time().since(begin);
+    manager.done(&["leave"]);
     let mut known: Option<UnlockKey> = None;
     let mut locked = 0;
     for attempt in 0..16 {
@@ -180,11 +185,11 @@ fn whoever_asked_has_the_key_at_whatever_moment_the_agent_dies() {
         if is_member {
             command.args(["unlock-key", "--rotate"]);
         } else {
-            command.args(["init", "--autolock", "--advertise-addr", &address]);
+            command.args(init);
         }
         let asked = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // The moment is what is tried here.
-        std::thread::sleep(Duration::from_millis(attempt * 6));
+        std::thread::sleep(undisturbed * attempt / 10);
         manager.kill();
         let output = asked.wait_with_output().unwrap();
         let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
