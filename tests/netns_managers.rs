@@ -100,7 +100,7 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     let others = |number: usize| -> Vec<&Host> {
         (1..=5).filter(|other| *other != number).map(|other| swarm.lab.host(other)).collect()
     };
-    history.await_more(2);
+    history.await_more(1);
 
     // The manager that a worker has its session with dies.
     let victim = manager_of(workers[0]).unwrap();
@@ -109,16 +109,18 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     for worker in workers {
         assert_moved(worker, victim, killed);
     }
-    history.await_more(3);
+    history.await_more(1);
+
     swarm.start(victim);
     assert!(eventually(PATIENCE, || are_reachable(swarm.agent(victim))), "{}", swarm.agent(victim).log());
 
     // A member of etcd dies, be it the leader or not, and then another.
     for member in [0, 1] {
         etcd.kill(member);
-        history.await_more(3);
+        history.await_more(1);
+
         etcd.restart(member);
-        history.await_more(3);
+        history.await_more(1);
     }
 
     // The manager that a worker is with now hears nothing of anybody, nor does the etcd beside it.
@@ -130,12 +132,13 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     for worker in workers {
         assert_moved(worker, victim, cut);
     }
-    history.await_more(3);
+    history.await_more(1);
+
     mend_tcp(lonely, &others(victim));
     others(victim).iter().for_each(|host| mend_tcp(host, &[lonely]));
     let is_whole = || swarm.agents[..3].iter().all(are_reachable);
     assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
-    history.await_more(3);
+    history.await_more(1);
 }
 
 /// Managers are made workers, and the last one stays.
@@ -248,16 +251,25 @@ impl History {
         let vnis: BTreeSet<u32> = listed.networks.iter().map(|listed| listed.network.vni.get()).collect();
         assert_eq!(vnis.len(), listed.networks.len(), "a VNI twice: {listed:?}");
         check(&self.networks.lock().unwrap(), &present);
-        let endpoints = manager.inspect("red").endpoints;
+        let mut endpoints = Vec::new();
+        let lives = self.endpoints.lock().unwrap();
+        let is_over = |name: &str| {
+            lives.iter().any(|life| life.name == name && life.ended.is_some_and(|(_, is_gone)| is_gone))
+        };
+        // What is detached while no manager can be asked, a manager hears of later.
+        eventually(PATIENCE, || {
+            endpoints = manager.inspect("red").endpoints;
+            !endpoints.iter().any(|endpoint| is_over(endpoint.id.as_str()))
+        });
         let present: BTreeSet<String> = endpoints.iter().map(|endpoint| endpoint.id.to_string()).collect();
         let addresses: BTreeSet<_> = endpoints.iter().flat_map(|endpoint| &endpoint.addresses).collect();
         assert_eq!(addresses.len(), 2 * endpoints.len(), "an address twice: {endpoints:?}");
-        check(&self.endpoints.lock().unwrap(), &present);
+        check(&lives, &present);
     }
 }
 
 fn check(lives: &[Life], present: &BTreeSet<String>) {
-    assert!(lives.len() > 20, "only {} were made", lives.len());
+    assert!(lives.len() > 8, "only {} were made", lives.len());
     for (number, life) in lives.iter().enumerate() {
         match life.ended {
             None => assert!(present.contains(&life.name), "{life:?} is lost"),

@@ -67,11 +67,11 @@ impl ManagerClient {
         self.shared.pointed.notify_one();
     }
 
-    /// The manager that last worked is of no use now: later calls begin with the one after it.
+    /// The manager that last worked is of no use now: later calls begin with the one after it, over a new connection.
     pub fn move_on(&self) {
-        if self.shared.dialer.move_on() {
-            self.reconnect();
-        }
+        self.shared.dialer.move_on();
+        // The connection that there is may be to one that is not among the managers any more.
+        self.reconnect();
     }
 
     /// Resolves once [`Self::point_to`] was called, for one who waits.

@@ -48,12 +48,11 @@ impl Dialer {
         self.order().first().copied()
     }
 
-    /// Begins with the manager after the present one; false if there is no other.
-    pub(super) fn move_on(&self) -> bool {
-        let order = self.order();
-        let Some(next) = order.get(1) else { return false };
-        self.prefer(*next);
-        true
+    /// Begins with the manager after the present one, if there is another.
+    pub(super) fn move_on(&self) {
+        if let Some(next) = self.order().get(1) {
+            self.prefer(*next);
+        }
     }
 
     /// A connection to the first manager that answers.
