@@ -249,7 +249,7 @@ impl Attachments {
             return Err(container::attached_already(&twin));
         }
         let mtu = self.dataplane.mtu(&self.in_view(manager, &network.name, &endpoint).await?).await;
-        let port = container::port(&attachment, &endpoint, &network, mtu);
+        let port = container::port(&attachment, &endpoint, &network, mtu, self.dataplane.lane_count());
         let lanes = self.dataplane.lane_count();
         let queues = blocking(move || port.create(&netns, lanes)).await?;
         self.add_port(attachment.id, queues, attachment.rates).await?;
