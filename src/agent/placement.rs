@@ -8,12 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::slots::{Hold, Slots};
-use super::underlay::effective_mtu;
+use super::underlay::{Narrow, effective_mtu};
 use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{
-    EndpointId, Epoch, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Vni, VtepSlot,
+    EndpointId, Epoch, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortHold, PortSlot, Vni, VtepSlot,
 };
 use crate::membership::{
     KnownMemberships, KnownRemovals, MembershipError, News, Roots, SignedMembership, SignedRemovals,
@@ -117,6 +117,12 @@ impl Placement {
     /// The MTU of the containers' interfaces in a network of the view.
     pub(crate) fn mtu(&self, view: &NetworkView) -> u16 {
         effective_mtu(view, self.node, self.underlay_mtu)
+    }
+
+    /// The networks of the view whose packets do not fit through an underlay.
+    pub(crate) fn narrow(&self) -> Vec<Narrow> {
+        let networks = self.view.networks.values();
+        networks.filter_map(|view| Narrow::of(view, self.node, self.underlay_mtu)).collect()
     }
 
     /// Takes note of the MTU of this node's underlay.
@@ -282,6 +288,11 @@ impl Placement {
     pub(crate) fn hold_port(&mut self, endpoint: EndpointId) -> PortSlot {
         self.built.clear();
         PortSlot::new(self.ports.hold(endpoint))
+    }
+
+    /// Which hold of its slot an endpoint has.
+    pub(crate) fn port_hold(&self, endpoint: EndpointId) -> Option<PortHold> {
+        self.ports.held(&endpoint).map(|hold| PortHold::new(hold.number))
     }
 
     /// Takes a local endpoint's slot back, once no lane knows it.
