@@ -187,7 +187,7 @@ impl Attachments {
         let view = self.dataplane.view().await;
         let network = view.networks.get(&endpoint.network)?;
         let mtu = self.dataplane.mtu(network).await;
-        Some(container::port(attachment, endpoint, &network.network, mtu))
+        Some(container::port(attachment, endpoint, &network.network, mtu, self.dataplane.lane_count()))
     }
 
     pub(super) fn told_mended(&self, attachment: &Attachment, what: &str) {
