@@ -160,8 +160,8 @@ impl DataPlane {
         rates: RateLimits,
     ) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
-        let slot = placement.hold_port(endpoint);
-        let Some(hold) = placement.port_hold(endpoint) else { return Ok(()) };
+        placement.hold_port(endpoint);
+        let Some((slot, hold)) = placement.port(endpoint) else { return Ok(()) };
         self.publish(&mut placement).await?;
         let limits = PortLimits::new(rates);
         for (lane, tap) in self.lanes.iter().zip(queues) {
@@ -178,7 +178,7 @@ impl DataPlane {
     ) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
         let Some(endpoint) = placement.endpoint(slot) else { return Ok(()) };
-        if placement.port_hold(endpoint) != Some(hold) {
+        if placement.port(endpoint) != Some((slot, hold)) {
             return Ok(());
         }
         tell(endpoint);
@@ -188,7 +188,7 @@ impl DataPlane {
     /// Takes a local endpoint's interface from the lanes; returns once no lane has it open.
     pub(crate) async fn remove_port(&self, endpoint: EndpointId) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
-        let Some(slot) = placement.port(endpoint) else { return Ok(()) };
+        let Some((slot, _)) = placement.port(endpoint) else { return Ok(()) };
         self.release_port(&mut placement, endpoint, slot).await
     }
 
@@ -310,7 +310,7 @@ impl DataPlane {
 
     /// The slot of a local endpoint.
     pub(crate) async fn port(&self, endpoint: EndpointId) -> Option<PortSlot> {
-        self.placement.lock().await.port(endpoint)
+        self.placement.lock().await.port(endpoint).map(|(slot, _)| slot)
     }
 
     /// Has others refuse who was removed; before the lanes, which may take their time.
@@ -410,7 +410,7 @@ mod tests {
         let (cluster, mut told) = (PaperCluster::new(), 0);
         let dataplane = dataplane(&cluster);
         let [one, two] = [1, 2].map(|network| endpoint_id(network, 1));
-        let hold = async || dataplane.placement.lock().await.port_hold(one).expect("held");
+        let hold = async || dataplane.placement.lock().await.port(one).expect("held").1;
         dataplane.add_port(one, Vec::new(), RateLimits::default()).await.expect("a lane");
         let (slot, first) = (dataplane.port(one).await.expect("a slot"), hold().await);
         dataplane.remove_lost_port((slot, first), |id| told += usize::from(id == one)).await.expect("a lane");

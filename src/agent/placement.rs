@@ -290,20 +290,15 @@ impl Placement {
         PortSlot::new(self.ports.hold(endpoint))
     }
 
-    /// Which hold of its slot an endpoint has.
-    pub(crate) fn port_hold(&self, endpoint: EndpointId) -> Option<PortHold> {
-        self.ports.held(&endpoint).map(|hold| PortHold::new(hold.number))
-    }
-
     /// Takes a local endpoint's slot back, once no lane knows it.
     pub(crate) fn release_port(&mut self, endpoint: EndpointId) {
         self.built.clear();
         self.ports.release(&endpoint);
     }
 
-    /// The slot of a local endpoint.
-    pub(crate) fn port(&self, endpoint: EndpointId) -> Option<PortSlot> {
-        self.ports.get(&endpoint).map(PortSlot::new)
+    /// The slot of a local endpoint, and which hold of it that is.
+    pub(crate) fn port(&self, endpoint: EndpointId) -> Option<(PortSlot, PortHold)> {
+        self.ports.held(&endpoint).map(|hold| (PortSlot::new(hold.slot), PortHold::new(hold.number)))
     }
 
     /// The local endpoint in a slot.
@@ -419,7 +414,7 @@ impl Placement {
     fn endpoints<R>(&self, view: &NetworkView, remote: impl Fn(NodeId) -> Option<R>) -> Vec<EndpointSpec<R>> {
         let place = |endpoint: &Endpoint| {
             if endpoint.node == self.node {
-                return self.port(endpoint.id).map(Place::Local);
+                return self.port(endpoint.id).map(|(slot, _)| Place::Local(slot));
             }
             remote(endpoint.node).map(Place::Remote)
         };
