@@ -252,6 +252,8 @@ numbers! {
     Version(u64);
     /// Dense index of a local endpoint's TAP in the tables and in every lane.
     PortSlot(u32);
+    /// One stay of a TAP in its slot: no other stay, of whatever port, has its number.
+    PortHold(u64);
     /// Dense index of a (peer, encrypted network) pair in the tables and in every lane.
     LinkSlot(u32);
     /// Dense index of a network in the tables.

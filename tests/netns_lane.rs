@@ -14,12 +14,15 @@ use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::drop_reason::DropReason;
 use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
-use overlayd::id::{IfName, LaneCount, LaneId, LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
+use overlayd::id::{
+    IfName, LaneCount, LaneId, LinkSlot, MacAddr, NetSlot, PortHold, PortSlot, Spi, Vni, VtepSlot,
+};
 use overlayd::io::clock::boot_time;
 use overlayd::io::container_port::{ContainerPort, TapQueue};
 use overlayd::io::tap::{Tap, TapOffloads};
 use overlayd::io::udp::{Datagram, RecvRing, UdpOptions, UdpSocket};
 use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
+use overlayd::rate::{Rate, RateLimits};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use overlayd::wire::traffic_class::{Dscp, TrafficClass};
 use overlayd::wire::vxlan::LeftChecksums;
@@ -58,8 +61,9 @@ fn trials() -> Vec<Trial> {
         containers_of_a_plain_network_ping_through_vxlan
         every_datagram_of_the_encrypted_network_is_esp
         without_keys_nothing_is_sent_and_control_hears_of_it
-        datagrams_that_the_kernel_refuses_are_counted
+        datagrams_that_the_kernel_refuses_are_counted_at_their_peer
         deleted_port_is_reported_and_its_slot_can_be_used_again
+        deleted_port_whose_container_may_not_send_is_reported_soon_by_any_lane
         streams_and_runs_cross_intact_whatever_the_kernel_offers
         super_frames_are_used_where_the_kernel_offers_them
         segmentation_that_the_kernel_refuses_is_given_up_and_told_once
@@ -120,15 +124,24 @@ fn without_keys_nothing_is_sent_and_control_hears_of_it() {
     assert_eq!(block_on(lane.next_event()), Some(LaneEvent::NoKey { link: LINK }));
 }
 
-fn datagrams_that_the_kernel_refuses_are_counted() {
-    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
-    bed.exchange_keys();
-    let node = &bed.nodes[0];
-    let unroutable = "198.51.100.1:4500".parse().unwrap();
-    node.tables.store(Arc::new(tables(Kind::Encrypted { is_ipv6: false }, 0, unroutable)));
-    block_on(node.lane.execute(Command::Sync)).unwrap();
-    assert_eq!(bed.ping(0, 1, 3).received(), 0);
-    assert!(node.lane.counters().dropped(DropReason::SendFailed) >= 3);
+fn datagrams_that_the_kernel_refuses_are_counted_at_their_peer() {
+    for kind in [Kind::Encrypted { is_ipv6: false }, Kind::Plain] {
+        let bed = Bed::new(kind);
+        bed.exchange_keys();
+        let node = &bed.nodes[0];
+        let unroutable = "198.51.100.1:4500".parse().unwrap();
+        node.tables.store(Arc::new(tables(kind, 0, unroutable)));
+        block_on(node.lane.execute(Command::Sync)).unwrap();
+        assert_eq!(bed.ping(0, 1, 3).received(), 0);
+        let counters = node.lane.counters();
+        let peer = match kind {
+            Kind::Encrypted { .. } => counters.link(LINK),
+            Kind::Plain => counters.vtep(VtepSlot::new(0)),
+        };
+        assert!(counters.dropped(DropReason::SendFailed) >= 3);
+        assert_eq!(peer.last_drop, Some(DropReason::SendFailed));
+        assert!(peer.drops >= 3, "{peer:?}");
+    }
 }
 
 fn deleted_port_is_reported_and_its_slot_can_be_used_again() {
@@ -138,14 +151,42 @@ fn deleted_port_is_reported_and_its_slot_can_be_used_again() {
     ContainerPort::remove(&eth0(), node.container.namespace()).unwrap();
     loop {
         match block_on(node.lane.next_event()).unwrap() {
-            LaneEvent::PortGone { slot } => break assert_eq!(slot, PORT),
+            LaneEvent::PortGone { slot, hold } => break assert_eq!((slot, hold), (PORT, HOLD)),
             LaneEvent::NoKey { .. } | LaneEvent::RekeyWanted { .. } | LaneEvent::UnknownSpi { .. } => {}
             LaneEvent::SegmentationGivenUp { socket } => panic!("this kernel refused a run of {socket:?}"),
         }
     }
     let tap = tap(host, &node.container, 0);
-    block_on(node.lane.execute(Command::AddPort { slot: PORT, tap, limits: PortLimits::default() })).unwrap();
+    block_on(node.lane.execute(Command::AddPort {
+        slot: PORT,
+        hold: HOLD,
+        tap,
+        limits: PortLimits::default(),
+    }))
+    .unwrap();
     bed.assert_ping(0, 1);
+}
+
+fn deleted_port_whose_container_may_not_send_is_reported_soon_by_any_lane() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    bed.exchange_keys();
+    let node = &bed.nodes[1];
+    ContainerPort::remove(&eth0(), node.container.namespace()).unwrap();
+    let gone = |hold| loop {
+        if let LaneEvent::PortGone { slot, hold: told } = block_on(node.lane.next_event()).unwrap() {
+            break assert_eq!((slot, told), (PORT, hold));
+        }
+    };
+    gone(HOLD);
+    let (tap, hold) = (tap(bed.lab.host(2), &node.container, 1), PortHold::new(2));
+    let limits = PortLimits::new(RateLimits { egress: Some(Rate::MIN), ingress: None });
+    let spent = limits.egress.clone().unwrap();
+    block_on(node.lane.execute(Command::AddPort { slot: PORT, hold, tap, limits })).unwrap();
+    // Hours of what it may send: the lane neither reads it nor waits for it.
+    spent.charge(1 << 24, boot_time());
+    assert_eq!(bed.ping(1, 0, 1).received(), 0);
+    ContainerPort::remove(&eth0(), node.container.namespace()).unwrap();
+    gone(hold);
 }
 
 fn streams_and_runs_cross_intact_whatever_the_kernel_offers() {
@@ -468,7 +509,7 @@ fn node(
             let peer = SocketAddr::new(peer, if matches!(kind, Kind::Plain) { 4789 } else { 4500 });
             let tables = Arc::new(ArcSwap::from_pointee(tables(kind, index, peer)));
             let config = LaneConfig {
-                id: LaneId::new(0).unwrap(),
+                id: LaneId::new(u8::try_from(index).unwrap()).unwrap(),
                 esp: bind(4500).into(),
                 vxlan: Some(bind(4789).into()),
                 tables: tables.clone(),
@@ -483,7 +524,8 @@ fn node(
     let mut tap = tap(host, &container, index);
     assert_eq!(tap.offloads(), TapOffloads::ALL, "this kernel cannot show what the test is about");
     tap.set_offloads(offloads).unwrap();
-    block_on(lane.execute(Command::AddPort { slot: PORT, tap, limits: PortLimits::default() })).unwrap();
+    block_on(lane.execute(Command::AddPort { slot: PORT, hold: HOLD, tap, limits: PortLimits::default() }))
+        .unwrap();
     Node { lane, tables, container }
 }
 
@@ -557,6 +599,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 const LINK: LinkSlot = LinkSlot::new(0);
 const PORT: PortSlot = PortSlot::new(0);
+const HOLD: PortHold = PortHold::new(1);
 const MTU: u16 = 1388;
 /// Bytes of a stream.
 const STREAM: usize = 4 << 20;

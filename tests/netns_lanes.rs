@@ -25,7 +25,7 @@ test_program! {
     nodes_with_other_numbers_of_lanes_get_along_and_may_change_them
     spi_of_a_lane_that_is_not_there_is_counted
     flood_limit_holds_for_a_container_over_all_lanes
-    plain_vxlan_flows_are_carried_by_several_lanes
+    plain_vxlan_flows_are_sent_by_every_lane_and_come_back
     frames_between_local_containers_cross_in_one_piece
 }
 
@@ -62,7 +62,8 @@ fn every_flow_stays_in_one_lane_and_every_lane_has_some() {
         }
     }
     assert_eq!(lanes.len(), 4, "{lanes:?}");
-    assert!(lanes.values().all(|flows| *flows >= FLOWS / 16), "{lanes:?}");
+    // A hash gives each of them 32 of 128, with a deviation of 5.
+    assert!(lanes.values().all(|flows| *flows >= FLOWS / 6), "{lanes:?}");
     assert_eq!(ports.len(), 8, "each lane sends from a port of its own: {ports:?}");
     before.assert_no_more(&swarm);
 }
@@ -124,7 +125,7 @@ fn flows_keep_their_order_under_load_and_no_packet_seems_replayed() {
             assert!(stream.join().unwrap().bytes > 100_000);
         }
         for order in [order, echoed.join().unwrap()] {
-            assert!(order.received > 10 * FLOWS, "{} arrived", order.received);
+            assert!(order.received > FLOWS * NUMBERS as usize / 2, "{} arrived", order.received);
             assert!(order.overtaken.is_empty(), "flow, number, after: {:?}", order.overtaken);
         }
     });
@@ -256,7 +257,7 @@ fn flood_limit_holds_for_a_container_over_all_lanes() {
     drop(wire);
 }
 
-fn plain_vxlan_flows_are_carried_by_several_lanes() {
+fn plain_vxlan_flows_are_sent_by_every_lane_and_come_back() {
     let swarm = formed(&[4, 4], "");
     swarm.create(&["--subnet", "10.9.0.0/24", "--subnet", "fd09::/64", "plain"]);
     let (one, two) = (swarm.attach(1, "plain", "c1"), swarm.attach(2, "plain", "c2"));
@@ -264,6 +265,16 @@ fn plain_vxlan_flows_are_carried_by_several_lanes() {
     let before = Quiet::of(&swarm);
     for [from, to] in [[&one, &two], [&two, &one]] {
         let (sink, flows) = flows(from, to);
+        let sender = swarm.agents.iter().find(|agent| from.container.name() == format!("c{}", agent.number));
+        let runs = || sender.unwrap().lane_runs();
+        let before = runs();
+        for flow in &flows {
+            flow.send_to(b"there", sink.local_addr().unwrap()).unwrap();
+            sink.recv_from(&mut [0; 64]).unwrap();
+        }
+        // Whoever sends has to wake up for it, and before an answer the hash alone decides.
+        let woken: Vec<_> = runs().iter().zip(before).map(|(now, before)| now - before).collect();
+        assert!(woken.len() == 4 && woken.iter().all(|runs| *runs >= 4), "{woken:?}");
         for flow in &flows {
             flow.send_to(b"there and back", sink.local_addr().unwrap()).unwrap();
             let (_, back) = sink.recv_from(&mut [0; 64]).unwrap();

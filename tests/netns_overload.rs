@@ -1,19 +1,45 @@
-//! Overload: what a flood loses is counted, all of it.
+//! Overload: a flood leaves others their share, and what it loses is counted, all of it.
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
 mod support;
 
 use std::io::{self, Write as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use overlayd::lab::{Underlay, eventually, udp_blast};
 
-use support::swarm::{Family, PATIENCE, Swarm};
-use support::test_program;
+use support::long_stream::Stream;
+use support::swarm::{Attached, Family, PATIENCE, Swarm};
+use support::{tell, test_program};
 
 test_program! {
     one at a time:
+    stream_keeps_a_third_of_its_rate_beside_the_flood_of_another_container
     every_datagram_of_a_flood_is_delivered_or_counted
+}
+
+/// A flood takes processor time wherever it goes, which is the kernel's business: how much that leaves to
+/// the stream is seen with the same flood kept within its container. Of that, a third has to remain.
+fn stream_keeps_a_third_of_its_rate_beside_the_flood_of_another_container() {
+    let (swarm, containers) = Swarm::pair().with_containers();
+    let (from, to) = (swarm.attach(1, "red", "flooder"), swarm.attach(2, "red", "flooded"));
+    swarm.assert_joined(&from, &to);
+    let stream = Stream::start(&containers[0], &containers[1]);
+    let rate = || stream.rate(SETTLED, MEASURED);
+    for payload in [64, 1_300] {
+        let (mut within, mut beside) = (Vec::new(), Vec::new());
+        // Where the machine is busy otherwise too, a few rounds prove nothing.
+        while within.len() < LEAST_ROUNDS || median(&beside) < median(&within) / 3 {
+            let told = format!("payload {payload}: {within:?} bit/s, beside the flood {beside:?}");
+            assert!(within.len() < MOST_ROUNDS, "{told}\n{}", swarm.drops());
+            within.push(flooded((&from, &from), payload, rate));
+            beside.push(flooded((&from, &to), payload, rate));
+        }
+        tell(&format!("payload {payload}: {} bit/s, beside the flood {}", median(&within), median(&beside)));
+    }
 }
 
 /// Where no device merges datagrams, the kernel's count of them is exact too.
@@ -39,3 +65,34 @@ fn every_datagram_of_a_flood_is_delivered_or_counted() {
     let _ = writeln!(io::stderr(), "{report:?}, {lost} counted\n{}", swarm.drops());
     assert_eq!(report.received + lost, COUNT, "{}", swarm.drops());
 }
+
+/// What is seen while a container sends datagrams to another, or to itself, as fast as its kernel takes them.
+fn flooded<T>((from, to): (&Attached, &Attached), payload: usize, seen: impl FnOnce() -> T) -> T {
+    let bind = |container: &Attached| {
+        let address = SocketAddr::new(container.address(Family::V4), 0);
+        container.container.run_in(|| UdpSocket::bind(address)).unwrap().unwrap()
+    };
+    let (source, sink, done) = (bind(from), bind(to), AtomicBool::new(false));
+    source.connect(sink.local_addr().unwrap()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = source.send(&[0x5a; 1_400][..payload]);
+            }
+        });
+        let seen = seen();
+        done.store(true, Ordering::Relaxed);
+        seen
+    })
+}
+
+fn median(rates: &[u64]) -> u64 {
+    let mut rates = rates.to_vec();
+    rates.sort_unstable();
+    rates[rates.len() / 2]
+}
+
+const LEAST_ROUNDS: usize = 5;
+const MOST_ROUNDS: usize = 20;
+const SETTLED: Duration = Duration::from_millis(150);
+const MEASURED: Duration = Duration::from_millis(300);

@@ -110,6 +110,7 @@ impl Node {
         let sent = std::mem::take(&mut self.peers.sent);
         if header.segmentation.is_some() {
             assert_is_cut_of(&frame, &sent, is_mended);
+            assert_charge_is_of(&header, &frame, &sent);
         }
     }
 
@@ -265,6 +266,16 @@ fn assert_is_cut_of(whole: &[u8], sent: &[(LinkSlot, Vec<u8>)], is_mended: bool)
             joined.extend_from_slice(&segment[payload..]);
         }
         assert_eq!(joined, whole[payload..end], "other bytes");
+    }
+}
+
+/// Panics unless a rate limit, which is charged by what the vnet header says, is charged for what is sent.
+fn assert_charge_is_of(header: &VnetHeader, whole: &[u8], sent: &[(LinkSlot, Vec<u8>)]) {
+    for link in LINKS {
+        let segments = || sent.iter().filter(|(to, _)| *to == link).map(|(_, frame)| frame.len());
+        if segments().next().is_some() {
+            assert_eq!(header.on_the_wire(whole, whole.len()), (segments().count(), segments().sum()));
+        }
     }
 }
 

@@ -249,8 +249,8 @@ impl Attachments {
             return Err(container::attached_already(&twin));
         }
         let mtu = self.dataplane.mtu(&self.in_view(manager, &network.name, &endpoint).await?).await;
-        let port = container::port(&attachment, &endpoint, &network, mtu);
         let lanes = self.dataplane.lane_count();
+        let port = container::port(&attachment, &endpoint, &network, mtu, lanes);
         let queues = blocking(move || port.create(&netns, lanes)).await?;
         self.add_port(attachment.id, queues, attachment.rates).await?;
         attachment.state = AttachmentState::Ready;

@@ -84,7 +84,7 @@ pub(super) fn reopen(
     let (Some(endpoint), Some((view, mtu))) = (attachment.endpoint.as_ref(), known) else {
         return Err(ApiError::internal("somebody removed it, and its network is not known yet"));
     };
-    Ok((port(attachment, endpoint, &view.network, mtu).create(&netns, lanes)?, true))
+    Ok((port(attachment, endpoint, &view.network, mtu, lanes).create(&netns, lanes)?, true))
 }
 
 /// What the interface of an attachment is to be.
@@ -93,6 +93,7 @@ pub(super) fn port(
     endpoint: &Endpoint,
     network: &Network,
     mtu: u16,
+    lanes: LaneCount,
 ) -> ContainerPort {
     let own = |gateway: &std::net::IpAddr| endpoint.addresses.iter().any(|a| a.addr() == *gateway);
     ContainerPort {
@@ -101,7 +102,7 @@ pub(super) fn port(
         mtu: mtu.into(),
         addresses: endpoint.addresses.clone(),
         gateways: network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect(),
-        queue: attachment.rates.egress.map_or_else(TapQueue::default, |rate| queue(rate, mtu)),
+        queue: attachment.rates.egress.map_or_else(TapQueue::default, |rate| queue(rate, mtu, lanes)),
         alias: format!("{}{}", alias(endpoint.id), endpoint.node),
     }
 }
@@ -118,13 +119,14 @@ pub(super) fn set_mtu(attachment: &Attachment, mtu: u16) -> Result<(), ApiError>
 
 /// A queue for a container that may send at `rate`: what it holds waits for its turn, and the kernel
 /// keeps no account of it with the sockets it is from (`skb_orphan` in `tun_net_xmit`), so that a
-/// stream would fill any queue before it felt the limit.
-fn queue(rate: Rate, mtu: u16) -> TapQueue {
+/// stream would fill any queue before it felt the limit. Each lane has a queue of so many frames.
+fn queue(rate: Rate, mtu: u16, lanes: LaneCount) -> TapQueue {
     let longest = TapQueue::default().gso_max_size;
     let octets = |time| u32::try_from(rate.octets_in(time)).unwrap_or(u32::MAX);
     let shortest = GSO_ALLOWANCE + 2 * u32::from(mtu);
     let gso_max_size = octets(SUPER_FRAME_TIME).clamp(shortest.min(longest), longest);
-    let frames = (octets(QUEUE_TIME) / gso_max_size).clamp(FEWEST_FRAMES, MOST_FRAMES);
+    let frames =
+        (octets(QUEUE_TIME) / gso_max_size / u32::from(lanes.get())).clamp(FEWEST_FRAMES, MOST_FRAMES);
     TapQueue { gso_max_size, frames: Some(frames) }
 }
 
@@ -180,7 +182,7 @@ const TAP: &str = "tun";
 
 /// Of the longest super-frame at the limit: what others of the container wait for it.
 const SUPER_FRAME_TIME: Duration = Duration::from_millis(1);
-/// Of a queue full of such.
+/// Of the queues of all lanes, full of such.
 const QUEUE_TIME: Duration = Duration::from_millis(50);
 /// A burst of short datagrams has to fit too.
 const FEWEST_FRAMES: u32 = 32;
@@ -211,6 +213,17 @@ mod tests {
     use crate::id::{EndpointId, IfName};
     use crate::rate::RateLimits;
     use std::path::Path;
+
+    #[test]
+    fn lanes_share_what_may_wait_of_a_limited_container() {
+        let frames = |rate: &str, lanes| {
+            let lanes = LaneCount::new(lanes).expect("some");
+            queue(rate.parse().expect("a rate"), 1408, lanes).frames
+        };
+        // 50 ms of 59,000 bytes each.
+        assert_eq!((frames("1gbit", 1), frames("1gbit", 2)), (Some(105), Some(52)));
+        assert_eq!((frames("1gbit", 64), frames("8kbit", 1)), (Some(FEWEST_FRAMES), Some(FEWEST_FRAMES)));
+    }
 
     #[test]
     fn container_has_ended_when_its_path_leads_nowhere_or_elsewhere() {

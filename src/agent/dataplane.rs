@@ -15,12 +15,13 @@ use tokio::sync::{Mutex, watch};
 use super::heard::Heard;
 use super::placement::{LinkKey, NotCarried, PeerSpec, Placement};
 use super::slots::Hold;
+use super::underlay::Narrow;
 use crate::boot_time::BootTime;
 use crate::cluster::{Membership, NetworkView, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
 use crate::id::{
-    EndpointId, Epoch, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortSlot, Version, VtepSlot,
+    EndpointId, Epoch, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortHold, PortSlot, Version, VtepSlot,
 };
 use crate::io::steer::Group;
 use crate::io::tap::Tap;
@@ -161,24 +162,49 @@ impl DataPlane {
         rates: RateLimits,
     ) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
-        let slot = placement.hold_port(endpoint);
+        placement.hold_port(endpoint);
+        let Some((slot, hold)) = placement.port(endpoint) else { return Ok(()) };
         self.publish(&mut placement).await?;
         let limits = PortLimits::new(rates);
         for (lane, tap) in self.lanes.iter().zip(queues) {
-            lane.execute(Command::AddPort { slot, tap, limits: limits.clone() }).await?;
+            lane.execute(Command::AddPort { slot, hold, tap, limits: limits.clone() }).await?;
         }
         Ok(())
+    }
+
+    /// As [`Self::remove_port`], of whoever holds the slot, if it still is the one that is meant.
+    pub(crate) async fn remove_lost_port(
+        &self,
+        (slot, hold): (PortSlot, PortHold),
+        tell: impl FnOnce(EndpointId),
+    ) -> Result<(), LaneGone> {
+        let mut placement = self.placement.lock().await;
+        let Some(endpoint) = placement.endpoint(slot) else { return Ok(()) };
+        if placement.port(endpoint) != Some((slot, hold)) {
+            return Ok(());
+        }
+        tell(endpoint);
+        self.release_port(&mut placement, endpoint, slot).await
     }
 
     /// Takes a local endpoint's interface from the lanes; returns once no lane has it open.
     pub(crate) async fn remove_port(&self, endpoint: EndpointId) -> Result<(), LaneGone> {
         let mut placement = self.placement.lock().await;
-        let Some(slot) = placement.port(endpoint) else { return Ok(()) };
+        let Some((slot, _)) = placement.port(endpoint) else { return Ok(()) };
+        self.release_port(&mut placement, endpoint, slot).await
+    }
+
+    async fn release_port(
+        &self,
+        placement: &mut Placement,
+        endpoint: EndpointId,
+        slot: PortSlot,
+    ) -> Result<(), LaneGone> {
         for lane in &self.lanes {
             lane.execute(Command::RemovePort(slot)).await?;
         }
         placement.release_port(endpoint);
-        self.publish(&mut placement).await
+        self.publish(placement).await
     }
 
     /// Follows a membership that a peer passed on, if it is signed and newer than the one known.
@@ -242,6 +268,11 @@ impl DataPlane {
         self.placement.lock().await.refused().clone()
     }
 
+    /// The networks of the view whose packets do not fit through an underlay.
+    pub(crate) async fn narrow(&self) -> Vec<Narrow> {
+        self.placement.lock().await.narrow()
+    }
+
     /// Has lanes carry out commands for a link, in order; false if that hold of it has ended, and then
     /// none is carried out.
     pub(crate) async fn command_link(
@@ -279,14 +310,9 @@ impl DataPlane {
         self.placement.lock().await.vteps()
     }
 
-    /// The local endpoint in a slot, as lanes report it.
-    pub(crate) async fn endpoint(&self, slot: PortSlot) -> Option<EndpointId> {
-        self.placement.lock().await.endpoint(slot)
-    }
-
     /// The slot of a local endpoint.
     pub(crate) async fn port(&self, endpoint: EndpointId) -> Option<PortSlot> {
-        self.placement.lock().await.port(endpoint)
+        self.placement.lock().await.port(endpoint).map(|(slot, _)| slot)
     }
 
     /// Has others refuse who was removed; before the lanes, which may take their time.
@@ -341,7 +367,7 @@ pub(crate) const ANSWER_TIME: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
-    use super::super::testbed::{PaperCluster, network_id, peer};
+    use super::super::testbed::{PaperCluster, endpoint_id, network_id, peer};
     use super::*;
     use crate::datapath::FloodLimit;
     use crate::io::udp::{UdpOptions, UdpSocket};
@@ -380,6 +406,25 @@ mod tests {
         assert!(dataplane.may_ask(network_id(1), at(0)) && dataplane.may_ask(network_id(2), at(100)));
         assert!(!dataplane.may_ask(network_id(1), at(249)));
         assert!(dataplane.may_ask(network_id(1), at(250)) && !dataplane.may_ask(network_id(2), at(300)));
+    }
+
+    #[tokio::test]
+    async fn late_word_of_a_port_that_is_gone_takes_no_later_one_away() {
+        let (cluster, mut told) = (PaperCluster::new(), 0);
+        let dataplane = dataplane(&cluster);
+        let [one, two] = [1, 2].map(|network| endpoint_id(network, 1));
+        let hold = async || dataplane.placement.lock().await.port(one).expect("held").1;
+        dataplane.add_port(one, Vec::new(), RateLimits::default()).await.expect("a lane");
+        let (slot, first) = (dataplane.port(one).await.expect("a slot"), hold().await);
+        dataplane.remove_lost_port((slot, first), |id| told += usize::from(id == one)).await.expect("a lane");
+        assert_eq!((dataplane.port(one).await, told), (None, 1));
+        for again in [two, one] {
+            dataplane.add_port(again, Vec::new(), RateLimits::default()).await.expect("a lane");
+            assert_eq!(dataplane.port(again).await, Some(slot));
+            dataplane.remove_lost_port((slot, first), |_| told += 1).await.expect("a lane");
+            assert_eq!((dataplane.port(again).await, told), (Some(slot), 1));
+            dataplane.remove_port(again).await.expect("a lane");
+        }
     }
 
     fn dataplane(cluster: &PaperCluster) -> DataPlane {

@@ -8,12 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::slots::{Hold, Slots};
-use super::underlay::effective_mtu;
+use super::underlay::{Narrow, effective_mtu};
 use crate::cluster::{Endpoint, Membership, NetworkView, Node, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use crate::id::{
-    EndpointId, Epoch, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortSlot, Version, Vni, VtepSlot,
+    EndpointId, Epoch, LinkSlot, NetSlot, NetworkId, NetworkName, NodeId, PortHold, PortSlot, Version, Vni,
+    VtepSlot,
 };
 use crate::membership::{
     KnownMemberships, KnownRemovals, MembershipError, News, Roots, SignedMembership, SignedRemovals,
@@ -117,6 +118,12 @@ impl Placement {
     /// The MTU of the containers' interfaces in a network of the view.
     pub(crate) fn mtu(&self, view: &NetworkView) -> u16 {
         effective_mtu(view, self.node, self.underlay_mtu)
+    }
+
+    /// The networks of the view whose packets do not fit through an underlay.
+    pub(crate) fn narrow(&self) -> Vec<Narrow> {
+        let networks = self.view.networks.values();
+        networks.filter_map(|view| Narrow::of(view, self.node, self.underlay_mtu)).collect()
     }
 
     /// Takes note of the MTU of this node's underlay.
@@ -296,9 +303,9 @@ impl Placement {
         self.ports.release(&endpoint);
     }
 
-    /// The slot of a local endpoint.
-    pub(crate) fn port(&self, endpoint: EndpointId) -> Option<PortSlot> {
-        self.ports.get(&endpoint).map(PortSlot::new)
+    /// The slot of a local endpoint, and which hold of it that is.
+    pub(crate) fn port(&self, endpoint: EndpointId) -> Option<(PortSlot, PortHold)> {
+        self.ports.held(&endpoint).map(|hold| (PortSlot::new(hold.slot), PortHold::new(hold.number)))
     }
 
     /// The local endpoint in a slot.
@@ -414,7 +421,7 @@ impl Placement {
     fn endpoints<R>(&self, view: &NetworkView, remote: impl Fn(NodeId) -> Option<R>) -> Vec<EndpointSpec<R>> {
         let place = |endpoint: &Endpoint| {
             if endpoint.node == self.node {
-                return self.port(endpoint.id).map(Place::Local);
+                return self.port(endpoint.id).map(|(slot, _)| Place::Local(slot));
             }
             remote(endpoint.node).map(Place::Remote)
         };

@@ -50,6 +50,7 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
         let name = name.map_or_else(|| network.to_string(), ToString::to_string);
         warnings.push(format!("network {name} carries nothing here: {why}"));
     }
+    warnings.extend(member.dataplane.narrow().await.iter().map(ToString::to_string));
     if returning::is_due(&member.credentials) {
         warnings.push(returning::advice(member));
     } else {

@@ -22,7 +22,7 @@ pub(crate) struct Hold {
     /// The slot.
     pub(crate) slot: u32,
     /// No other hold has this number, be it of the same key and slot.
-    number: u64,
+    pub(crate) number: u64,
 }
 
 impl<K> Default for Slots<K> {

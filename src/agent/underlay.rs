@@ -5,6 +5,7 @@
 //! others it knows what the view says.
 
 mod home;
+mod narrow;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 pub(crate) use self::home::{Home, route_to};
 use self::home::{PATIENCE, Seen};
+pub(crate) use self::narrow::Narrow;
 use super::attachments::blocking;
 use super::dataplane::DataPlane;
 use super::office::Office;
@@ -257,23 +259,33 @@ async fn addresses() -> anyhow::Result<Vec<InterfaceAddress>> {
 /// of its members without a fragment, or the operator's if that is less. The underlay of the node
 /// `this` has the MTU `own`, if it is known better than by the view.
 pub(crate) fn effective_mtu(view: &NetworkView, this: NodeId, own: Option<u32>) -> u16 {
-    let underlay = |node: &Node| own.filter(|_| node.id == this).unwrap_or(node.underlay_mtu);
-    let over_ipv6 = view.nodes.iter().any(|node| node.data.is_ipv6());
-    let fits = view.nodes.iter().map(underlay).min();
-    let fits = fits.map(|mtu| mtu.saturating_sub(overhead(view.network.encrypted, over_ipv6)));
+    let overhead = overhead_of(view);
+    let fits = smallest(view, this, own).map(|(_, mtu)| mtu.saturating_sub(overhead));
     let wanted = view.network.mtu.map(u32::from);
     let mtu = match (wanted, fits) {
         (Some(wanted), Some(fits)) => wanted.min(fits),
         (Some(mtu), None) | (None, Some(mtu)) => mtu,
-        (None, None) => DEFAULT_UNDERLAY_MTU - overhead(view.network.encrypted, over_ipv6),
+        (None, None) => DEFAULT_UNDERLAY_MTU - overhead,
     };
+    u16::try_from(mtu).unwrap_or(MAX_MTU).clamp(least_mtu(view), MAX_MTU)
+}
+
+/// The member with the smallest underlay, and that one's MTU.
+fn smallest(view: &NetworkView, this: NodeId, own: Option<u32>) -> Option<(&Node, u32)> {
+    let underlay = |node: &Node| own.filter(|_| node.id == this).unwrap_or(node.underlay_mtu);
+    view.nodes.iter().map(|node| (node, underlay(node))).min_by_key(|(_, mtu)| *mtu)
+}
+
+/// The smallest MTU that an interface of the network may have.
+fn least_mtu(view: &NetworkView) -> u16 {
     let has_ipv6 = view.network.subnets.iter().any(|subnet| matches!(subnet.cidr, IpNet::V6(_)));
-    let least = if has_ipv6 { LEAST_MTU_IPV6 } else { LEAST_MTU_IPV4 };
-    u16::try_from(mtu).unwrap_or(MAX_MTU).clamp(least, MAX_MTU)
+    if has_ipv6 { LEAST_MTU_IPV6 } else { LEAST_MTU_IPV4 }
 }
 
 /// What a full packet of a container grows by on the underlay.
-fn overhead(encrypted: bool, over_ipv6: bool) -> u32 {
+fn overhead_of(view: &NetworkView) -> u32 {
+    let over_ipv6 = view.nodes.iter().any(|node| node.data.is_ipv6());
+    let encrypted = view.network.encrypted;
     let ip = if over_ipv6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
     let plain = ip + udp::HEADER_LEN + vxlan::HEADER_LEN + ethernet::HEADER_LEN;
     match (encrypted, over_ipv6) {

@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::id::{LinkSlot, VtepSlot};
 use crate::sa::Sealed;
 use crate::wire::traffic_class::TrafficClass;
 use crate::wire::{esp, ethernet};
@@ -24,10 +25,10 @@ pub const MAX_FRAME_LEN: usize = MAX_MTU as usize + ethernet::HEADER_LEN + 4;
 
 /// Packets on their way out, grouped in runs.
 #[derive(Debug)]
-pub struct SendArena<P> {
+pub struct SendArena<P: SendToken> {
     bytes: Box<[u8]>,
     tail: usize,
-    runs: Vec<Span>,
+    runs: Vec<Span<P::Peer>>,
     token: PhantomData<P>,
 }
 
@@ -70,13 +71,13 @@ impl<P: SendToken> SendArena<P> {
         &mut self.bytes[self.tail..][range]
     }
 
-    /// Takes the packet that was made at the tail; its outer header is to say `class`.
-    pub fn commit(&mut self, to: SocketAddr, class: TrafficClass, token: P) {
+    /// Takes the packet that was made at the tail, for `peer` at `to`; its outer header is to say `class`.
+    pub fn commit(&mut self, peer: P::Peer, to: SocketAddr, class: TrafficClass, token: P) {
         let len = token.packet_len();
         self.tail += len;
         let Some(run) = self.runs.last_mut().filter(|run| run.accepts(to, class, len)) else {
             let (start, end) = (self.tail - len, self.tail);
-            self.runs.push(Span { to, class, start, end, segment: len, packets: 1 });
+            self.runs.push(Span { peer, to, class, start, end, segment: len, packets: 1 });
             return;
         };
         run.end = self.tail;
@@ -86,12 +87,12 @@ impl<P: SendToken> SendArena<P> {
     /// The runs, in the order of their first packets.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_, P>> {
         self.runs.iter().map(|run| Run {
+            peer: run.peer,
             to: run.to,
             class: run.class,
             bytes: &self.bytes[run.start..run.end],
             segment: run.segment,
             packets: run.packets,
-            token: PhantomData,
         })
     }
 
@@ -110,16 +111,21 @@ impl<P: SendToken> Default for SendArena<P> {
 
 /// Packets to one receiver that one system call can send.
 #[derive(Debug, Clone, Copy)]
-pub struct Run<'a, P> {
+pub struct Run<'a, P: SendToken> {
+    peer: P::Peer,
     to: SocketAddr,
     class: TrafficClass,
     bytes: &'a [u8],
     segment: usize,
     packets: usize,
-    token: PhantomData<P>,
 }
 
-impl<'a, P> Run<'a, P> {
+impl<'a, P: SendToken> Run<'a, P> {
+    /// The link or VTEP of its first packet; the others are to the same node, maybe of other networks.
+    pub fn peer(&self) -> P::Peer {
+        self.peer
+    }
+
     /// The receiver.
     pub fn to(&self) -> SocketAddr {
         self.to
@@ -153,11 +159,16 @@ impl<'a, P> Run<'a, P> {
 
 /// Proof that a packet of a kind is complete at the tail of an arena.
 pub trait SendToken {
+    /// What packets of this kind are sent to.
+    type Peer: Copy + std::fmt::Debug;
+
     /// Bytes of the packet.
     fn packet_len(&self) -> usize;
 }
 
 impl SendToken for Sealed {
+    type Peer = LinkSlot;
+
     fn packet_len(&self) -> usize {
         self.len()
     }
@@ -172,6 +183,8 @@ pub struct Encapsulated {
 }
 
 impl SendToken for Encapsulated {
+    type Peer = VtepSlot;
+
     fn packet_len(&self) -> usize {
         self.len
     }
@@ -179,7 +192,8 @@ impl SendToken for Encapsulated {
 
 /// Where a run lies.
 #[derive(Debug)]
-struct Span {
+struct Span<R> {
+    peer: R,
     to: SocketAddr,
     class: TrafficClass,
     start: usize,
@@ -188,7 +202,7 @@ struct Span {
     packets: usize,
 }
 
-impl Span {
+impl<R> Span<R> {
     /// Whether a packet of `len` bytes to `to` may follow: a shorter one closes the run.
     fn accepts(&self, to: SocketAddr, class: TrafficClass, len: usize) -> bool {
         let bytes = self.end - self.start;
@@ -221,7 +235,7 @@ mod tests {
         for &(port, len) in sizes {
             assert!(arena.has_room());
             arena.next_packet()[..len].fill(7);
-            arena.commit(to(port), TrafficClass::ZERO, Encapsulated { len });
+            arena.commit(VtepSlot::new(3), to(port), TrafficClass::ZERO, Encapsulated { len });
         }
         arena.runs().map(|run| (run.to().port(), run.packets(), run.bytes().len())).collect()
     }
@@ -234,10 +248,20 @@ mod tests {
     fn run_has_one_traffic_class() {
         let mut arena = SendArena::<Encapsulated>::new();
         for class in [2, 2, 3, 2, 0] {
-            arena.commit(to(1), TrafficClass::new(class), Encapsulated { len: 100 });
+            arena.commit(VtepSlot::new(3), to(1), TrafficClass::new(class), Encapsulated { len: 100 });
         }
         let runs: Vec<_> = arena.runs().map(|run| (run.class().get(), run.packets())).collect();
         assert_eq!(runs, [(2, 2), (3, 1), (2, 1), (0, 1)]);
+    }
+
+    #[test]
+    fn run_names_the_peer_of_its_first_packet() {
+        let mut arena = SendArena::<Encapsulated>::new();
+        for (peer, port) in [(5, 1), (6, 1), (7, 2)] {
+            arena.commit(VtepSlot::new(peer), to(port), TrafficClass::ZERO, Encapsulated { len: 100 });
+        }
+        let runs: Vec<_> = arena.runs().map(|run| (run.peer().get(), run.packets())).collect();
+        assert_eq!(runs, [(5, 2), (7, 1)]);
     }
 
     #[test]
@@ -263,7 +287,7 @@ mod tests {
         let mut arena = SendArena::<Encapsulated>::new();
         arena.next_packet().fill(1);
         assert_eq!(arena.runs().count(), 0);
-        arena.commit(to(1), TrafficClass::ZERO, Encapsulated { len: 9 });
+        arena.commit(VtepSlot::new(3), to(1), TrafficClass::ZERO, Encapsulated { len: 9 });
         arena.clear();
         assert_eq!(arena.runs().count(), 0);
     }
@@ -273,7 +297,7 @@ mod tests {
         let mut arena = SendArena::<Encapsulated>::new();
         while arena.has_room() {
             assert_eq!(arena.next_packet().len(), PACKET_ROOM);
-            arena.commit(to(1), TrafficClass::ZERO, Encapsulated { len: PACKET_ROOM });
+            arena.commit(VtepSlot::new(3), to(1), TrafficClass::ZERO, Encapsulated { len: PACKET_ROOM });
         }
     }
 }

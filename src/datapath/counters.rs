@@ -83,12 +83,22 @@ impl LaneCounters {
 
     /// For a drop that is counted elsewhere already.
     pub(crate) fn note_drop_at_link(&self, link: LinkSlot, reason: DropReason) {
-        self.links.with(link.index(), |cells| cells.drop(reason, 1));
+        self.note_drops_at_link(link, reason, 1);
+    }
+
+    /// For drops that are counted elsewhere already.
+    pub(crate) fn note_drops_at_link(&self, link: LinkSlot, reason: DropReason, packets: u64) {
+        self.links.with(link.index(), |cells| cells.drop(reason, packets));
     }
 
     /// For a drop that is counted elsewhere already.
     pub(crate) fn note_drop_at_vtep(&self, vtep: VtepSlot, reason: DropReason) {
-        self.vteps.with(vtep.index(), |cells| cells.drop(reason, 1));
+        self.note_drops_at_vtep(vtep, reason, 1);
+    }
+
+    /// For drops that are counted elsewhere already.
+    pub(crate) fn note_drops_at_vtep(&self, vtep: VtepSlot, reason: DropReason, packets: u64) {
+        self.vteps.with(vtep.index(), |cells| cells.drop(reason, packets));
     }
 
     pub(crate) fn sent_by_port(&self, port: PortSlot, bytes: usize) {

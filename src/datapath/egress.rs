@@ -6,7 +6,7 @@
 //! and called by one lane.
 
 use super::arena::{Encapsulated, SendArena};
-use super::flood::{Flood, FloodLimit};
+use super::flood::Flood;
 use super::reply::{self, EMPTY_REPLY};
 use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
@@ -32,8 +32,6 @@ pub struct Egress {
     links: Vec<LinkState>,
     stage: Stage,
     flood: Flood,
-    /// Who is told how often that a packet is too big.
-    answers: Flood,
     dscp: Dscp,
     checksums: LeftChecksums,
 }
@@ -47,7 +45,6 @@ impl Egress {
             links: Vec::new(),
             stage: Stage::new(),
             flood: flood.into(),
-            answers: ANSWER_LIMIT.into(),
             dscp: Dscp::default(),
             checksums: LeftChecksums::default(),
         }
@@ -91,7 +88,6 @@ impl Egress {
     /// Makes ready for a port that is new in its slot.
     pub fn add_port(&mut self, port: PortSlot) {
         self.flood.fill(port);
-        self.answers.fill(port);
     }
 
     /// The place to read the port's next frame into.
@@ -158,11 +154,13 @@ impl Egress {
         frame_len: usize,
         outlet: &mut impl Outlet,
     ) {
-        let Some((_, network)) = find(cx.tables, port) else { return };
+        let Some((_, network)) = find(cx.tables, port).filter(|_| self.flood.may_answer(port, cx.now)) else {
+            return;
+        };
         let mut answer = [0; icmp::TOO_BIG_ROOM];
         let len = icmp::write_too_big(self.stage.gathered(frame_len), network.mtu(), &mut answer);
         if let Some(len) = len
-            && self.answers.take(port, 1, cx.now)
+            && self.flood.take_answer(port, cx.now)
         {
             deliver(cx, port, &VnetHeader::COMPLETE, &[&answer[..len]], outlet);
         }
@@ -425,7 +423,5 @@ fn find(tables: &Tables, port: PortSlot) -> Option<(PortRow, &NetworkTable)> {
     Some((row, tables.network(row.net())?))
 }
 
-/// A sender of many flows hears of each soon enough, and none can make the lane busy with answers.
-const ANSWER_LIMIT: FloodLimit = FloodLimit { frames_per_second: 100, burst: 100 };
 /// Policy refuses it by name, so it must not have been cut off.
 const VLAN_TAG_LEN: usize = 4;

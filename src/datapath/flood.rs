@@ -1,4 +1,5 @@
-//! How much broadcast and multicast a container may cause: a token bucket for each port.
+//! How much broadcast and multicast a container may cause, and how many answers to packets that are too
+//! big: a token bucket of each for each port.
 //!
 //! One flooded frame is one token, however many receivers it is replicated to; a super-frame is as
 //! many as it has segments. The lanes of a node share the buckets, so that the limit is the
@@ -32,6 +33,8 @@ pub struct Flood {
     limit: FloodLimit,
     /// Ports whose slots are [`BUCKETS`] apart share one.
     buckets: Arc<[TokenBucket]>,
+    /// The same for answers.
+    answers: Arc<[TokenBucket]>,
 }
 
 impl Flood {
@@ -41,26 +44,45 @@ impl Flood {
         let Some(cost_ns) = NANOS_PER_SECOND.checked_div(u64::from(frames_per_second)) else {
             return false;
         };
-        self.bucket(port).take(cost_ns * frames as u64, cost_ns * u64::from(burst), now)
+        bucket(&self.buckets, port).take(cost_ns * frames as u64, cost_ns * u64::from(burst), now)
     }
 
-    /// Fills the bucket of a port that is new in its slot.
+    /// Whether the port may get an answer. The next one that is made is to be taken with
+    /// [`Self::take_answer`]: not everything is answered.
+    pub(super) fn may_answer(&self, port: PortSlot, now: BootTime) -> bool {
+        let missing = bucket(&self.answers, port).reaches(ANSWER_NS * (ANSWER_BURST - 1));
+        missing <= now
+    }
+
+    /// Takes a token of the port's for an answer, if there is one.
+    pub(super) fn take_answer(&self, port: PortSlot, now: BootTime) -> bool {
+        bucket(&self.answers, port).take(ANSWER_NS, ANSWER_NS * ANSWER_BURST, now)
+    }
+
+    /// Fills the buckets of a port that is new in its slot.
     pub(super) fn fill(&self, port: PortSlot) {
-        self.bucket(port).fill();
-    }
-
-    fn bucket(&self, port: PortSlot) -> &TokenBucket {
-        &self.buckets[port.index() % BUCKETS]
+        bucket(&self.buckets, port).fill();
+        bucket(&self.answers, port).fill();
     }
 }
 
 impl From<FloodLimit> for Flood {
     fn from(limit: FloodLimit) -> Self {
-        Self { limit, buckets: (0..BUCKETS).map(|_| TokenBucket::default()).collect() }
+        let buckets = || (0..BUCKETS).map(|_| TokenBucket::default()).collect();
+        Self { limit, buckets: buckets(), answers: buckets() }
     }
 }
 
+fn bucket(buckets: &[TokenBucket], port: PortSlot) -> &TokenBucket {
+    &buckets[port.index() % BUCKETS]
+}
+
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// A hundred a second: a sender of many flows hears of each soon enough, and none can make the lanes
+/// busy with answers.
+const ANSWER_NS: u64 = NANOS_PER_SECOND / 100;
+const ANSWER_BURST: u64 = 100;
 
 /// More than a node has containers; 32 KiB.
 const BUCKETS: usize = 4096;
@@ -92,6 +114,23 @@ mod tests {
         assert!(!flood.take(PORT, 4, now), "more than the burst");
         assert!(flood.take(PORT, 3, now));
         assert!(!flood.take(PORT, 1, now));
+    }
+
+    #[test]
+    fn lanes_share_the_answers_of_a_container_and_know_before_they_make_one() {
+        let (one, now) = (Flood::from(LIMIT), BootTime::from_nanos(5_000_000_000));
+        let two = one.clone();
+        for lane in [&one, &two].into_iter().cycle().take(100) {
+            assert!(lane.may_answer(PORT, now) && lane.take_answer(PORT, now));
+        }
+        for lane in [&one, &two] {
+            assert!(!lane.may_answer(PORT, now) && !lane.take_answer(PORT, now));
+            assert!(lane.may_answer(PortSlot::new(8), now) && lane.take(PORT, 1, now), "another bucket");
+        }
+        let later = now + Duration::from_nanos(ANSWER_NS);
+        assert!(two.may_answer(PORT, later) && one.take_answer(PORT, later) && !two.may_answer(PORT, later));
+        one.fill(PORT);
+        assert!(two.may_answer(PORT, now));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! is unencrypted and the sender one of its VTEPs. Nothing that came from the wire goes back to it.
 //! Each frame is judged by itself before it may be merged with others. Owned and called by one lane.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use foldhash::fast::FixedState;
@@ -27,6 +27,8 @@ use crate::wire::{esp, mss, udp, vxlan};
 #[derive(Debug, Default)]
 pub struct Ingress {
     sas: HashMap<Spi, Inbound, FixedState>,
+    /// When each of them ends, the next one first.
+    ends: BTreeSet<(BootTime, Spi)>,
     unknown_spi_notice: NoticeLimit,
 }
 
@@ -38,25 +40,44 @@ impl Ingress {
 
     /// Opens with `sa` what comes for its SPI from now on, as from the link.
     pub fn install(&mut self, link: LinkSlot, sa: Box<InboundSa>) {
-        self.sas.insert(sa.spi(), Inbound { link, sa });
+        let (spi, end) = (sa.spi(), sa.expires_at());
+        if let Some(before) = self.sas.insert(spi, Inbound { link, sa }) {
+            self.ends.remove(&(before.sa.expires_at(), spi));
+        }
+        self.ends.insert((end, spi));
     }
 
     /// Lets an SA live until `at` and no longer.
     pub fn retire(&mut self, spi: Spi, at: BootTime) {
-        if let Some(inbound) = self.sas.get_mut(&spi) {
-            inbound.sa.set_expiry(at);
+        if let Some(Inbound { sa, .. }) = self.sas.get_mut(&spi) {
+            self.ends.remove(&(sa.expires_at(), spi));
+            sa.set_expiry(at);
+            self.ends.insert((sa.expires_at(), spi));
         }
     }
 
     /// Forgets every SA of a link.
     pub fn remove(&mut self, link: LinkSlot) {
-        self.sas.retain(|_, inbound| inbound.link != link);
+        let Self { sas, ends, .. } = self;
+        sas.retain(|spi, inbound| {
+            let stays = inbound.link != link;
+            if !stays {
+                ends.remove(&(inbound.sa.expires_at(), *spi));
+            }
+            stays
+        });
     }
 
     /// Forgets what has expired; gives the time at which the next one will.
     pub fn expire(&mut self, now: BootTime) -> BootTime {
-        self.sas.retain(|_, inbound| inbound.sa.expires_at() > now);
-        self.sas.values().map(|inbound| inbound.sa.expires_at()).min().unwrap_or(BootTime::NEVER)
+        while let Some(&(end, spi)) = self.ends.first() {
+            if end > now {
+                return end;
+            }
+            self.ends.pop_first();
+            self.sas.remove(&spi);
+        }
+        BootTime::NEVER
     }
 
     /// The inbound SA with this SPI.

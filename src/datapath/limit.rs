@@ -9,6 +9,7 @@
 //! before it reads a TAP, and [`super::Shaper`] before it hands on a frame.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::bucket::TokenBucket;
@@ -20,12 +21,14 @@ use crate::rate::{Rate, RateLimits};
 pub struct RateLimit {
     rate: Rate,
     bucket: TokenBucket,
+    /// Octets that wait for it in all lanes.
+    waiting: AtomicUsize,
 }
 
 impl RateLimit {
     /// Nothing has passed yet.
     pub fn new(rate: Rate) -> Self {
-        Self { rate, bucket: TokenBucket::default() }
+        Self { rate, bucket: TokenBucket::default(), waiting: AtomicUsize::new(0) }
     }
 
     /// The rate.
@@ -46,6 +49,17 @@ impl RateLimit {
     /// Takes note of a frame that passed, with as many octets as it has on a wire.
     pub fn charge(&self, octets: usize, now: BootTime) {
         self.bucket.charge(nanos(self.rate.time_of(octets)), now);
+    }
+
+    /// Whether `octets` more may wait, so that all lanes together have no more than `most`; then they do.
+    pub(super) fn begin_waiting(&self, octets: usize, most: usize) -> bool {
+        let more = |waiting: usize| Some(waiting + octets).filter(|waiting| *waiting <= most);
+        self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// They wait no longer.
+    pub(super) fn end_waiting(&self, octets: usize) {
+        self.waiting.fetch_sub(octets, Ordering::Relaxed);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::testbed::*;
 use super::{Notice, PeerCounters};
 use crate::drop_reason::DropReason::{self, *};
-use crate::id::{MacAddr, Spi};
+use crate::id::{LinkSlot, MacAddr, Spi};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use crate::wire::{esp, frame, udp, vxlan};
 
@@ -197,6 +197,36 @@ fn too_many_forgeries_ask_for_a_new_key_once() {
         "{:?}",
         b.out.notices
     );
+}
+
+#[test]
+fn sas_end_in_their_order_whatever_was_installed_retired_or_removed_meanwhile() {
+    let (_, b) = keyed_nodes();
+    let (mut ingress, now) = (super::Ingress::new(), b.now);
+    let limits = Limits::standard(Suite::Aes256Gcm);
+    let spi = |number| Spi::new(0x9000 + number).expect("no reserved SPI");
+    let key = || KeyMaterial::new(Suite::Aes256Gcm, &[7; KeyMaterial::LEN]);
+    let at = |seconds: u64| now + Duration::from_secs(seconds);
+    let sa = |number, created| Box::new(InboundSa::new(spi(number), key(), limits, created));
+    let alive = |ingress: &super::Ingress| {
+        (0..6).filter(|number| ingress.inbound(spi(*number)).is_some()).collect::<Vec<_>>()
+    };
+    for number in 0..6 {
+        ingress.install(LinkSlot::new(number / 2), sa(number, now));
+    }
+    for (number, seconds) in [(4, 30), (0, 10), (5, 20), (1, 10), (0, 40)] {
+        ingress.retire(spi(number), at(seconds));
+    }
+    // Another in the place of one that was to end first.
+    ingress.install(LinkSlot::new(0), sa(1, at(1)));
+    ingress.remove(LinkSlot::new(1));
+    assert_eq!((ingress.expire(now), alive(&ingress)), (at(20), vec![0, 1, 4, 5]));
+    assert_eq!((ingress.expire(at(20)), alive(&ingress)), (at(30), vec![0, 1, 4]));
+    assert_eq!((ingress.expire(at(39)), alive(&ingress)), (at(40), vec![0, 1]));
+    let end = ingress.inbound(spi(1)).expect("it lives").expires_at();
+    assert_eq!((ingress.expire(at(40)), alive(&ingress)), (end, vec![1]));
+    assert_eq!(ingress.expire(end), crate::boot_time::BootTime::NEVER);
+    assert!(alive(&ingress).is_empty());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What waits for a container that is sent more than its limit allows: a bounded queue for each port
-//! and lane. A stream so is slowed down by the time that its segments wait, rather than by losing them.
+//! and lane, and a bound of the same size for those of a port together. A stream so is slowed down by the time that its segments wait, rather than by losing them.
 //!
 //! Frames leave in the order of their arrival. What does not fit is dropped, by name. The queue is
 //! made with the port and does not grow; a port without a limit has none. Owned by the worker, which
@@ -47,9 +47,8 @@ impl Shaper {
             self.limit.charge(octets, now);
             return Admission::Pass;
         }
-        let has_room =
-            self.bytes.len() + len <= self.capacity && self.frames.len() < self.capacity / BYTES_PER_FRAME;
-        if !has_room {
+        let has_place = self.frames.len() < self.capacity / BYTES_PER_FRAME;
+        if !has_place || !self.limit.begin_waiting(len, self.capacity) {
             return Admission::Refuse;
         }
         pieces.iter().for_each(|piece| self.bytes.extend(*piece));
@@ -72,6 +71,7 @@ impl Shaper {
     pub fn release(&mut self, now: BootTime) -> (usize, usize) {
         let Some(Waiting { len, octets, segments, .. }) = self.frames.pop_front() else { return (0, 0) };
         self.limit.charge(octets, now);
+        self.limit.end_waiting(len);
         self.bytes.drain(..len);
         (segments, len)
     }
@@ -84,6 +84,12 @@ impl Shaper {
     /// How many frames wait, each segment of a super-frame for itself.
     pub fn waiting(&self) -> usize {
         self.frames.iter().map(|frame| frame.segments).sum()
+    }
+}
+
+impl Drop for Shaper {
+    fn drop(&mut self) {
+        self.limit.end_waiting(self.bytes.len());
     }
 }
 
@@ -180,6 +186,24 @@ mod tests {
         // 800 us for each, but for those of the burst.
         let expected = Duration::from_micros(800) * u32::try_from(passed + 2 * waiting - 26).expect("few");
         assert_eq!(now.since(START), expected);
+    }
+
+    #[test]
+    fn queues_of_all_lanes_together_hold_no_more_than_that_of_one() {
+        let limit = Arc::clone(&shaper().limit);
+        let lane = || Shaper::new(Arc::clone(&limit));
+        let (mut one, mut two) = (lane(), lane());
+        let (_, waiting) = fill(&mut one, 1_000);
+        assert_eq!((waiting, fill(&mut two, 1_000)), (131, (0, 0)));
+        // A stream in one lane has the place that another lane's has left.
+        let (due, later) = (START + Duration::from_millis(1), START + Duration::from_secs(1));
+        assert!(one.due(due).is_some());
+        assert_eq!(one.release(due), (1, 1_000));
+        assert_eq!(admit(&mut two, &[&[1; 1_000]], due), Admission::Wait);
+        assert_eq!(admit(&mut two, &[&[1; 1_000]], due), Admission::Refuse);
+        drop(one);
+        assert_eq!(fill(&mut two, 1_000).1, 130);
+        assert!(two.due(later).is_some());
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
         udp::write_header(&mut packet[UDP_OFFSET..], port, vxlan::PORT, vxlan::HEADER_LEN + frame_len);
         vxlan::write_header(&mut packet[VXLAN_OFFSET..], self.vni, left);
         match sa.seal(now, packet, udp::HEADER_LEN + vxlan::HEADER_LEN + frame_len) {
-            Ok(sealed) => self.arena.commit(link.remote, flow.class, sealed),
+            Ok(sealed) => self.arena.commit(to, link.remote, flow.class, sealed),
             Err(reason) => {
                 if state.no_key_notice.permits(now) {
                     outlet.notice(Notice::RekeyWanted { link: to, spi: sa.spi() });
@@ -209,7 +209,7 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
         let vtep = self.cx.tables.vtep(to).filter(|vtep| vtep.net == self.net);
         let vtep = vtep.ok_or(DropReason::UnknownDestination)?;
         vxlan::write_header(self.arena.next_packet(), self.vni, left);
-        self.arena.commit(vtep.remote, flow.class, Encapsulated { len: Self::OFFSET + frame_len });
+        self.arena.commit(to, vtep.remote, flow.class, Encapsulated { len: Self::OFFSET + frame_len });
         self.cx.counters.sent_to_vtep(to, frame_len);
         Ok(())
     }

@@ -87,15 +87,18 @@ impl Tap {
     /// # Errors
     /// [`TapError::Ioctl`] when the device is gone, or has a name that this program refuses.
     pub fn name(&self) -> Result<IfName, TapError> {
-        let mut request = InterfaceRequest { name: [0; libc::IFNAMSIZ], flags: 0, _unused: [0; 22] };
-        // SAFETY: `request` has the size and layout of `struct ifreq`, which TUNGETIFF fills.
-        let status = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
-        check(status).map_err(|source| TapError::Ioctl { ioctl: "TUNGETIFF", source })?;
+        let request = self.interface().map_err(|source| TapError::Ioctl { ioctl: "TUNGETIFF", source })?;
         let bytes = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
         String::from_utf8_lossy(bytes).parse().map_err(|refused| TapError::Ioctl {
             ioctl: "TUNGETIFF",
             source: io::Error::new(io::ErrorKind::InvalidData, refused),
         })
+    }
+
+    /// Whether the device was deleted, or went with its namespace. Reading it says so too; the kernel
+    /// tells nobody who does not wait for frames (`tun_detach_all` in drivers/net/tun.c).
+    pub fn is_gone(&self) -> bool {
+        self.interface().is_err_and(|error| is_gone(&error))
     }
 
     /// What the kernel leaves to this program.
@@ -186,6 +189,13 @@ impl Tap {
     /// [`TapError::NoDriver`] or [`TapError::DriverForbidden`].
     pub fn check_driver() -> Result<(), TapError> {
         open_driver().map(drop)
+    }
+
+    fn interface(&self) -> io::Result<InterfaceRequest> {
+        let mut request = InterfaceRequest { name: [0; libc::IFNAMSIZ], flags: 0, _unused: [0; 22] };
+        // SAFETY: `request` has the size and layout of `struct ifreq`, which TUNGETIFF fills.
+        let status = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+        check(status).map(|()| request)
     }
 
     fn attach(name: &IfName, extra_flags: libc::c_int) -> Result<Self, TapError> {

@@ -13,7 +13,7 @@ use super::inventory::Inventory;
 use super::lane::LaneGone;
 use crate::boot_time::BootTime;
 use crate::datapath::PortLimits;
-use crate::id::{LinkSlot, PortSlot, Spi, VtepSlot};
+use crate::id::{LinkSlot, PortHold, PortSlot, Spi, VtepSlot};
 use crate::io::eventfd::EventFd;
 use crate::io::steer::LaneSockets;
 use crate::io::tap::Tap;
@@ -26,6 +26,8 @@ pub enum Command {
     AddPort {
         /// Its slot in the tables.
         slot: PortSlot,
+        /// What the lane calls it when it tells of it.
+        hold: PortHold,
         /// The lane's queue of it.
         tap: Tap,
         /// What may pass there; lanes share it.

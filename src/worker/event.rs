@@ -10,7 +10,7 @@ use crossbeam::queue::ArrayQueue;
 use tokio::sync::Notify;
 
 use crate::datapath::Notice;
-use crate::id::{LinkSlot, PortSlot, Spi};
+use crate::id::{LinkSlot, PortHold, PortSlot, Spi};
 
 /// What a lane tells control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +40,12 @@ pub enum LaneEvent {
         /// Which.
         socket: DataSocket,
     },
-    /// The TAP's device is gone; told by the first lane, and every lane closes its queue.
+    /// The TAP's device is gone, or the lane cannot use its queue of it, and has closed that.
     PortGone {
         /// The port's slot.
         slot: PortSlot,
+        /// Whose it was then.
+        hold: PortHold,
     },
 }
 

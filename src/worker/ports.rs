@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::boot_time::BootTime;
 use crate::datapath::{Admission, Delivery, LaneCounters, Merging, PortLimits, RateLimit, Shaper};
 use crate::drop_reason::DropReason;
-use crate::id::PortSlot;
+use crate::id::{PortHold, PortSlot};
 use crate::io::epoll::Epoll;
 use crate::io::tap::{Tap, TapOffloads};
 use crate::wire::vnet_hdr::VnetHeader;
@@ -23,6 +23,8 @@ pub(super) struct Ports {
     /// Those with something that time will end, each once; there is room for all.
     waiting: Vec<PortSlot>,
     wakes_at: Option<BootTime>,
+    /// Whose device is gone, found by another way than by reading it; each is waiting, too.
+    lost: Vec<PortSlot>,
 }
 
 impl Ports {
@@ -30,7 +32,7 @@ impl Ports {
     pub(super) fn open(
         &mut self,
         epoll: &Epoll,
-        slot: PortSlot,
+        (slot, hold): (PortSlot, PortHold),
         token: u64,
         (tap, limits): (Tap, PortLimits),
     ) -> io::Result<()> {
@@ -41,14 +43,20 @@ impl Ports {
         let PortLimits { egress, ingress } = limits;
         let ingress = ingress.map(Shaper::new);
         self.ports[slot.index()] =
-            Some(Port { tap, token, egress, ingress, is_paused: false, is_listed: false });
+            Some(Port { tap, hold, token, egress, ingress, is_paused: false, is_listed: false });
         self.waiting.reserve(self.ports.len());
+        self.lost.reserve(self.ports.len());
         Ok(())
     }
 
-    /// Closes the queue; what waited for the container is counted as dropped.
-    pub(super) fn close(&mut self, epoll: &Epoll, counters: &LaneCounters, slot: PortSlot) {
-        let Some(port) = self.ports.get_mut(slot.index()).and_then(Option::take) else { return };
+    /// Closes the queue; what waited for the container is counted as dropped. Whose it was.
+    pub(super) fn close(
+        &mut self,
+        epoll: &Epoll,
+        counters: &LaneCounters,
+        slot: PortSlot,
+    ) -> Option<PortHold> {
+        let port = self.ports.get_mut(slot.index()).and_then(Option::take)?;
         self.waiting.retain(|waiting| *waiting != slot);
         if !port.is_paused {
             // It goes from the list with its last descriptor in any case.
@@ -56,6 +64,12 @@ impl Ports {
         }
         let lost = port.ingress.as_ref().map_or(0, Shaper::waiting);
         counters.drop_frames_at_port(slot, DropReason::NoSuchPort, lost);
+        Some(port.hold)
+    }
+
+    /// A port whose device is gone, not yet closed; each is told once.
+    pub(super) fn next_lost(&mut self) -> Option<PortSlot> {
+        self.lost.pop()
     }
 
     /// The slots of all ports.
@@ -81,7 +95,7 @@ impl Ports {
     pub(super) fn pause_spent(&mut self, epoll: &Epoll, slot: PortSlot, now: BootTime) {
         let Some(port) = self.ports.get_mut(slot.index()).and_then(Option::as_mut) else { return };
         let Some(limit) = port.egress.as_ref().filter(|limit| !limit.is_open(now)) else { return };
-        let opens_at = limit.opens_at();
+        let opens_at = limit.opens_at().min(now + LONGEST_UNSEEN);
         // What cannot be removed is reported again, and found spent again.
         port.is_paused = port.is_paused || epoll.remove(&port.tap).is_ok();
         self.wake_later(slot, opens_at, now);
@@ -145,6 +159,9 @@ impl Ports {
             let port = self.ports.get_mut(slot.index()).and_then(Option::as_mut);
             match port.and_then(|port| port.wake(slot, epoll, counters, now)) {
                 Some(at) => {
+                    if self.get(slot).is_some_and(|port| port.is_paused && port.tap.is_gone()) {
+                        self.lost.push(slot);
+                    }
                     self.note_wake(at, now);
                     index += 1;
                 }
@@ -175,6 +192,7 @@ impl Ports {
 #[derive(Debug)]
 struct Port {
     tap: Tap,
+    hold: PortHold,
     token: u64,
     egress: Option<Arc<RateLimit>>,
     ingress: Option<Shaper>,
@@ -210,7 +228,7 @@ impl Port {
             if limit.is_open(now) && epoll.add(&self.tap, self.token).is_ok() {
                 self.is_paused = false;
             } else {
-                let opens_at = limit.opens_at();
+                let opens_at = limit.opens_at().min(now + LONGEST_UNSEEN);
                 next = Some(next.map_or(opens_at, |at| at.min(opens_at)));
             }
         }
@@ -221,3 +239,5 @@ impl Port {
 
 /// So that a container at its limit costs a thousand turns a second and not one for each frame.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+/// A device that is not waited for is looked at so often: it may go meanwhile.
+const LONGEST_UNSEEN: Duration = Duration::from_millis(500);

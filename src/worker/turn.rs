@@ -65,7 +65,6 @@ impl Turns {
                 now: clock::boot_time(),
                 overflow: [0; 2],
                 shared: shared.clone(),
-                tells_of_ports: config.id.index() == 0,
             },
             received: RecvRing::new(),
             epoll,
@@ -121,6 +120,9 @@ impl Turns {
         }
         self.wire.now = now;
         self.wire.ports.wake(&self.epoll, &self.shared.counters, now);
+        while let Some(port) = self.wire.ports.next_lost() {
+            self.wire.give_up_port(&self.epoll, port);
+        }
         let tables = self.tables.load();
         let cx = Context { tables, counters: &self.shared.counters, now };
         for source in ready.iter() {
@@ -171,16 +173,19 @@ impl Turns {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::AddPort { slot, tap, limits } => {
-                self.wire.ports.close(&self.epoll, &self.shared.counters, slot);
+            Command::AddPort { slot, hold, tap, limits } => {
+                let _replaced = self.wire.ports.close(&self.epoll, &self.shared.counters, slot);
                 self.shared.counters.reset_port(slot);
                 self.egress.add_port(slot);
                 let token = FIRST_PORT_TOKEN + u64::from(slot.get());
-                if self.wire.ports.open(&self.epoll, slot, token, (tap, limits)).is_err() {
-                    self.wire.give_up_port(&self.epoll, slot);
+                if let Err(error) = self.wire.ports.open(&self.epoll, (slot, hold), token, (tap, limits)) {
+                    tracing::error!(%error, port = %slot, "a lane cannot wait for a TAP");
+                    self.shared.events.push(LaneEvent::PortGone { slot, hold });
                 }
             }
-            Command::RemovePort(slot) => self.wire.ports.close(&self.epoll, &self.shared.counters, slot),
+            Command::RemovePort(slot) => {
+                let _asked_for = self.wire.ports.close(&self.epoll, &self.shared.counters, slot);
+            }
             Command::InstallInbound { link, sa } => {
                 self.next_expiry = self.next_expiry.min(sa.expires_at());
                 self.ingress.install(link, sa);
@@ -238,9 +243,6 @@ struct Wire {
     /// What the two sockets had dropped when that was last counted.
     overflow: [u32; 2],
     shared: Arc<Shared>,
-    /// A device goes for all lanes at once, and one tells. Had each, the last word could come when
-    /// the slot is another port's.
-    tells_of_ports: bool,
 }
 
 impl Wire {
@@ -269,9 +271,8 @@ impl Wire {
     }
 
     fn give_up_port(&mut self, epoll: &Epoll, port: PortSlot) {
-        self.ports.close(epoll, &self.shared.counters, port);
-        if self.tells_of_ports {
-            self.shared.events.push(LaneEvent::PortGone { slot: port });
+        if let Some(hold) = self.ports.close(epoll, &self.shared.counters, port) {
+            self.shared.events.push(LaneEvent::PortGone { slot: port, hold });
         }
     }
 }
@@ -279,14 +280,20 @@ impl Wire {
 impl Outlet for Wire {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
         let sent = self.esp.send.send_run_as(run.to(), run.class(), run.bytes(), run.segment());
-        self.shared.account(DataSocket::Esp, sent, run.packets());
+        let lost = self.shared.account(DataSocket::Esp, sent, run.packets());
+        if lost > 0 {
+            self.shared.counters.note_drops_at_link(run.peer(), DropReason::SendFailed, lost);
+        }
     }
 
     fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>) {
         let sent = self.vxlan.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), |vxlan| {
             vxlan.send.send_run_as(run.to(), run.class(), run.bytes(), run.segment())
         });
-        self.shared.account(DataSocket::Vxlan, sent, run.packets());
+        let lost = self.shared.account(DataSocket::Vxlan, sent, run.packets());
+        if lost > 0 {
+            self.shared.counters.note_drops_at_vtep(run.peer(), DropReason::SendFailed, lost);
+        }
     }
 
     fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
@@ -303,16 +310,17 @@ impl Outlet for Wire {
 }
 
 impl Shared {
-    /// Counts what was lost of a run.
-    fn account(&self, socket: DataSocket, sent: io::Result<SendOutcome>, packets: usize) {
+    /// Counts what was lost of a run; how much that was.
+    fn account(&self, socket: DataSocket, sent: io::Result<SendOutcome>, packets: usize) -> u64 {
         let sent = sent.ok();
-        let lost = packets - sent.map_or(0, |outcome| outcome.datagrams.min(packets));
+        let lost = (packets - sent.map_or(0, |outcome| outcome.datagrams.min(packets))) as u64;
         if lost > 0 {
-            self.counters.drop_unplaced(DropReason::SendFailed, lost as u64);
+            self.counters.drop_unplaced(DropReason::SendFailed, lost);
         }
         if sent.is_some_and(|outcome| outcome.gave_up_segmentation) {
             self.events.push(LaneEvent::SegmentationGivenUp { socket });
         }
+        lost
     }
 }
 

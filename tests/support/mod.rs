@@ -11,9 +11,9 @@ pub(crate) mod changes;
 pub(crate) mod cut_off;
 pub(crate) mod etcd;
 pub(crate) mod frames;
+pub(crate) mod long_stream;
 pub(crate) mod paced;
 pub(crate) mod simulated;
-pub(crate) mod stream_rate;
 pub(crate) mod streams;
 pub(crate) mod swarm;
 

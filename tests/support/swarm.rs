@@ -297,13 +297,27 @@ impl Agent {
 
     /// How long its lanes have been ready to run, but had no processor.
     pub(crate) fn lanes_waited(&self) -> Duration {
+        self.lane_schedules().into_iter().map(|[_, waited, _]| Duration::from_nanos(waited)).sum()
+    }
+
+    /// How often each of its lanes was given a processor.
+    pub(crate) fn lane_runs(&self) -> Vec<u64> {
+        self.lane_schedules().into_iter().map(|[.., runs]| runs).collect()
+    }
+
+    /// Nanoseconds that each of its lanes ran and waited for a processor, and how often it got one
+    /// (Documentation/scheduler/sched-stats.rst).
+    fn lane_schedules(&self) -> Vec<[u64; 3]> {
         let process = self.lock().as_ref().expect("it was started").id();
         let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
         let read = |task: &Path, file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
         let lanes = tasks.map(|task| task.unwrap().path()).filter(|t| read(t, "comm").starts_with("lane-"));
-        // The second of three numbers (Documentation/scheduler/sched-stats.rst).
-        let waited = lanes.map(|lane| read(&lane, "schedstat").split(' ').nth(1).unwrap().parse().unwrap());
-        waited.map(Duration::from_nanos).sum()
+        let schedule = |lane: PathBuf| {
+            let text = read(&lane, "schedstat");
+            let numbers: Vec<u64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+            numbers.try_into().expect("three numbers")
+        };
+        lanes.map(schedule).collect()
     }
 
     /// Sends it a signal.
@@ -485,11 +499,23 @@ impl Attached {
 
     /// Frames for which the queue of its interface had no room, by its own kernel's count.
     pub(crate) fn tx_dropped(&self) -> u64 {
+        self.interface_counts()[11]
+    }
+
+    /// Octets of payload that its interface has received, and super-frames in one piece, if each has so
+    /// many octets of headers.
+    pub(crate) fn payload_received(&self, headers: u64) -> u64 {
+        let counts = self.interface_counts();
+        counts[0] - counts[1] * headers
+    }
+
+    /// What its own kernel counts of its interface: 8 numbers of what it received, 8 of what it sent.
+    fn interface_counts(&self) -> Vec<u64> {
         // Of the reading thread's namespace, unlike /sys.
         let text = self.read("/proc/thread-self/net/dev");
         let name = format!("{}:", self.ifname());
         let line = text.lines().find_map(|line| line.trim().strip_prefix(&name)).unwrap();
-        line.split_whitespace().nth(11).unwrap().parse().unwrap()
+        line.split_whitespace().map(|count| count.parse().unwrap()).collect()
     }
 
     /// Datagrams that its programs were too slow for, by its own kernel's count.

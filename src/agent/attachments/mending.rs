@@ -15,7 +15,7 @@ use crate::control::session::SessionStatus;
 use crate::control::store::StoreError;
 use crate::control::store::local::{Attachment, AttachmentState};
 use crate::events::{Event, Reason};
-use crate::id::{EndpointId, NetworkName, PortSlot};
+use crate::id::{EndpointId, NetworkName, PortHold, PortSlot};
 
 impl Attachments {
     /// Mends for ever.
@@ -187,7 +187,7 @@ impl Attachments {
         let view = self.dataplane.view().await;
         let network = view.networks.get(&endpoint.network)?;
         let mtu = self.dataplane.mtu(network).await;
-        Some(container::port(attachment, endpoint, &network.network, mtu))
+        Some(container::port(attachment, endpoint, &network.network, mtu, self.dataplane.lane_count()))
     }
 
     pub(super) fn told_mended(&self, attachment: &Attachment, what: &str) {
@@ -217,13 +217,20 @@ impl Attachments {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    /// A lane found the interface of a port gone.
-    pub(crate) async fn port_gone(&self, slot: PortSlot) {
-        let Some(endpoint) = self.dataplane.endpoint(slot).await else { return };
-        if self.remove_port(endpoint).await.is_err() {
-            tracing::error!(%endpoint, "a lane has ended");
+    /// A lane found the interface of a port gone, or cannot use its queue of it: no lane uses it any
+    /// more, and it is opened or made again like one that somebody removed.
+    pub(crate) async fn port_gone(&self, slot: PortSlot, hold: PortHold) {
+        let mut gone = None;
+        let removed = self.dataplane.remove_lost_port((slot, hold), |endpoint| {
+            self.offloads.strike(endpoint);
+            gone = Some(endpoint);
+        });
+        if removed.await.is_err() {
+            tracing::error!(%slot, "a lane has ended");
         }
-        self.watch.disturb(endpoint);
+        if let Some(endpoint) = gone {
+            self.watch.disturb(endpoint);
+        }
     }
 }
 

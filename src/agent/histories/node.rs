@@ -476,7 +476,7 @@ impl Agent {
 
     /// A container sends a frame, which its kernel gives to a lane.
     pub(super) fn send(&mut self, turn: &mut Turn<'_>, from: EndpointId, lane: usize, frame: &[u8]) {
-        let Some(port) = self.placement.port(from) else { return };
+        let Some((port, _)) = self.placement.port(from) else { return };
         let Lane { egress, counters, .. } = &mut self.lanes[lane];
         let mut outlet = Tap::new(self.node, &self.placement, turn.out);
         egress.reserve(&self.tables, port, &mut outlet).fill(frame);

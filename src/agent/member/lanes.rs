@@ -44,7 +44,7 @@ pub(super) fn start_lanes(
 pub(super) async fn hear(lane: &Lane, events: &mpsc::Sender<LaneEvent>, attachments: &Attachments) {
     while let Some(event) = lane.next_event().await {
         match event {
-            LaneEvent::PortGone { slot } => attachments.port_gone(slot).await,
+            LaneEvent::PortGone { slot, hold } => attachments.port_gone(slot, hold).await,
             LaneEvent::SegmentationGivenUp { socket } => offloads::tell_given_up(socket),
             LaneEvent::RekeyWanted { .. } | LaneEvent::NoKey { .. } | LaneEvent::UnknownSpi { .. } => {
                 // Full: what traffic causes is repeated while the cause lasts.
