@@ -18,7 +18,7 @@ use overlayd::io::clock::boot_time;
 use overlayd::lab::Underlay;
 use overlayd::membership::JoinToken;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use support::simulated::SimulatedNode;
 use support::swarm::{Agent, Family, Swarm};
@@ -70,7 +70,14 @@ async fn live(scale: &Scale, manager: SocketAddr, token: &JoinToken, agent: &Age
 
     let begun = boot_time();
     let each = scale.endpoints / scale.nodes;
-    join_all(nodes.iter().map(|node| node.attach(each))).await;
+    // All nodes are simulated by one process, which is to keep up with what they are told.
+    let room = &Semaphore::new(AT_ONCE);
+    join_all(nodes.iter().map(|node| async {
+        let _room = room.acquire().await.unwrap();
+        node.attach(each).await;
+    }))
+    .await;
+    tell(&format!("{} endpoints attached after {:.1} s", scale.endpoints, since(begun)));
     knows_all(&nodes, scale.endpoints, Duration::from_secs(600)).await;
     tell(&format!("{} endpoints of one network known to all after {:.1} s", scale.endpoints, since(begun)));
 
@@ -174,3 +181,6 @@ fn peak_megabytes(agent: &Agent) -> u64 {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
+
+/// Nodes that attach endpoints at a time.
+const AT_ONCE: usize = 8;
