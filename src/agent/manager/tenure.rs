@@ -94,6 +94,6 @@ impl Manager {
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often one that is elsewhere is asked for.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
-/// Longer than etcd takes to find another leader, and so short that nodes are with another manager within five
+/// Longer than etcd takes to find another leader, or this node another member of it, and so short that nodes are with another manager within five
 /// seconds.
-const PATIENCE: Duration = Duration::from_millis(2500);
+const PATIENCE: Duration = Duration::from_secs(3);
