@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Manager;
-use crate::cluster::Role;
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::store::Revision;
 
@@ -85,8 +84,7 @@ impl Manager {
     }
 
     fn is_in_office(&self) -> bool {
-        let this = self.credentials.identity().node();
-        self.state.node(this).is_some_and(|node| node.role == Role::Manager)
+        self.state.is_in_office()
     }
 }
 
