@@ -69,6 +69,8 @@ impl Manager {
         events: Events,
     ) -> Result<Arc<Self>, StoredAuthorityError> {
         // What cannot be read is told now, and not by the first node that wants a certificate.
+        let (this, shown) = (credentials.identity().node(), Arc::clone(&credentials));
+        state.serve_as(this, move || shown.identity().issued_at());
         state.name_root(StoredAuthority::open(&state)?.root())?;
         let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
         let manager = Self {
@@ -169,6 +171,13 @@ impl ManagerApi for Arc<Manager> {
 
     fn serves(&self) -> Result<(), ManagerError> {
         self.require_office()
+    }
+
+    async fn catch_up(&self) {
+        if self.state.shared_store().is_some() {
+            // Without the store nothing is changed either.
+            let _ = self.on_state(ClusterState::catch_up).await;
+        }
     }
 
     fn role(&self, caller: &PeerIdentity) -> Role {

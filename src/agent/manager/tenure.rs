@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Manager;
-use crate::cluster::Role;
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::store::Revision;
 
@@ -85,8 +84,7 @@ impl Manager {
     }
 
     fn is_in_office(&self) -> bool {
-        let this = self.credentials.identity().node();
-        self.state.node(this).is_some_and(|node| node.role == Role::Manager)
+        self.state.is_in_office()
     }
 }
 
@@ -94,6 +92,6 @@ impl Manager {
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often one that is elsewhere is asked for.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
-/// Longer than etcd takes to find another leader, and so short that nodes are with another manager within five
+/// Longer than etcd takes to find another leader, or this node another member of it, and so short that nodes are with another manager within five
 /// seconds.
-const PATIENCE: Duration = Duration::from_millis(2500);
+const PATIENCE: Duration = Duration::from_secs(3);

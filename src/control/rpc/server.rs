@@ -43,6 +43,11 @@ pub trait ManagerApi: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Brings what this manager knows up to what all of them have acknowledged.
+    fn catch_up(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// What a caller may do: its certificate may be of before that was changed.
     fn role(&self, caller: &PeerIdentity) -> Role {
         caller.role
@@ -279,11 +284,18 @@ struct Service<M> {
 
 impl<M: ManagerApi> Service<M> {
     /// The caller and its message, if the caller may ask this; when the note ends, the request is recorded.
-    fn admit<T: Asks>(&self, mut request: Request<T>) -> Result<(PeerIdentity, T, Noted), ManagerError> {
+    async fn admit<T: Asks + Send>(
+        &self,
+        mut request: Request<T>,
+    ) -> Result<(PeerIdentity, T, Noted), ManagerError> {
         let caller = request.extensions_mut().remove::<PeerIdentity>();
         let caller = caller.ok_or_else(|| {
             ManagerError::new(ErrorKind::Denied, "the connection has no verified node at its other end")
         })?;
+        if T::METHOD.requires() == Role::Manager {
+            // Who is a manager may have been changed by another a moment ago.
+            self.api.catch_up().await;
+        }
         self.api.serves()?;
         let enough = match T::METHOD.requires() {
             Role::Worker => true,
@@ -323,7 +335,7 @@ macro_rules! unary {
         impl<M: ManagerApi> manager_server::Manager for Service<M> {
             $(
                 async fn $method(&self, request: Request<$request>) -> Result<Response<$reply>, Status> {
-                    let (caller, request, noted) = self.admit(request)?;
+                    let (caller, request, noted) = self.admit(request).await?;
                     let answer = self.api.$method(caller, request).await;
                     noted.end(answer.as_ref().err().map(Reason::of));
                     Ok(Response::new(answer?))
@@ -336,7 +348,7 @@ macro_rules! unary {
                 &self,
                 request: Request<SessionRequest>,
             ) -> Result<Response<UpdateStream>, Status> {
-                let (caller, mut request, _) = self.admit(request)?;
+                let (caller, mut request, _) = self.admit(request).await?;
                 request.node.role = caller.role;
                 if request.node.id != caller.node {
                     let message = "a session is for the node that the certificate names";

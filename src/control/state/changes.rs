@@ -65,7 +65,10 @@ impl ClusterState {
             }
             let planned = plan(&self.model());
             let (answer, changes) = match planned {
-                Ok((answer, changes)) if !changes.is_empty() => (answer, changes),
+                Ok((answer, changes)) if !changes.is_empty() => {
+                    self.require_office(&self.model())?;
+                    (answer, changes)
+                }
                 decided => match rows.is_current(memory.revision) {
                     Ok(false) => {
                         memory.is_stale = true;

@@ -70,6 +70,8 @@ pub enum StateError {
         "address {address} of node {node} lies in subnet {subnet} of network {network}: packets to the node would be taken for the network's; give the node another address, or remove that network"
     )]
     NodeInSubnet { node: HostName, address: IpAddr, subnet: IpNet, network: NetworkName },
+    #[error("node {node}, which was asked, is no manager any more: ask another")]
+    Dismissed { node: NodeId },
     #[error("node {node} is a worker, and {what} is for managers: ask {}", managers.join(" or "))]
     NotManager { node: HostName, what: &'static str, managers: Vec<String> },
 
@@ -247,7 +249,8 @@ impl StateError {
             | Self::Token(_)
             | Self::NotManager { .. }
             | Self::EndpointElsewhere { .. } => ErrorKind::Denied,
-            Self::PoolExhausted { .. }
+            Self::Dismissed { .. }
+            | Self::PoolExhausted { .. }
             | Self::VnisExhausted
             | Self::NetworkFull { .. }
             | Self::SubnetExhausted { .. }

@@ -11,6 +11,12 @@ use crate::cluster::{Node, Role};
 use crate::control::store::Table;
 use crate::id::{HostName, NodeId, Version};
 
+/// The manager that makes the changes, and the version at which its certificate was issued.
+pub(super) struct Office {
+    node: NodeId,
+    issued_at: Box<dyn Fn() -> Version + Send + Sync>,
+}
+
 /// A manager that was made a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Demoted {
@@ -59,6 +65,25 @@ impl ClusterState {
             changes.push(self.removals(model, &model.removed, &demoted)?);
             Ok((node, changes))
         })
+    }
+
+    /// Makes changes as a manager from now on: none once that is none any more, since others would not believe
+    /// what it signs.
+    pub fn serve_as(&self, node: NodeId, issued_at: impl Fn() -> Version + Send + Sync + 'static) {
+        // Set once: a state has one manager here.
+        let _ = self.inner.office.set(Office { node, issued_at: Box::new(issued_at) });
+    }
+
+    /// Whether the manager here is one, by the certificate that it has.
+    pub fn is_in_office(&self) -> bool {
+        self.require_office(&self.model()).is_ok()
+    }
+
+    pub(super) fn require_office(&self, model: &Model) -> Result<(), StateError> {
+        let Some(Office { node, issued_at }) = self.inner.office.get() else { return Ok(()) };
+        let is_manager = model.nodes.get(node).is_some_and(|node| node.role == Role::Manager);
+        let is_stale = model.demoted.get(node).is_some_and(|demoted| issued_at() <= demoted.at);
+        if is_manager && !is_stale { Ok(()) } else { Err(StateError::Dismissed { node: *node }) }
     }
 
     /// The managers.

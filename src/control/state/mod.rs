@@ -94,6 +94,7 @@ pub struct ClusterState {
 struct Inner {
     rows: RwLock<ClusterRows>,
     sign: Box<SignPayload>,
+    office: OnceLock<managers::Office>,
     /// One change at a time; readers are not kept waiting by its way to the disk.
     changing: Mutex<Memory>,
     /// Follows the changes of other managers.
@@ -239,6 +240,7 @@ impl ClusterState {
         let inner = Inner {
             rows: RwLock::new(rows),
             sign,
+            office: OnceLock::new(),
             changing: Mutex::new(Memory { revision, is_stale: false }),
             follower: OnceLock::new(),
             reachable: watch::Sender::new(true),

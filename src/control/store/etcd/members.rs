@@ -376,7 +376,7 @@ const STALE_TOKEN: &str = "the token has expired";
 /// How long reading goes on while members answer that they cannot, as while they elect a leader.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// One call of one member; an election takes about one second.
-const ATTEMPT: Duration = Duration::from_secs(3);
+const ATTEMPT: Duration = Duration::from_millis(1500);
 const CONNECT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 /// etcd breaks connections that ask more often than every 5 s (`--grpc-keepalive-min-time`).
