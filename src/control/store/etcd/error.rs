@@ -61,7 +61,8 @@ pub enum EtcdError {
     },
     /// The state is in another etcd.
     #[error(
-        "the cluster's state is at {address} already, and cannot be moved from one etcd to another while managers          use it: back it up, restore that, and move it from there; nothing was changed"
+        "the cluster's state is at {address} already, and cannot be moved from one etcd to another while managers \
+         use it: back it up, restore that, and move it from there; nothing was changed"
     )]
     InUse {
         /// Where it is.
@@ -125,11 +126,38 @@ pub enum EtcdError {
 }
 
 impl EtcdError {
+    /// The bare reason, for a message that says itself what became of the change.
+    pub(super) fn into_reason(self) -> String {
+        if let Self::Unreachable { why }
+        | Self::Unsettled { why }
+        | Self::Denied { why, .. }
+        | Self::TooLarge { why }
+        | Self::Full { why }
+        | Self::Refused { why } = self
+        {
+            why
+        } else {
+            self.to_string()
+        }
+    }
+
     /// Whether the same may work later without anybody changing anything here.
     pub const fn is_passing(&self) -> bool {
         matches!(
             self,
             Self::Unreachable { .. } | Self::Unsettled { .. } | Self::Full { .. } | Self::Compacted
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn change_of_unknown_outcome_does_not_say_that_nothing_was_changed() {
+        let lost = EtcdError::Unreachable { why: "no answer".to_owned() };
+        let unsettled = EtcdError::Unsettled { why: lost.into_reason() }.to_string();
+        assert!(unsettled.contains("(no answer)") && !unsettled.contains("nothing"), "{unsettled}");
     }
 }

@@ -232,7 +232,7 @@ impl Etcd {
                 Err(Failure::NotAsked(why)) if !sent => return Err(EtcdError::Unreachable { why }),
                 Err(Failure::Refused(error)) if !sent => return Err(error),
                 Ok(_) => String::new(),
-                Err(Failure::Refused(error)) => error.to_string(),
+                Err(Failure::Refused(error)) => error.into_reason(),
                 Err(Failure::NotAsked(why) | Failure::Unknown(why)) => why,
             };
             sent = true;
@@ -241,7 +241,7 @@ impl Etcd {
                 Ok(Landed::Never) => return Ok(None),
                 // The same transaction again: both cannot be carried out, as the first changes the head.
                 Ok(Landed::NotYet) => why,
-                Err(error) => error.to_string(),
+                Err(error) => error.into_reason(),
             };
             if Instant::now() > deadline {
                 return Err(EtcdError::Unsettled { why });
