@@ -9,8 +9,10 @@ use tokio::sync::watch;
 
 use super::model::{COUNTERS, Change, Counters, Model, ONLY};
 use super::{ClusterState, Inner, NO_PANIC, StateError};
+use crate::boot_time::BootTime;
 use crate::control::store::{Batch, ClusterRows, CommitError, Revision};
 use crate::id::Version;
+use crate::io::clock::boot_time;
 
 /// What the model is.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +21,17 @@ pub(super) struct Memory {
     pub(super) revision: Revision,
     /// What is written may be something else: others have changed it, or a write has failed late.
     pub(super) is_stale: bool,
+    /// Until when our next change lets those of other managers pass.
+    pub(super) yields_until: BootTime,
+    /// How long it last took to read what others had changed.
+    pub(super) reading: Duration,
+}
+
+impl Memory {
+    /// What was read at that moment.
+    pub(super) const fn new(revision: Revision) -> Self {
+        Self { revision, is_stale: false, yields_until: BootTime::from_nanos(0), reading: Duration::ZERO }
+    }
 }
 
 /// What an operation that changes nothing needs.
@@ -56,11 +69,13 @@ impl ClusterState {
     ) -> Result<T, StateError> {
         let mut memory = self.inner.changing.lock().expect(NO_PANIC);
         let rows = self.rows();
+        // Whether the memory is right as of a moment since this was asked for.
+        let mut is_fresh = false;
         for attempt in 0..ATTEMPTS {
             if memory.is_stale {
                 match self.reload(&rows, &mut memory) {
                     Err(StateError::Store(error)) if proof == Proof::IfPossible && error.is_passing() => {}
-                    reloaded => reloaded?,
+                    reloaded => is_fresh = reloaded.map(|()| true)?,
                 }
             }
             let planned = plan(&self.model());
@@ -69,6 +84,7 @@ impl ClusterState {
                     self.require_office(&self.model())?;
                     (answer, changes)
                 }
+                decided if is_fresh => return decided.map(|(answer, _)| answer),
                 decided => match rows.is_current(memory.revision) {
                     Ok(false) => {
                         memory.is_stale = true;
@@ -78,10 +94,19 @@ impl ClusterState {
                     Ok(true) | Err(_) => return decided.map(|(answer, _)| answer),
                 },
             };
+            let now = boot_time();
+            if now < memory.yields_until {
+                thread::sleep(memory.yields_until.since(now));
+                memory.is_stale = true;
+                continue;
+            }
             let (counters, batch) = self.batch(&changes)?;
             match rows.commit(memory.revision, &batch) {
                 Ok(revision) => {
                     memory.revision = revision;
+                    // Who is up to date is faster than those who have to read first, and would win every time.
+                    let others_wait = std::mem::take(&mut memory.reading);
+                    memory.yields_until = boot_time() + others_wait * 2;
                     self.apply(counters, changes)?;
                     return Ok(answer);
                 }
@@ -131,8 +156,12 @@ impl ClusterState {
 
     /// Takes what is written for the truth, if it is not what we have.
     pub(super) fn reload(&self, rows: &ClusterRows, memory: &mut Memory) -> Result<(), StateError> {
+        let begin = boot_time();
         let (mut truth, revision) = Self::load_present(rows)?;
-        *memory = Memory { revision, is_stale: false };
+        if revision != memory.revision {
+            memory.reading = boot_time().since(begin).min(LONGEST_YIELD);
+        }
+        (memory.revision, memory.is_stale) = (revision, false);
         let mut model = self.inner.model.write().expect(NO_PANIC);
         if truth.counters != model.counters {
             let version = truth.counters.version;
@@ -230,5 +259,7 @@ impl Drop for Inner {
 /// How often a change is decided again before it is given up: others succeed meanwhile.
 const ATTEMPTS: u32 = 100;
 const STEP_BACK: Duration = Duration::from_millis(1);
+/// The most that a manager reckons others to need.
+const LONGEST_YIELD: Duration = Duration::from_millis(100);
 /// Before changes that could not be read are read again.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -241,7 +241,7 @@ impl ClusterState {
             rows: RwLock::new(rows),
             sign,
             office: OnceLock::new(),
-            changing: Mutex::new(Memory { revision, is_stale: false }),
+            changing: Mutex::new(Memory::new(revision)),
             follower: OnceLock::new(),
             reachable: watch::Sender::new(true),
             model: RwLock::new(model),

@@ -198,12 +198,14 @@ impl Model {
     /// The state in the file; `None` if the node keeps no cluster's state. The error of the inner
     /// result says what contradicts what.
     pub(super) fn load(r: &Reading<'_>) -> Result<Result<Option<Self>, String>, StoreError> {
+        // A whole table first: out of etcd it brings all the others.
+        let issued_tokens = r.all(&ISSUED_TOKENS)?;
         let Some(founding) = r.get(&FOUNDING, ONLY)? else { return Ok(Ok(None)) };
         let (Some(tokens), Some(counters)) = (r.get(&TOKENS, ONLY)?, r.get(&COUNTERS, ONLY)?) else {
             return Ok(Err("tokens or counters are missing".to_owned()));
         };
         let mut changes = Vec::new();
-        changes.extend(r.all(&ISSUED_TOKENS)?.into_iter().map(|(_, token)| Change::PutToken(token)));
+        changes.extend(issued_tokens.into_iter().map(|(_, token)| Change::PutToken(token)));
         changes.extend(r.get(&ROOTS, ONLY)?.map(Change::PutRoots));
         changes.extend(r.all(&NODES)?.into_iter().map(|(_, node)| Change::PutNode(node)));
         for (id, profile) in r.all(&PROFILES)? {

@@ -18,6 +18,8 @@ mod members;
 mod proto;
 mod watch;
 
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
@@ -129,7 +131,7 @@ impl Etcd {
         let mut attempts = 0;
         loop {
             let (_, revision, at) = self.read_head()?;
-            match read(Snapshot { etcd: self, at }) {
+            match read(Snapshot { etcd: self, at, rows: OnceCell::new() }) {
                 Err(StoreError::Etcd(EtcdError::Compacted)) if attempts < 3 => attempts += 1,
                 Err(error) => return Err(error),
                 Ok(done) => return Ok((done, revision)),
@@ -372,23 +374,36 @@ impl Drop for Inner {
 }
 
 /// The rows of one moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(in crate::control::store) struct Snapshot<'e> {
     etcd: &'e Etcd,
     at: i64,
+    /// All of them by table, once a table was asked for: whoever reads one reads the others too, and
+    /// every question is a way to the majority of etcd's members and back.
+    rows: OnceCell<HashMap<String, Vec<Sealed>>>,
 }
 
 impl Snapshot<'_> {
     /// The sealed row of that place.
     pub(super) fn get(&self, table: &str, index: &[u8]) -> Result<Option<Vec<u8>>, EtcdError> {
+        if let Some(rows) = self.rows.get() {
+            let row = rows.get(table).and_then(|rows| rows.iter().find(|(at, _)| at == index));
+            return Ok(row.map(|(_, row)| row.clone()));
+        }
         let request = RangeRequest { revision: self.at, ..one(self.etcd.row(table, index)) };
         Ok(self.etcd.range(request)?.kvs.into_iter().next().map(|row| row.value))
     }
 
     /// All sealed rows of a table, each with its place.
     pub(super) fn all(&self, table: &str) -> Result<Vec<Sealed>, EtcdError> {
-        let rows = self.below(self.etcd.row(table, &[]))?.into_iter();
-        rows.map(|row| Ok((self.place_of(&row)?.1, row.value))).collect()
+        if self.rows.get().is_none() {
+            let mut rows: HashMap<_, Vec<_>> = HashMap::new();
+            for (table, row) in self.everything()? {
+                rows.entry(table).or_default().push(row);
+            }
+            self.rows.get_or_init(|| rows);
+        }
+        Ok(self.rows.get().and_then(|rows| rows.get(table)).cloned().unwrap_or_default())
     }
 
     /// All sealed rows, each with its table and place.
