@@ -121,10 +121,10 @@ fn etcd_killed_at_any_moment() {
     drop(Victim::create_over(dir.path(), Some(&etcd.url())));
     let mut child = start("steps", dir.path(), 0);
     let killed = thread::scope(|scope| {
-        let reader = scope.spawn(|| lines_until_killed(&mut child, 200, Duration::from_millis(20)));
+        let reader = scope.spawn(|| lines_until_killed(&mut child, 400, Duration::from_millis(20)));
         let mut kills = 0;
         while !reader.is_finished() {
-            thread::sleep(Duration::from_millis(rand::random_range(0..250)));
+            thread::sleep(Duration::from_millis(rand::random_range(0..100)));
             etcd.kill(0);
             etcd.restart(0);
             etcd.wait();

@@ -16,10 +16,9 @@ mod access;
 mod error;
 mod members;
 mod proto;
+mod snapshot;
 mod watch;
 
-use std::cell::OnceCell;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
@@ -31,9 +30,10 @@ pub use self::access::{EtcdAccess, EtcdAddress, SharedStore};
 pub use self::error::EtcdError;
 use self::members::{Failure, Members};
 use self::proto::{
-    Compare, DeleteRangeRequest, EQUAL, KeyValue, MOD, PutRequest, RangeRequest, RangeResponse, Request,
-    RequestOp, TargetUnion, TxnRequest,
+    Compare, DeleteRangeRequest, EQUAL, MOD, PutRequest, RangeRequest, RangeResponse, Request, RequestOp,
+    TargetUnion, TxnRequest,
 };
+pub(super) use self::snapshot::{Sealed, Snapshot};
 use self::watch::Watch;
 use super::StoreError;
 use super::batch::Batch;
@@ -131,7 +131,7 @@ impl Etcd {
         let mut attempts = 0;
         loop {
             let (_, revision, at) = self.read_head()?;
-            match read(Snapshot { etcd: self, at, rows: OnceCell::new() }) {
+            match read(Snapshot::new(self, at)) {
                 Err(StoreError::Etcd(EtcdError::Compacted)) if attempts < 3 => attempts += 1,
                 Err(error) => return Err(error),
                 Ok(done) => return Ok((done, revision)),
@@ -373,80 +373,6 @@ impl Drop for Inner {
     }
 }
 
-/// The rows of one moment.
-#[derive(Debug)]
-pub(in crate::control::store) struct Snapshot<'e> {
-    etcd: &'e Etcd,
-    at: i64,
-    /// All of them by table, once a table was asked for: whoever reads one reads the others too, and
-    /// every question is a way to the majority of etcd's members and back.
-    rows: OnceCell<HashMap<String, Vec<Sealed>>>,
-}
-
-impl Snapshot<'_> {
-    /// The sealed row of that place.
-    pub(super) fn get(&self, table: &str, index: &[u8]) -> Result<Option<Vec<u8>>, EtcdError> {
-        if let Some(rows) = self.rows.get() {
-            let row = rows.get(table).and_then(|rows| rows.iter().find(|(at, _)| at == index));
-            return Ok(row.map(|(_, row)| row.clone()));
-        }
-        let request = RangeRequest { revision: self.at, ..one(self.etcd.row(table, index)) };
-        Ok(self.etcd.range(request)?.kvs.into_iter().next().map(|row| row.value))
-    }
-
-    /// All sealed rows of a table, each with its place.
-    pub(super) fn all(&self, table: &str) -> Result<Vec<Sealed>, EtcdError> {
-        if self.rows.get().is_none() {
-            let mut rows: HashMap<_, Vec<_>> = HashMap::new();
-            for (table, row) in self.everything()? {
-                rows.entry(table).or_default().push(row);
-            }
-            self.rows.get_or_init(|| rows);
-        }
-        Ok(self.rows.get().and_then(|rows| rows.get(table)).cloned().unwrap_or_default())
-    }
-
-    /// All sealed rows, each with its table and place.
-    pub(super) fn everything(&self) -> Result<Vec<(String, Sealed)>, EtcdError> {
-        let rows = self.below(self.etcd.key("rows/"))?.into_iter();
-        let opened = rows.map(|row| {
-            let (table, index) = self.place_of(&row)?;
-            Ok((table, (index, row.value)))
-        });
-        opened.collect()
-    }
-
-    fn below(&self, start: Vec<u8>) -> Result<Vec<KeyValue>, EtcdError> {
-        let range_end = end_of(&start);
-        let mut request = RangeRequest { key: start, range_end, limit: PAGE, revision: self.at };
-        let mut all = Vec::new();
-        loop {
-            let page = self.etcd.range(request.clone())?;
-            let last = page.kvs.last().map(|row| row.key.clone());
-            all.extend(page.kvs);
-            match last.filter(|_| page.more) {
-                Some(mut last) => {
-                    last.push(0);
-                    request.key = last;
-                }
-                None => return Ok(all),
-            }
-        }
-    }
-
-    fn place_of(&self, row: &KeyValue) -> Result<(String, Vec<u8>), EtcdError> {
-        let below = self.etcd.key("rows/");
-        let place = row.key.strip_prefix(below.as_slice()).and_then(|rest| {
-            let (table, index) = std::str::from_utf8(rest).ok()?.rsplit_once('/')?;
-            Some((table.to_owned(), data_encoding::HEXLOWER.decode(index.as_bytes()).ok()?))
-        });
-        place.ok_or_else(|| self.etcd.foreign("a key below it is not one of ours"))
-    }
-}
-
-/// A row's place in its table, and the row.
-pub(in crate::control::store) type Sealed = (Vec<u8>, Vec<u8>);
-
 /// What became of a transaction whose answer was lost.
 enum Landed {
     Yes(Revision),
@@ -522,8 +448,6 @@ fn nested(operations: Vec<RequestOp>) -> Vec<RequestOp> {
 
 const MAGIC: &str = "overlayd state";
 const FORMAT: u32 = 1;
-/// Rows in one answer.
-const PAGE: i64 = 1000;
 const MOST_OUTER: usize = 100;
 const MOST_INNER: usize = 60;
 /// How long a transaction whose answer was lost is followed up.
