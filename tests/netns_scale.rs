@@ -106,7 +106,7 @@ impl Follower {
         let SimulatedNode { node, client } = SimulatedNode::join(manager, token, number).await;
         let (known, endpoints) = watch::channel(BTreeSet::new());
         let (begun, mut has_begun) = watch::channel(false);
-        let request = SessionRequest { node, endpoints: vec![], standing: None };
+        let request = SessionRequest { node, standing: None };
         tokio::spawn(follow(client.clone(), request, known, begun));
         has_begun.wait_for(|begun| *begun).await.unwrap();
         Self { client, endpoints }

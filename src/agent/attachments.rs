@@ -10,7 +10,7 @@ mod mtu;
 mod record;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,11 +91,6 @@ impl Attachments {
     pub(crate) async fn all(&self) -> Result<Vec<Attachment>, ApiError> {
         let store = self.store.clone();
         blocking(move || store.attachments()).await
-    }
-
-    /// The endpoints that the manager should know of.
-    pub(crate) async fn endpoints(&self) -> Result<BTreeSet<EndpointId>, ApiError> {
-        Ok(self.all().await?.into_iter().map(|attachment| attachment.id).collect())
     }
 
     /// Gives a container an interface; ready for traffic when this returns.
@@ -248,7 +243,7 @@ impl Attachments {
         if let Some(twin) = twin {
             return Err(container::attached_already(&twin));
         }
-        let mtu = self.dataplane.mtu(&self.in_view(manager, &network.name, &endpoint).await?).await;
+        let mtu = self.dataplane.mtu(&self.in_view(&endpoint).await?).await;
         let lanes = self.dataplane.lane_count();
         let port = container::port(&attachment, &endpoint, &network, mtu, lanes);
         let queues = blocking(move || port.create(&netns, lanes)).await?;

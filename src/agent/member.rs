@@ -174,7 +174,7 @@ impl Member {
         tasks.spawn("the news of another manager", superseded);
         let (changes, changed) = watch::channel(());
         let told = standing.told();
-        let request = session_request(node.clone(), underlay.clone(), told.clone(), Arc::clone(&attachments));
+        let request = session_request(node.clone(), underlay.clone(), told.clone());
         tasks.spawn("what managers are told", merge((underlay.clone(), told), changes));
         let session_kept = session::keep(client.clone(), request, changed, views, status);
         tasks.spawn("the session", session_kept);

@@ -1,13 +1,11 @@
-//! What this node tells managers of itself: where it is, what it has, and which of the cluster's roots
-//! it trusts, once it has stored them.
+//! What this node tells managers of itself: where it is, and which of the cluster's roots it trusts, once
+//! it has stored them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::attachments::Attachments;
 use super::underlay::Underlay;
 use crate::cluster::{Node, View};
 use crate::control::identity::IdentityError;
@@ -122,25 +120,8 @@ pub(super) fn session_request(
     node: Node,
     underlay: watch::Receiver<Underlay>,
     told: watch::Receiver<Told>,
-    attachments: Arc<Attachments>,
-) -> impl FnMut() -> futures_util::future::BoxFuture<'static, SessionRequest> + Send {
-    move || {
-        let node = underlay.borrow().of(&node);
-        let (attachments, told) = (Arc::clone(&attachments), told.clone());
-        Box::pin(async move {
-            loop {
-                match attachments.endpoints().await {
-                    Ok(endpoints) => {
-                        let endpoints = endpoints.into_iter().collect();
-                        let standing = Some(told.borrow().roots.clone());
-                        return SessionRequest { node, endpoints, standing };
-                    }
-                    Err(error) => tracing::error!(%error, "the attachments cannot be read"),
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        })
-    }
+) -> impl FnMut() -> SessionRequest + Send {
+    move || SessionRequest { node: underlay.borrow().of(&node), standing: Some(told.borrow().roots.clone()) }
 }
 
 /// Says when either changes.
@@ -159,6 +140,3 @@ pub(super) async fn merge<A: Sync + Send, B: Sync + Send>(
         changes.send_replace(());
     }
 }
-
-/// Before what is attached is read again.
-const PAUSE: Duration = Duration::from_secs(2);

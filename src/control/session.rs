@@ -3,7 +3,6 @@
 //! The manager sends the full view and then differences; a broken session begins anew with a full
 //! one. Meanwhile the last view stands: containers go on without a manager.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,22 +20,21 @@ use crate::cluster::View;
 /// `request` is asked for the agent's state at each new session, and another begins whenever `changes`
 /// says that the state is another, or the client is pointed to a manager. Addresses of managers in a view
 /// are used for later connections.
-pub async fn keep<R, F, C>(
+pub async fn keep<R, C>(
     client: ManagerClient,
     mut request: R,
     mut changes: watch::Receiver<C>,
     views: watch::Sender<Arc<View>>,
     status: watch::Sender<SessionStatus>,
 ) where
-    R: FnMut() -> F + Send,
-    F: Future<Output = SessionRequest> + Send,
+    R: FnMut() -> SessionRequest + Send,
     C: Send + Sync,
 {
     let mut backoff = Backoff::default();
     loop {
         changes.mark_unchanged();
         let ended = tokio::select! {
-            ended = follow(&client, request().await, &views, &status, &mut backoff) => ended,
+            ended = follow(&client, request(), &views, &status, &mut backoff) => ended,
             Ok(()) = changes.changed() => continue,
             () = client.pointed() => continue,
         };

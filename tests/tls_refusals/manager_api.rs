@@ -40,13 +40,7 @@ async fn machine_with_a_token_joins_calls_the_manager_and_follows_its_views() {
     let (asked, mut begun) = watch::channel(0);
     let request = || {
         asked.send_modify(|times| *times += 1);
-        async {
-            SessionRequest {
-                node: record(50, Role::Worker, server.address),
-                endpoints: vec![],
-                standing: None,
-            }
-        }
+        SessionRequest { node: record(50, Role::Worker, server.address), standing: None }
     };
     let (change, changes) = watch::channel(());
     let following = async {
@@ -134,8 +128,7 @@ async fn session_for_another_node_is_denied() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
     let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
-    let request =
-        SessionRequest { node: record(4, Role::Worker, server.address), endpoints: vec![], standing: None };
+    let request = SessionRequest { node: record(4, Role::Worker, server.address), standing: None };
     let refused = client.session(request).await.expect_err("another node");
     assert_eq!(refused.kind, ErrorKind::Denied);
 }
@@ -145,8 +138,7 @@ async fn session_ends_when_its_node_is_removed_and_the_agent_learns_why() {
     let cluster = Cluster::new(1);
     let server = Server::start_manager(&cluster, cluster.manager(2)).await;
     let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
-    let request =
-        SessionRequest { node: record(3, Role::Worker, server.address), endpoints: vec![], standing: None };
+    let request = SessionRequest { node: record(3, Role::Worker, server.address), standing: None };
     let mut updates = client.session(request.clone()).await.expect("a session");
     updates.message().await.expect("an update").expect("the full view");
 

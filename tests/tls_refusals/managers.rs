@@ -33,9 +33,7 @@ async fn session_with_a_manager_that_is_demoted_is_cut_and_another_takes_its_pla
     let (views, mut view) = watch::channel(Arc::new(View::default()));
     let (status, _connected) = watch::channel(SessionStatus::Connecting);
     let address = servers[0].1.address;
-    let request = || async {
-        SessionRequest { node: record(3, Role::Worker, address), endpoints: vec![], standing: None }
-    };
+    let request = || SessionRequest { node: record(3, Role::Worker, address), standing: None };
     let demote = |numbers: &[u8]| {
         let demoted: BTreeMap<_, _> = numbers.iter().map(|n| (node(*n), Version::new(9))).collect();
         credentials.change_trust(|trust| trust.with_demoted(demoted));

@@ -30,8 +30,7 @@ impl Attachments {
         here.map(|endpoint| endpoint.id).filter(|id| !alive.contains(id)).collect()
     }
 
-    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup, or
-    /// a session began between the agent's note and its request.
+    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup.
     pub(super) async fn assert_known(
         &self,
         manager: &ManagerClient,
@@ -51,25 +50,14 @@ impl Attachments {
     }
 
     /// Waits until the lanes forward by a view that has the endpoint.
-    pub(super) async fn in_view(
-        &self,
-        manager: &ManagerClient,
-        network: &NetworkName,
-        endpoint: &Endpoint,
-    ) -> Result<NetworkView, ApiError> {
-        for _ in 0..VIEW_TRIES {
-            if let Ok(view) = tokio::time::timeout(VIEW_TIMEOUT, self.next_view_with(endpoint)).await {
-                return Ok(view);
-            }
-            // A session that began before the agent's note was made, and reached the manager after the
-            // endpoint, had the manager forget it.
-            self.assert_known(manager, network, endpoint).await?;
-        }
-        Err(ApiError::unavailable(format!(
-            "the manager accepted the endpoint, but did not tell this node of its network within {} s: \
-             `overlayd status` shows whether the session with it lives; then try again",
-            (VIEW_TIMEOUT * VIEW_TRIES).as_secs()
-        )))
+    pub(super) async fn in_view(&self, endpoint: &Endpoint) -> Result<NetworkView, ApiError> {
+        tokio::time::timeout(VIEW_TIMEOUT, self.next_view_with(endpoint)).await.map_err(|_| {
+            ApiError::unavailable(format!(
+                "the manager accepted the endpoint, but did not tell this node of its network within {} s: \
+                 `overlayd status` shows whether the session with it lives; then try again",
+                VIEW_TIMEOUT.as_secs()
+            ))
+        })
     }
 
     async fn next_view_with(&self, endpoint: &Endpoint) -> NetworkView {
@@ -88,7 +76,7 @@ impl Attachments {
         }
     }
 
-    /// Whether the manager has heard of it now; otherwise it will when the session begins again.
+    /// Whether the manager has heard of it now; otherwise it will as soon as its view shows the endpoint here.
     pub(super) async fn tell_manager(&self, manager: Option<&ManagerClient>, id: EndpointId) -> bool {
         let Some(manager) = manager else { return false };
         match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(Detach { endpoint: id })).await {
@@ -102,7 +90,6 @@ impl Attachments {
     }
 }
 
-/// Views come at once; after that long the manager is told again.
-const VIEW_TIMEOUT: Duration = Duration::from_secs(1);
-const VIEW_TRIES: u32 = 10;
+/// Views come at once, or with a session that has to begin first.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(10);
 const DETACH_TIMEOUT: Duration = Duration::from_secs(5);

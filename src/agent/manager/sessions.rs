@@ -90,10 +90,9 @@ impl Manager {
         self.on_state(move |state| {
             // A node that comes from another manager sees nothing undone that it has seen there.
             state.catch_up()?;
-            let SessionRequest { node: this, endpoints, standing } = request;
+            let SessionRequest { node: this, standing } = request;
             state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
-            standing.map_or(Ok(()), |standing| state.note_standing(node, standing))?;
-            state.reconcile_node(node, &endpoints.into_iter().collect())
+            standing.map_or(Ok(()), |standing| state.note_standing(node, standing))
         })
         .await?;
         let begun = self.sessions.begin(node);

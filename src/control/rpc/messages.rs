@@ -28,13 +28,11 @@ pub use ca::{CaStatus, CaStatusRequest, RotateCa, RotationStatus, WaitedFor};
 
 pub use self::tokens::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 
-/// Begins a session: who the agent is and what it has.
+/// Begins a session: who the agent is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRequest {
     /// The node as it is now; its addresses or MTU may have changed since it joined.
     pub node: Node,
-    /// The endpoints whose interfaces exist on it.
-    pub endpoints: Vec<EndpointId>,
     /// Which roots it trusts, and which signed its certificate.
     #[serde(default)]
     pub standing: Option<RootStanding>,

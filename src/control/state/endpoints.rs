@@ -1,6 +1,5 @@
 //! Attaching containers to networks: who gets which address, and which nodes are members by it.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -108,24 +107,6 @@ impl ClusterState {
                 changes.push(self.membership_without(state, node)?);
             }
             Ok(((), changes))
-        })
-    }
-
-    /// Takes back every endpoint of `node` that its agent does not know, and names them. An agent writes an
-    /// attachment down before it asks for the endpoint, so what it does not know is dead.
-    ///
-    /// # Errors
-    /// When the node is unknown or the disk refuses.
-    pub fn reconcile_node(
-        &self,
-        node: NodeId,
-        known: &BTreeSet<EndpointId>,
-    ) -> Result<Vec<EndpointId>, StateError> {
-        self.change_if_needed(|model| {
-            model.member(node)?;
-            let changes = self.drop_endpoints(model, node, |e| !known.contains(&e.id))?;
-            let dropped = model.endpoints_of(node).map(|e| e.id).filter(|id| !known.contains(id)).collect();
-            Ok((dropped, changes))
         })
     }
 

@@ -132,24 +132,6 @@ fn membership_is_the_nodes_with_endpoints_and_its_epoch_grows_with_every_change(
 }
 
 #[test]
-fn endpoint_that_its_agent_does_not_know_is_taken_back() {
-    let cluster = TestCluster::new();
-    cluster.create("web", &["10.1.0.0/24"]);
-    for n in 1..=3 {
-        cluster.attach(n, "web");
-    }
-    cluster.state.attach(node_id(2), &request(4, "web")).unwrap();
-
-    let dropped = cluster.state.reconcile_node(node_id(1), &[endpoint_id(2)].into()).unwrap();
-
-    assert_eq!(dropped.len(), 2);
-    let left: BTreeSet<_> =
-        cluster.state.inspect(&name("web")).unwrap().endpoints.iter().map(|e| e.id).collect();
-    assert_eq!(left, [endpoint_id(2), endpoint_id(4)].into());
-    assert!(cluster.state.reconcile_node(node_id(1), &[endpoint_id(2)].into()).unwrap().is_empty());
-}
-
-#[test]
 fn removed_node_loses_endpoints_and_memberships_and_is_told_of_until_its_certificate_expires() {
     let cluster = TestCluster::new();
     cluster.create("web", &["10.1.0.0/24"]);

@@ -19,10 +19,6 @@ enum Step {
         node: u8,
         endpoint: u32,
     },
-    Reconcile {
-        node: u8,
-        known: BTreeSet<u32>,
-    },
     RemoveNode(u8),
     /// Gives the node the label that network 1 asks for, or takes it.
     Label {
@@ -133,13 +129,6 @@ impl Naive {
                         None
                     }
                 }
-            }
-            Step::Reconcile { node, ref known } => {
-                if !self.nodes.contains(&node) {
-                    return Some(ErrorKind::Denied);
-                }
-                self.endpoints.retain(|id, held| held.node != node || known.contains(id));
-                None
             }
             Step::RemoveNode(node) => {
                 if !self.nodes.contains(&node) {
@@ -268,10 +257,6 @@ fn perform(state: &ClusterState, step: &Step) -> Result<(), StateError> {
             state.attach(node_id(node), &request).map(drop)
         }
         Step::Detach { node, endpoint } => state.detach(node_id(node), endpoint_id(endpoint)),
-        Step::Reconcile { node, ref known } => {
-            let known = known.iter().map(|&id| endpoint_id(id)).collect();
-            state.reconcile_node(node_id(node), &known).map(drop)
-        }
         Step::RemoveNode(node) => state.remove_node(node_id(node), 1000, Takes::Endpoints),
         Step::Label { node: n, has } => {
             let label_remove = label(!has).into_keys().collect();
@@ -293,8 +278,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0usize..2).prop_map(Step::Remove),
         16 => attach.prop_map(|(node, endpoint, network, ip)| Step::Attach { node, endpoint, network, ip }),
         4 => (1u8..=3, 0u32..12).prop_map(|(node, endpoint)| Step::Detach { node, endpoint }),
-        1 => (1u8..=3, prop::collection::btree_set(0u32..12, 0..12))
-            .prop_map(|(node, known)| Step::Reconcile { node, known }),
         1 => (1u8..=3).prop_map(Step::RemoveNode),
         4 => (1u8..=3, prop::bool::weighted(0.7)).prop_map(|(node, has)| Step::Label { node, has }),
         2 => (1u8..=3, prop::bool::weighted(0.7)).prop_map(|(node, takes)| {

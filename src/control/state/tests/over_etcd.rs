@@ -62,7 +62,6 @@ over_etcd! {
         attaching_twice_gives_the_same_endpoint_and_no_new_version
         detaching_frees_the_address_and_is_done_twice_without_harm
         membership_is_the_nodes_with_endpoints_and_its_epoch_grows_with_every_change
-        endpoint_that_its_agent_does_not_know_is_taken_back
         removed_node_loses_endpoints_and_memberships_and_is_told_of_until_its_certificate_expires
         node_is_found_by_name_or_id_and_named_by_id_where_names_are_alike
         vnis_and_pool_subnets_follow_one_another_and_a_freed_vni_rests

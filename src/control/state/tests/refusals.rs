@@ -394,7 +394,6 @@ pub(super) fn node_that_is_no_member() {
     );
     refused(cluster.state.attach(node_id(9), &request(1, "web")), ErrorKind::Denied, &message);
     refused(cluster.state.detach(node_id(9), endpoint_id(1)), ErrorKind::Denied, &message);
-    refused(cluster.state.reconcile_node(node_id(9), &BTreeSet::new()), ErrorKind::Denied, &message);
     refused(cluster.state.require_manager(node_id(9), "creating a network"), ErrorKind::Denied, &message);
     let message = format!("there is no node {}: overlayd node ls lists them", node_id(9));
     refused(cluster.state.remove_node(node_id(9), 0, Takes::Endpoints), ErrorKind::NotFound, &message);
