@@ -169,38 +169,51 @@ fn give(netlink: &Netlink, link: &Link, wanted: &ContainerPort, lack: Lack) -> R
 const LINK_LOCAL_LENGTH: u8 = 64;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod testbed {
+    //! An interface as it should be, and as it is when nothing is wrong with it.
+
     use super::*;
     use crate::io::container_port::TapQueue;
 
-    fn wanted() -> ContainerPort {
-        let parsed = |text: &str| text.parse().expect("an address");
+    pub(crate) fn wanted(addresses: &[&str]) -> ContainerPort {
         ContainerPort {
             name: "eth0".parse().expect("a name"),
             mac: "02:42:0a:01:00:02".parse().expect("a MAC"),
             mtu: 1408,
-            addresses: vec![parsed("10.1.0.2/24"), parsed("fd00:1::2/64")],
+            addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
             gateways: vec!["10.1.0.1".parse().expect("an address")],
             queue: TapQueue::default(),
             alias: String::new(),
         }
     }
 
-    fn whole() -> Condition {
-        let wanted = wanted();
+    pub(crate) fn whole(wanted: &ContainerPort) -> Condition {
         let link = Link {
             index: 2,
-            name: "eth0".into(),
+            name: wanted.name.to_string(),
             mac: Some(wanted.mac),
-            mtu: 1408,
+            mtu: wanted.mtu,
             up: true,
             carrier: true,
             kind: Some("tun".into()),
             alias: None,
             queues: Some(2),
         };
-        let (addresses, routes) = (addresses(&wanted), routes(&wanted));
+        let (addresses, routes) = (addresses(wanted), routes(wanted));
         Condition { link, addresses, routes, offloads: Some(TapOffloads::ALL) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> ContainerPort {
+        testbed::wanted(&["10.1.0.2/24", "fd00:1::2/64"])
+    }
+
+    fn whole() -> Condition {
+        testbed::whole(&wanted())
     }
 
     #[test]

@@ -155,6 +155,7 @@ mod tests {
     use crate::id::{NetworkId, NodeId, Version, Vni};
     use crate::membership::{Roots, SignedMembership, SignedRemovals};
     use proptest::prelude::*;
+    use std::marker::PhantomData;
 
     fn network(id: u8, generation: u32) -> NetworkView {
         NetworkView {
@@ -172,6 +173,7 @@ mod tests {
                 payload: String::new(),
                 certificate: String::new(),
                 signature: String::new(),
+                says: PhantomData,
             },
             endpoints: Vec::new(),
             nodes: Vec::new(),
@@ -192,6 +194,7 @@ mod tests {
                     payload: n.to_string(),
                     certificate: String::new(),
                     signature: String::new(),
+                    says: PhantomData,
                 }),
                 removed: removed.into_iter().map(|n| NodeId::from_entropy([n; 16])).collect(),
                 roots: if roots == 0 { Roots::default() } else { Roots::sole([roots]) },

@@ -11,5 +11,5 @@ pub mod token;
 
 pub use removals::{KnownRemovals, Removals, SignedRemovals};
 pub use roots::{Root, RootFingerprint, Roots, UnvouchedRoot};
-pub use signed::{KnownMemberships, MembershipError, News, Signature, SignedMembership};
+pub use signed::{KnownMemberships, MembershipError, News, Signature, Signed, SignedMembership, Statement};
 pub use token::{JoinToken, TokenError, TokenSecret};

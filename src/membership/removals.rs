@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::roots::Roots;
-use super::signed::{MembershipError, News, Signature, Statement};
+use super::signed::{MembershipError, News, Signed, Statement};
 use crate::id::{ClusterId, Epoch, NodeId, Version};
 
 /// The nodes that every node refuses.
@@ -28,62 +28,12 @@ pub struct Removals {
     pub demoted: BTreeMap<NodeId, Version>,
 }
 
+impl Statement for Removals {
+    const NONE: &'static str = "it is no list of removed nodes";
+}
+
 /// [`Removals`] with a manager's signature.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedRemovals {
-    /// The list as JSON, exactly as signed.
-    pub payload: String,
-    /// The signing manager's certificate, DER, base64.
-    pub certificate: String,
-    /// ECDSA P-256 with SHA-256 over the payload, ASN.1, base64.
-    pub signature: String,
-}
-
-impl SignedRemovals {
-    /// Signs a list; `sign` signs the bytes that it is given.
-    ///
-    /// # Errors
-    /// Those of `sign`.
-    pub fn sign<E>(removals: &Removals, sign: impl FnOnce(&[u8]) -> Result<Signature, E>) -> Result<Self, E> {
-        let payload = serde_json::to_string(removals).expect("a list of ids is plain JSON");
-        let Signature { certificate, signature } = sign(payload.as_bytes())?;
-        Ok(Self { payload, certificate, signature })
-    }
-
-    /// Checks who signed and what, as [`super::SignedMembership::verify`] does.
-    ///
-    /// # Errors
-    /// What is wrong with the certificate, the signature or the payload.
-    pub fn verify(
-        &self,
-        roots: &Roots,
-        cluster: ClusterId,
-        removed: &BTreeSet<NodeId>,
-    ) -> Result<Removals, MembershipError> {
-        self.verify_but(roots, cluster, removed, &BTreeMap::new())
-    }
-
-    fn verify_but(
-        &self,
-        roots: &Roots,
-        cluster: ClusterId,
-        removed: &BTreeSet<NodeId>,
-        demoted: &BTreeMap<NodeId, Version>,
-    ) -> Result<Removals, MembershipError> {
-        let Self { payload, certificate, signature } = self;
-        Statement { payload, certificate, signature }.verify(roots, cluster, (removed, demoted))?;
-        self.claim()
-    }
-
-    /// What it says, whoever signed it.
-    ///
-    /// # Errors
-    /// It is no such list.
-    pub fn claim(&self) -> Result<Removals, MembershipError> {
-        serde_json::from_str(&self.payload)
-            .map_err(|_| MembershipError::Malformed("it is no list of removed nodes"))
-    }
-}
+pub type SignedRemovals = Signed<Removals>;
 
 /// The newest verified list.
 #[derive(Debug, Clone)]
@@ -148,6 +98,8 @@ impl KnownRemovals {
 
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
+
     use super::super::SignedMembership;
     use super::super::signed::tests::{Ca, cluster, signer};
     use super::*;
@@ -184,14 +136,14 @@ mod tests {
             nodes: [signer()].into(),
         };
         let signed = SignedMembership::sign(&membership, ca.signer(MANAGER, cluster())).unwrap();
-        let SignedMembership { payload, certificate, signature } = signed;
-        let as_list = SignedRemovals { payload, certificate, signature };
+        let SignedMembership { payload, certificate, signature, .. } = signed;
+        let as_list = SignedRemovals { payload, certificate, signature, says: PhantomData };
         let error = as_list.verify(&ca.roots(), cluster(), &none);
         assert!(matches!(error, Err(MembershipError::Malformed(_))), "{error:?}");
 
         let signed = SignedRemovals::sign(&removals(9, &[1]), ca.signer(MANAGER, cluster())).unwrap();
-        let SignedRemovals { payload, certificate, signature } = signed;
-        let as_membership = SignedMembership { payload, certificate, signature };
+        let SignedRemovals { payload, certificate, signature, .. } = signed;
+        let as_membership = SignedMembership { payload, certificate, signature, says: PhantomData };
         let error = as_membership.verify(&ca.roots(), cluster(), &none);
         assert!(matches!(error, Err(MembershipError::Malformed(_))), "{error:?}");
     }

@@ -7,10 +7,12 @@
 //! be taken for another.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use data_encoding::BASE64;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -20,35 +22,48 @@ use super::roots::Roots;
 use crate::cluster::{Membership, Role};
 use crate::id::{ClusterId, Epoch, NetworkId, NodeId, Version};
 
-/// A [`crate::cluster::Membership`] with a manager's signature.
+/// What managers sign.
+pub trait Statement: Serialize + DeserializeOwned {
+    /// What is wrong with text that is none.
+    const NONE: &'static str;
+}
+
+impl Statement for Membership {
+    const NONE: &'static str = "it is no membership";
+}
+
+/// A statement with a manager's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedMembership {
-    /// The membership as JSON, exactly as signed.
+#[serde(bound = "")]
+pub struct Signed<S> {
+    /// The statement as JSON, exactly as signed.
     pub payload: String,
     /// The signing manager's certificate, DER, base64.
     pub certificate: String,
     /// ECDSA P-256 with SHA-256 over the payload, ASN.1, base64.
     pub signature: String,
+    /// What it is about.
+    #[serde(skip)]
+    pub says: PhantomData<S>,
 }
 
-impl SignedMembership {
-    /// Signs a membership; `sign` signs the bytes that it is given.
+/// A [`crate::cluster::Membership`] with a manager's signature.
+pub type SignedMembership = Signed<Membership>;
+
+impl<S: Statement> Signed<S> {
+    /// Signs a statement; `sign` signs the bytes that it is given.
     ///
     /// # Errors
     /// Those of `sign`.
-    pub fn sign<E>(
-        membership: &Membership,
-        sign: impl FnOnce(&[u8]) -> Result<Signature, E>,
-    ) -> Result<Self, E> {
-        let payload = serde_json::to_string(membership).expect("a membership is plain JSON");
+    pub fn sign<E>(statement: &S, sign: impl FnOnce(&[u8]) -> Result<Signature, E>) -> Result<Self, E> {
+        let payload = serde_json::to_string(statement).expect("names and numbers are plain JSON");
         let Signature { certificate, signature } = sign(payload.as_bytes())?;
-        Ok(Self { payload, certificate, signature })
+        Ok(Self { payload, certificate, signature, says: PhantomData })
     }
 
-    /// Checks who signed and what. The certificate may have expired since: the membership was
-    /// signed while it was valid and stays in force until a newer epoch replaces it, or a cluster
-    /// whose managers are down for long would forget who its members are. A manager that was
-    /// removed is not believed.
+    /// Checks who signed and what. The certificate may have expired since: a statement was signed while it
+    /// was valid and stays in force until a newer epoch replaces it, or a cluster whose managers are down
+    /// for long would forget who its members are. A manager that was removed is not believed.
     ///
     /// # Errors
     /// What is wrong with the certificate, the signature or the payload.
@@ -57,60 +72,36 @@ impl SignedMembership {
         roots: &Roots,
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
-    ) -> Result<Membership, MembershipError> {
+    ) -> Result<S, MembershipError> {
         self.verify_but(roots, cluster, removed, &BTreeMap::new())
     }
 
     /// The same, where these nodes were managers until then ([`super::Removals::demoted`]).
-    fn verify_but(
+    pub(super) fn verify_but(
         &self,
         roots: &Roots,
         cluster: ClusterId,
         removed: &BTreeSet<NodeId>,
         demoted: &BTreeMap<NodeId, Version>,
-    ) -> Result<Membership, MembershipError> {
-        let Self { payload, certificate, signature } = self;
-        Statement { payload, certificate, signature }.verify(roots, cluster, (removed, demoted))?;
+    ) -> Result<S, MembershipError> {
+        self.verify_signature(roots, cluster, (removed, demoted))?;
         self.claim()
     }
 
     /// What it says, whoever signed it.
-    fn claim(&self) -> Result<Membership, MembershipError> {
-        serde_json::from_str(&self.payload).map_err(|_| MembershipError::Malformed("it is no membership"))
+    ///
+    /// # Errors
+    /// It is no such statement.
+    pub fn claim(&self) -> Result<S, MembershipError> {
+        serde_json::from_str(&self.payload).map_err(|_| MembershipError::Malformed(S::NONE))
     }
-}
 
-/// A manager's signature, and its certificate to check it by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Signature {
-    /// The signing manager's certificate, DER, base64.
-    pub certificate: String,
-    /// ECDSA P-256 with SHA-256, ASN.1, base64.
-    pub signature: String,
-}
-
-impl Signature {
-    /// A signature as it was made, with the certificate of its key.
-    pub fn new(certificate_der: &[u8], signature: &[u8]) -> Self {
-        Self { certificate: BASE64.encode(certificate_der), signature: BASE64.encode(signature) }
-    }
-}
-
-/// What a manager signed, before it is known what it says.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Statement<'s> {
-    pub(super) payload: &'s str,
-    pub(super) certificate: &'s str,
-    pub(super) signature: &'s str,
-}
-
-impl Statement<'_> {
     /// Checks that a manager of the cluster signed it, and none of those that were removed, or demoted
     /// since its certificate was issued.
     ///
     /// # Errors
     /// What is wrong with the certificate or the signature.
-    pub(super) fn verify(
+    fn verify_signature(
         &self,
         roots: &Roots,
         cluster: ClusterId,
@@ -150,6 +141,22 @@ impl Statement<'_> {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data)
             .verify(self.payload.as_bytes(), &signature)
             .map_err(|_| MembershipError::BadSignature)
+    }
+}
+
+/// A manager's signature, and its certificate to check it by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The signing manager's certificate, DER, base64.
+    pub certificate: String,
+    /// ECDSA P-256 with SHA-256, ASN.1, base64.
+    pub signature: String,
+}
+
+impl Signature {
+    /// A signature as it was made, with the certificate of its key.
+    pub fn new(certificate_der: &[u8], signature: &[u8]) -> Self {
+        Self { certificate: BASE64.encode(certificate_der), signature: BASE64.encode(signature) }
     }
 }
 

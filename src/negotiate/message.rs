@@ -24,13 +24,14 @@
 //! [`super::machine`]'s to judge. The frame counts its own length, so two frames one after the other
 //! read only one way, which the transcript hash relies on.
 
+use std::marker::PhantomData;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::reason::Reason;
 use crate::id::{BootId, Epoch, LaneId, NetworkId};
-use crate::membership::{SignedMembership, SignedRemovals};
+use crate::membership::{Signed, SignedMembership, SignedRemovals};
 
 /// A message of the channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,16 +209,8 @@ impl Message {
                 Self::Hello(Hello { boot_id, lanes })
             }
             SPI_UNKNOWN => Self::SpiUnknown(u32_of(&mut body)?),
-            MEMBERSHIP => Self::Membership(Box::new(SignedMembership {
-                payload: string(&mut body)?,
-                certificate: string(&mut body)?,
-                signature: string(&mut body)?,
-            })),
-            REMOVALS => Self::Removals(Box::new(SignedRemovals {
-                payload: string(&mut body)?,
-                certificate: string(&mut body)?,
-                signature: string(&mut body)?,
-            })),
+            MEMBERSHIP => Self::Membership(Box::new(signed(&mut body)?)),
+            REMOVALS => Self::Removals(Box::new(signed(&mut body)?)),
             EPOCH => Self::Epoch(network_id(&mut body)?, epoch(&mut body)?),
             WHEREABOUTS => {
                 Self::Whereabouts(Whereabouts { advertise: address(&mut body)?, data: address(&mut body)? })
@@ -417,6 +410,11 @@ fn address(body: &mut Bytes) -> Result<SocketAddr, MessageError> {
     Ok(SocketAddr::new(ip, port))
 }
 
+fn signed<S>(body: &mut Bytes) -> Result<Signed<S>, MessageError> {
+    let [payload, certificate, signature] = [string(body)?, string(body)?, string(body)?];
+    Ok(Signed { payload, certificate, signature, says: PhantomData })
+}
+
 fn string(body: &mut Bytes) -> Result<String, MessageError> {
     let len = usize::try_from(u32_of(body)?).map_err(|_| MessageError::Length)?;
     if len > body.len() {
@@ -560,10 +558,11 @@ mod tests {
             spis: vec![256, 257],
         };
         let answer = Answer { exchange, suite: 1, share: [7; 32], nonce: [8; 32], spis: vec![0xffff_ffff] };
-        let signed =
-            SignedMembership { payload: "{}".into(), certificate: "AAAA".into(), signature: String::new() };
-        let removals =
-            SignedRemovals { payload: "{}".into(), certificate: String::new(), signature: "BBBB".into() };
+        let (payload, none) = ("{}".to_owned(), String::new());
+        let (certificate, signature, says) = ("AAAA".into(), none.clone(), PhantomData);
+        let signed = SignedMembership { payload: payload.clone(), certificate, signature, says };
+        let (certificate, signature, says) = (none, "BBBB".into(), PhantomData);
+        let removals = SignedRemovals { payload, certificate, signature, says };
         let mut frames = vec![
             Message::Hello(Hello { boot_id: BootId::from_entropy([1; 16]), lanes: 2 }).encode(),
             Message::SpiUnknown(0x1234_5678).encode(),

@@ -232,12 +232,11 @@ fn list(things: impl IntoIterator<Item = impl ToString>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::condition::testbed;
     use super::*;
     use crate::api::types::Verdict;
     use crate::control::store::local::NetnsRef;
     use crate::id::EndpointId;
-    use crate::io::container_port::TapQueue;
-    use crate::io::netlink::Link;
     use crate::rate::RateLimits;
     use ipnet::IpNet;
 
@@ -258,32 +257,11 @@ mod tests {
     }
 
     fn wanted() -> ContainerPort {
-        ContainerPort {
-            name: "eth0".parse().expect("a name"),
-            mac: "02:42:0a:01:00:02".parse().expect("a MAC"),
-            mtu: 1408,
-            addresses: vec!["10.1.0.2/24".parse().expect("an address")],
-            gateways: vec!["10.1.0.1".parse().expect("an address")],
-            queue: TapQueue::default(),
-            alias: String::new(),
-        }
+        testbed::wanted(&["10.1.0.2/24"])
     }
 
     fn whole() -> Condition {
-        let wanted = wanted();
-        let link = Link {
-            index: 2,
-            name: "eth0".into(),
-            mac: Some(wanted.mac),
-            mtu: 1408,
-            up: true,
-            carrier: true,
-            kind: Some("tun".into()),
-            alias: None,
-            queues: Some(2),
-        };
-        let (addresses, routes) = (condition::addresses(&wanted), condition::routes(&wanted));
-        Condition { link, addresses, routes, offloads: Some(TapOffloads::ALL) }
+        testbed::whole(&wanted())
     }
 
     /// What differs: of what, how it is, how it should be, by whom it is mended.
