@@ -2,8 +2,8 @@
 //! and told once.
 //!
 //! An interface says in its alias whose it is: one of this node's whose endpoint is not written down
-//! any more, or is in another container, serves nobody. Those of other nodes, whose agents may run on this machine too, are none of
-//! our business. Everything here blocks on the kernel.
+//! any more, or is in another container, serves nobody. Those of other nodes, whose agents may run on
+//! this machine too, are none of our business. Everything here blocks on the kernel.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

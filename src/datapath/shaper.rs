@@ -1,5 +1,6 @@
 //! What waits for a container that is sent more than its limit allows: a bounded queue for each port
-//! and lane, and a bound of the same size for those of a port together. A stream so is slowed down by the time that its segments wait, rather than by losing them.
+//! and lane, and a bound of the same size for those of a port together. A stream so is slowed down by
+//! the time that its segments wait, rather than by losing them.
 //!
 //! Frames leave in the order of their arrival. What does not fit is dropped, by name. The queue is
 //! made with the port and does not grow; a port without a limit has none. Owned by the worker, which

@@ -92,6 +92,6 @@ impl Manager {
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often one that is elsewhere is asked for.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
-/// Longer than etcd takes to find another leader, or this node another member of it, and so short that nodes are with another manager within five
-/// seconds.
+/// Longer than etcd takes to find another leader, or this node another member of it, and so short that
+/// nodes are soon with another manager.
 const PATIENCE: Duration = Duration::from_secs(3);
