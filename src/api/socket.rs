@@ -6,14 +6,15 @@
 //! killed agent and is replaced.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::io::file_lock::FileLock;
 
 /// The agent's listening socket; removes its file when dropped.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct ApiListener {
     /// `st_dev` and `st_ino` of the socket file: a file of someone else is not removed.
     file: (u64, u64),
     allowed: Allowed,
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl ApiListener {
@@ -173,7 +174,7 @@ fn has_group(status: &str, uid: u32, group: u32) -> bool {
     numbers("Uid:").nth(1) == Some(uid) && numbers("Groups:").any(|g| g == group)
 }
 
-fn lock_beside(path: &Path) -> Result<File, SocketError> {
+fn lock_beside(path: &Path) -> Result<FileLock, SocketError> {
     let failed = |doing| move |source| SocketError::Failed { path: path.to_owned(), doing, source };
     if path.as_os_str().len() > MAX_PATH_BYTES {
         return Err(SocketError::TooLong { path: path.to_owned() });
@@ -181,17 +182,16 @@ fn lock_beside(path: &Path) -> Result<File, SocketError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed("make the directory of"))?;
     }
-    let lock = File::options()
+    let file = File::options()
         .create(true)
         .write(true)
         .truncate(false)
         .open(with_suffix(path, ".lock"))
         .map_err(failed("lock"))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(SocketError::InUse { path: path.to_owned() }),
-        Err(errno) => Err(failed("lock")(errno.into())),
-    }
+    FileLock::take(file).map_err(|refused| match refused {
+        TryLockError::WouldBlock => SocketError::InUse { path: path.to_owned() },
+        TryLockError::Error(e) => failed("lock")(e),
+    })
 }
 
 fn remove_leftover(path: &Path) -> Result<(), SocketError> {

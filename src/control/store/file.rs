@@ -16,6 +16,7 @@ use super::contents::{self, RowInClear};
 use super::key_file::{KEY_FILE, Kept, KeyFile, NoKey};
 use super::seal::{DataKey, KeyId, Seal};
 use super::{StoreError, Writing};
+use crate::io::file_lock::FileLock;
 use crate::unlock_key::UnlockKey;
 
 /// The name of the state file in the state directory.
@@ -23,15 +24,15 @@ pub const STATE_FILE: &str = "overlayd.redb";
 /// The name of the lock file beside it; it names the agent that holds it.
 pub const LOCK_FILE: &str = "overlayd.lock";
 
-/// Takes the state directory, making it (0700) if need be, for as long as the file is open.
-pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
+/// Takes the state directory, making it (0700) if need be.
+pub(super) fn lock(dir: &Path) -> Result<FileLock, StoreError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
         .map_err(|e| StoreError::io(dir, "make state directory", e))?;
     let path = dir.join(LOCK_FILE);
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -39,18 +40,18 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(|e| StoreError::io(&path, "open lock file", e))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let pid = file.read_to_string(&mut holder).ok().and_then(|_| holder.trim().parse().ok());
-            return Err(StoreError::InUse { dir: dir.to_owned(), pid });
+    let lock = FileLock::take(file).map_err(|refused| match refused {
+        TryLockError::WouldBlock => {
+            let holder = fs::read_to_string(&path);
+            let pid = holder.ok().and_then(|holder| holder.trim().parse().ok());
+            StoreError::InUse { dir: dir.to_owned(), pid }
         }
-        Err(TryLockError::Error(e)) => return Err(StoreError::io(&path, "lock", e)),
-    }
+        TryLockError::Error(e) => StoreError::io(&path, "lock", e),
+    })?;
     // The pid is for the message alone, so a full disk does not keep the agent from starting.
+    let mut file = lock.file();
     let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(file)
+    Ok(lock)
 }
 
 /// Whether there is anything of that name, a dangling link among others.

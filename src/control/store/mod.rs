@@ -21,7 +21,6 @@ mod rows;
 mod seal;
 mod shared;
 
-use std::fs::File;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
@@ -39,6 +38,7 @@ pub use self::key_file::KEY_FILE;
 pub use self::reading::Reading;
 pub use self::rows::{ClusterRows, CommitError, Revision};
 use self::seal::Seal;
+use crate::io::file_lock::FileLock;
 
 /// The open state file; clones share it. While one exists no other agent can open its directory.
 #[derive(Debug, Clone)]
@@ -87,14 +87,14 @@ impl Store {
         Self::over(dir, lock)
     }
 
-    fn over(dir: &Path, lock: File) -> Result<Self, StoreError> {
+    fn over(dir: &Path, lock: FileLock) -> Result<Self, StoreError> {
         let slot = match file::open(dir, None) {
             Ok(opened) => Slot { opened: Some(opened), autolock: Autolock::Off },
             Err(StoreError::Locked { .. }) => Slot { opened: None, autolock: Autolock::Locked },
             Err(refused) => return Err(refused),
         };
         let inner =
-            Inner { dir: dir.to_owned(), file: dir.join(STATE_FILE), _lock: lock, slot: RwLock::new(slot) };
+            Inner { dir: dir.to_owned(), file: dir.join(STATE_FILE), slot: RwLock::new(slot), _lock: lock };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -140,9 +140,9 @@ impl Store {
 struct Inner {
     dir: PathBuf,
     file: PathBuf,
-    /// Held, never read: closing it gives the directory free.
-    _lock: File,
     slot: RwLock<Slot>,
+    /// Held, never read; the last to be dropped, as it gives the directory free.
+    _lock: FileLock,
 }
 
 #[derive(Debug)]

@@ -23,6 +23,24 @@ fn rows_written_are_there_after_opening_again() {
     assert_eq!(store.attachments().unwrap(), vec![]);
 }
 
+/// A child between fork and exec has the files of its parent open, the lock file too.
+#[test]
+fn directory_is_free_once_its_store_is_closed_though_processes_are_started_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::create(dir.path()).unwrap());
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                assert!(std::process::Command::new("true").status().unwrap().success());
+            }
+        });
+        let opened = (0..300).try_for_each(|_| Store::open(dir.path()).map(drop));
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        opened.unwrap();
+    });
+}
+
 #[test]
 fn leaving_the_cluster_forgets_everything_but_the_file() {
     let dir = tempfile::tempdir().unwrap();
