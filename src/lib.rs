@@ -17,6 +17,7 @@ pub mod datapath;
 pub mod demo;
 pub mod drop_reason;
 pub mod events;
+pub mod file_lock;
 pub mod forward;
 pub mod id;
 pub mod io;

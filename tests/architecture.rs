@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("drop_reason", &[]),
     ("rate", &[]),
     ("unlock_key", &[]),
+    ("file_lock", &[]),
     ("cluster", &["id", "membership"]),
     ("membership", &["id", "cluster"]),
     ("wire", &["id", "boot_time", "drop_reason"]),
@@ -35,6 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "boot_time",
             "rate",
             "unlock_key",
+            "file_lock",
             "cluster",
             "membership",
             "sa",
@@ -43,7 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "events",
         ],
     ),
-    ("api", &["id", "drop_reason", "rate", "unlock_key", "cluster", "sa", "events"]),
+    ("api", &["id", "drop_reason", "rate", "unlock_key", "file_lock", "cluster", "sa", "events"]),
     ("cli", &["id", "drop_reason", "rate", "unlock_key", "cluster", "sa", "events", "config", "api"]),
     (
         // It builds everything, with the overheads of `wire` in its MTUs and the counters of `datapath`

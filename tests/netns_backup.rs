@@ -113,8 +113,15 @@ fn manager_restored_on_another_machine_has_its_nodes_back_while_traffic_goes_on(
         text(&passphrase(&swarm, "another one")),
         text(&swarm.dir().join("second")),
     ]);
-    // The lost one is found, and somebody starts it.
+    // The lost one is found, and somebody starts it: nobody turns to it before it ends.
+    let turned = || {
+        let lost = format!("{}:", swarm.lab.host(1).v4());
+        let log = swarm.agent(3).log();
+        log.lines().filter(|line| line.contains("elsewhere now") && line.contains(&lost)).count()
+    };
+    let before = turned();
     assert_ends(&swarm, 1);
+    assert_eq!(turned(), before);
     await_nodes(manager, 3);
     swarm.assert_joined(&two, &three);
     swarm.assert_joined(&four, &two);

@@ -15,13 +15,14 @@ use tokio::task::{JoinError, JoinSet};
 use super::dataplane::DataPlane;
 use super::keys::Keys;
 use super::office::Office;
+use super::superseded;
 use super::underlay::Underlay;
 use crate::boot_time::BootTime;
 use crate::cluster::{Node, Role};
 use crate::control::key_channel::KeyChannel;
 use crate::control::rpc::ManagerClient;
 use crate::control::session::SessionStatus;
-use crate::id::NodeId;
+use crate::id::{Epoch, NodeId};
 use crate::io::clock::boot_time;
 use crate::membership::SignedRemovals;
 use crate::negotiate::{Message, Whereabouts};
@@ -66,17 +67,28 @@ pub(crate) async fn hear_out(mut channel: KeyChannel, keys: Arc<Keys>) -> Option
     let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await;
     let Ok(Ok(Some(frame))) = frame else { return Some(channel.peer().node) };
     let Ok(Message::Whereabouts(at)) = Message::decode(&frame) else { return Some(channel.peer().node) };
-    if channel.peer().role == Role::Manager {
-        // One that was replaced meanwhile sees it by this, before anybody turns to it.
-        let newest = keys.dataplane.removed().borrow().signed.clone();
-        if let Some(signed) = newest {
-            let told =
-                channel.send(&Message::Removals(Box::new(SignedRemovals::clone(&signed))).encode()).await;
-            tracing::debug!(is_told = told.is_ok(), "told a manager who was removed");
-        }
+    let at = match channel.peer().role {
+        Role::Manager => said_again(&mut channel, &keys, at).await,
+        Role::Worker => Some(at),
+    };
+    if let Some(at) = at {
+        keys.hear(channel.peer(), at);
     }
-    keys.hear(channel.peer(), at);
     None
+}
+
+/// Where a manager is that says so again after it was told who was removed. One that was replaced
+/// meanwhile sees it by that and ends: turning to it would be turning away from the other.
+async fn said_again(channel: &mut KeyChannel, keys: &Keys, at: Whereabouts) -> Option<Whereabouts> {
+    let newest = keys.dataplane.removed().borrow().signed.clone();
+    let Some(signed) = newest else { return Some(at) };
+    let removals = Message::Removals(Box::new(SignedRemovals::clone(&signed)));
+    channel.send(&removals.encode()).await.ok()?;
+    let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await.ok()?.ok()??;
+    match Message::decode(&frame) {
+        Ok(Message::Whereabouts(at)) => Some(at),
+        Ok(_) | Err(_) => None,
+    }
 }
 
 /// Says where this node is to those who may not know.
@@ -187,8 +199,9 @@ impl Crier {
         let due = self.untold.values_mut().filter(|untold| !untold.is_dialed && untold.due <= now);
         for untold in due.take(free) {
             untold.is_dialed = true;
-            let (keys, node) = (Arc::clone(&self.keys), untold.node.clone());
-            self.dialing.spawn(async move { (node.id, say(&keys, &node).await) });
+            let (keys, office, node) =
+                (Arc::clone(&self.keys), Arc::clone(&self.office), untold.node.clone());
+            self.dialing.spawn(async move { (node.id, say(&keys, &office, &node).await) });
         }
     }
 
@@ -212,13 +225,17 @@ impl Untold {
 }
 
 /// Tells one node where this one is; false when it was not reached.
-async fn say(keys: &Keys, node: &Node) -> bool {
+async fn say(keys: &Keys, office: &Office, node: &Node) -> bool {
     let at = keys.underlay.borrow().at;
     let said = async {
         let mut channel = KeyChannel::connect(&keys.credentials, node.advertise, node.id).await.ok()?;
-        channel.send(&Message::Whereabouts(at).encode()).await.ok()?;
-        if keys.credentials.identity().role() == Role::Manager {
-            hear_answer(keys, &mut channel).await;
+        let at = Message::Whereabouts(at).encode();
+        channel.send(&at).await.ok()?;
+        if keys.credentials.identity().role() == Role::Manager
+            && let Some(removals) = hear_answer(keys, &mut channel).await
+            && !office.manager().is_some_and(|manager| superseded::is_replaced(&manager, removals))
+        {
+            channel.send(&at).await.ok()?;
         }
         channel.close().await;
         Some(())
@@ -228,17 +245,16 @@ async fn say(keys: &Keys, node: &Node) -> bool {
     is_told
 }
 
-/// What a node answers to a manager, if it knows of removals.
-async fn hear_answer(keys: &Keys, channel: &mut KeyChannel) {
-    let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await;
-    let Ok(Ok(Some(frame))) = frame else { return };
-    let Ok(Message::Removals(signed)) = Message::decode(&frame) else { return };
-    match keys.dataplane.adopt_removals(&signed).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "refused a list of removed nodes"),
-        // The agent is told by others.
-        Err(LaneGone) => {}
+/// The newest list of removed nodes that is known after a node has answered with its own, if it has one.
+async fn hear_answer(keys: &Keys, channel: &mut KeyChannel) -> Option<Epoch> {
+    let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await.ok()?.ok()??;
+    let Ok(Message::Removals(signed)) = Message::decode(&frame) else { return None };
+    // That lanes are gone, the agent is told by others.
+    if let Err(error) = keys.dataplane.adopt_removals(&signed).await.ok()? {
+        tracing::debug!(%error, "refused a list of removed nodes");
     }
+    let newest = keys.dataplane.removed().borrow().signed.clone();
+    Some(newest.and_then(|signed| signed.claim().ok()).map_or(Epoch::new(0), |list| list.epoch))
 }
 
 /// How long a node may take to say where it is.

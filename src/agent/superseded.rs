@@ -34,7 +34,7 @@ pub(super) fn refuse(manager: Option<&Arc<Manager>>, removed: &Removed, store: &
 }
 
 /// What managers share is the newest there is, and this one hears of it there.
-fn is_replaced(manager: &Manager, removals: Epoch) -> bool {
+pub(super) fn is_replaced(manager: &Manager, removals: Epoch) -> bool {
     manager.state.shared_store().is_none() && manager.state.is_overtaken_by(removals)
 }
 

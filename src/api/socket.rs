@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::io::file_lock::FileLock;
+use crate::file_lock::FileLock;
 
 /// The agent's listening socket; removes its file when dropped.
 #[derive(Debug)]

@@ -10,7 +10,6 @@ pub mod cpu;
 pub mod epoll;
 pub mod ethtool;
 pub mod eventfd;
-pub mod file_lock;
 pub mod netlink;
 pub mod netns;
 pub mod own_sockets;

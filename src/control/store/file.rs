@@ -16,7 +16,7 @@ use super::contents::{self, RowInClear};
 use super::key_file::{KEY_FILE, Kept, KeyFile, NoKey};
 use super::seal::{DataKey, KeyId, Seal};
 use super::{StoreError, Writing};
-use crate::io::file_lock::FileLock;
+use crate::file_lock::FileLock;
 use crate::unlock_key::UnlockKey;
 
 /// The name of the state file in the state directory.
