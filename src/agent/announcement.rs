@@ -26,7 +26,6 @@ use crate::id::{Epoch, NodeId};
 use crate::io::clock::boot_time;
 use crate::membership::SignedRemovals;
 use crate::negotiate::{Message, Whereabouts};
-use crate::worker::LaneGone;
 
 /// What a node has said of itself.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,7 @@
 //! killed agent and is replaced.
 
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::file_lock::FileLock;
+use crate::file_lock::{FileLock, LockError};
 
 /// The agent's listening socket; removes its file when dropped.
 #[derive(Debug)]
@@ -184,13 +184,14 @@ fn lock_beside(path: &Path) -> Result<FileLock, SocketError> {
     }
     let file = File::options()
         .create(true)
+        .read(true)
         .write(true)
         .truncate(false)
         .open(with_suffix(path, ".lock"))
         .map_err(failed("lock"))?;
     FileLock::take(file).map_err(|refused| match refused {
-        TryLockError::WouldBlock => SocketError::InUse { path: path.to_owned() },
-        TryLockError::Error(e) => failed("lock")(e),
+        LockError::Held(_) => SocketError::InUse { path: path.to_owned() },
+        LockError::Failed(e) => failed("lock")(e),
     })
 }
 

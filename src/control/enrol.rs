@@ -141,7 +141,7 @@ pub enum EnrolRefusal {
     TokenExpired,
     /// The token worked once.
     #[error(
-        "the token works once, and node {node} has joined with it; if that is not this machine's own attempt,          remove that node; make another token on a manager: overlayd token worker --once"
+        "the token works once, and node {node} has joined with it; if that is not this machine's own attempt, remove that node; make another token on a manager: overlayd token worker --once"
     )]
     TokenUsed {
         /// Who joined with it.

@@ -329,9 +329,14 @@ impl Agent {
 
     /// `kill -9`, and waits until it is dead.
     pub(crate) fn kill(&self) {
+        self.kill_without_waiting().wait().unwrap();
+    }
+
+    /// Kills it; it is ending when this returns.
+    pub(crate) fn kill_without_waiting(&self) -> Child {
         let mut child = self.lock().take().expect("it was started");
         child.kill().unwrap();
-        child.wait().unwrap();
+        child
     }
 
     /// Waits for its end.

@@ -4,7 +4,7 @@
 //! place of another, is written whole under another name and renamed once it is on the disk. The header
 //! alone is in clear: it says what the file is and which key opens the rest.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::contents::{self, RowInClear};
 use super::key_file::{KEY_FILE, Kept, KeyFile, NoKey};
 use super::seal::{DataKey, KeyId, Seal};
 use super::{StoreError, Writing};
-use crate::file_lock::FileLock;
+use crate::file_lock::{FileLock, LockError};
 use crate::unlock_key::UnlockKey;
 
 /// The name of the state file in the state directory.
@@ -40,18 +40,10 @@ pub(super) fn lock(dir: &Path) -> Result<FileLock, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(|e| StoreError::io(&path, "open lock file", e))?;
-    let lock = FileLock::take(file).map_err(|refused| match refused {
-        TryLockError::WouldBlock => {
-            let holder = fs::read_to_string(&path);
-            let pid = holder.ok().and_then(|holder| holder.trim().parse().ok());
-            StoreError::InUse { dir: dir.to_owned(), pid }
-        }
-        TryLockError::Error(e) => StoreError::io(&path, "lock", e),
-    })?;
-    // The pid is for the message alone, so a full disk does not keep the agent from starting.
-    let mut file = lock.file();
-    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(lock)
+    FileLock::take(file).map_err(|refused| match refused {
+        LockError::Held(pid) => StoreError::InUse { dir: dir.to_owned(), pid },
+        LockError::Failed(e) => StoreError::io(&path, "lock", e),
+    })
 }
 
 /// Whether there is anything of that name, a dangling link among others.
