@@ -1,5 +1,6 @@
 //! The control plane: certificates, managers, their API, state on disk.
 
+mod attempts;
 pub mod ca;
 pub mod enrol;
 pub mod former;

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use rand::RngExt;
 
 use super::client::NoManager;
 use crate::cluster::Role;
+use crate::control::attempts;
 use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::tls::{Credentials, Protocol};
 use crate::control::trust::Expected;
@@ -57,27 +56,8 @@ impl Dialer {
 
     /// A connection to the first manager that answers.
     pub(super) async fn dial(&self) -> Result<PeerStream, NoManager> {
-        let mut untried = self.order().into_iter().peekable();
-        let mut attempts = FuturesUnordered::new();
-        let mut failures = Vec::new();
-        while let Some(address) = untried.next() {
-            attempts.push(self.connect(address));
-            let patience = tokio::time::sleep(PATIENCE);
-            tokio::pin!(patience);
-            loop {
-                tokio::select! {
-                    Some(ended) = attempts.next() => match ended {
-                        Ok(stream) => return Ok(stream),
-                        Err(error) => failures.push(error),
-                    },
-                    () = &mut patience, if untried.peek().is_some() => break,
-                }
-                if attempts.is_empty() {
-                    break;
-                }
-            }
-        }
-        Err(NoManager(failures))
+        let attempts = self.order().into_iter().map(|address| self.connect(address));
+        attempts::first(attempts, PATIENCE).await.map_err(NoManager)
     }
 
     async fn connect(&self, address: SocketAddr) -> Result<PeerStream, ConnectError> {

@@ -1,7 +1,6 @@
 //! The members of an etcd: calls whichever answers, over gRPC, and connects anew whenever it must.
 
-use std::error::Error;
-use std::fmt;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,21 +16,23 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Streaming};
 use tonic_prost::ProstCodec;
 use zeroize::Zeroizing;
 
 use super::access::{EtcdAccess, host_of};
 use super::error::EtcdError;
+use super::fault::{Fault, NotConnected, deepest};
 use super::proto::{
     AUTHENTICATE, AuthenticateRequest, AuthenticateResponse, RANGE, RangeRequest, RangeResponse, TXN,
     TxnRequest, TxnResponse, WATCH, WatchCreateRequest, WatchRequest, WatchResponse,
 };
+use crate::control::attempts;
 
 /// The members, each with its connection, which is made at the first call.
 pub(super) struct Members {
-    members: Vec<(String, Channel)>,
-    /// The one to begin with: it answered last.
+    members: Vec<Member>,
+    /// The index of the one to begin with: it answered last.
     next: AtomicUsize,
     user: Option<(String, Zeroizing<String>)>,
     /// What etcd gave for the password.
@@ -39,14 +40,14 @@ pub(super) struct Members {
     prefix: String,
 }
 
-/// Why a member did not do what was asked.
+/// Why no member did what was asked.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It was not asked, or did nothing: nothing has happened.
+    /// None was asked, or did anything: nothing has happened.
     NotAsked(String),
-    /// It may have done it.
+    /// One may have done it.
     Unknown(String),
-    /// It says no.
+    /// One says no.
     Refused(EtcdError),
 }
 
@@ -55,50 +56,75 @@ impl Members {
     /// The TLS that is asked for cannot be.
     pub(super) fn new(access: &EtcdAccess) -> Result<Self, EtcdError> {
         let tls = access.tls()?.map(Arc::new);
-        let members =
-            access.address.members().iter().map(|member| (member.clone(), channel(member, tls.clone())));
+        let members = access.address.members().iter().enumerate().map(|(index, name)| Member {
+            index,
+            name: name.clone(),
+            channel: channel(name, tls.clone()),
+        });
+        let members: Vec<_> = members.collect();
+        // It goes with this machine, and managers do not all depend on the same one.
+        let beside_us = members.iter().position(|member| is_here(&member.name));
         Ok(Self {
-            members: members.collect(),
-            next: AtomicUsize::new(0),
+            members,
+            next: AtomicUsize::new(beside_us.unwrap_or(0)),
             user: access.user.clone(),
             token: Mutex::new(None),
             prefix: access.address.prefix().to_owned(),
         })
     }
 
-    /// Reads, from whichever member can.
+    /// Reads, from whichever member answers first: each is asked a moment after the one before.
     pub(super) async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, EtcdError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let failures = match self.round(RANGE, request, |_| false).await {
-                Ok(response) => return Ok(response),
-                Err(Failed { refused: Some(refused), .. }) => return Err(refused),
-                Err(failed) => failed,
+            let asked: Vec<_> = self.order().map(|member| self.read(member, request)).collect();
+            let faults = match attempts::first(asked, STAGGER).await {
+                Ok(answer) => return answer,
+                Err(faults) => faults,
             };
             // Where nobody answers there is nothing to wait for.
-            if !failures.is_alive || Instant::now() > deadline {
-                return Err(EtcdError::Unreachable { why: failures.whys.join("; ") });
+            if !faults.iter().any(|(_, fault)| fault.is_of_the_living()) || Instant::now() > deadline {
+                let whys: Vec<_> = faults.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
+                return Err(EtcdError::Unreachable { why: whys.join("; ") });
             }
             sleep(PAUSE).await;
         }
     }
 
+    /// The answer or refusal of one member, or why there is neither.
+    async fn read<'m>(
+        &'m self,
+        member: &'m Member,
+        request: &RangeRequest,
+    ) -> Result<Result<RangeResponse, EtcdError>, (&'m str, Fault)> {
+        match self.ask(member, RANGE, request).await {
+            Ok(response) => Ok(Ok(response)),
+            Err(Fault::Refused(refused)) => Ok(Err(refused)),
+            Err(fault) => Err((&member.name, fault)),
+        }
+    }
+
     /// Asks one member after the other for a transaction until one may have carried it out.
     pub(super) async fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
-        self.round(TXN, request, |failure| matches!(failure, Failure::Unknown(_))).await.map_err(|failed| {
-            let why = failed.whys.join("; ");
-            match failed.refused {
-                Some(refused) => Failure::Refused(refused),
-                None if failed.may_have_happened => Failure::Unknown(why),
-                None => Failure::NotAsked(why),
+        let mut whys = Vec::new();
+        for member in self.order() {
+            let fault = match self.ask(member, TXN, request).await {
+                Ok(response) => return Ok(response),
+                Err(Fault::Refused(refused)) => return Err(Failure::Refused(refused)),
+                Err(fault) => fault,
+            };
+            whys.push(format!("{}: {fault}", member.name));
+            if fault.may_have_happened() {
+                self.pass_over(member.index);
+                return Err(Failure::Unknown(whys.join("; ")));
             }
-        })
+        }
+        Err(Failure::NotAsked(whys.join("; ")))
     }
 
     /// Begins to watch a key, as far as the member that is asked has a leader.
     pub(super) async fn watch(&self, key: Vec<u8>) -> Result<Streaming<WatchResponse>, String> {
-        let begin = self.next.load(Ordering::Relaxed);
-        let (name, channel) = &self.members[begin % self.members.len()];
+        let member = &self.members[self.current() % self.members.len()];
         let attempt = async {
             let create = WatchRequest { create: Some(WatchCreateRequest { key }) };
             // The stream of requests stays open: etcd ends the watch with it.
@@ -106,22 +132,22 @@ impl Members {
                 futures_util::stream::iter([create]),
                 futures_util::stream::pending(),
             );
-            let mut request = self.authorized(requests, channel).await?;
+            let mut request = self.authorized(requests, member).await?;
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
-            let mut grpc = Grpc::new(channel.clone());
-            grpc.ready().await.map_err(|error| Failure::NotAsked(deepest(&error)))?;
+            let mut grpc = Grpc::new(member.channel.clone());
+            grpc.ready().await.map_err(|error| Fault::Unconnected(deepest(&error)))?;
             let path = PathAndQuery::from_static(WATCH);
             let answer =
                 grpc.streaming(request, path, ProstCodec::<WatchRequest, WatchResponse>::default()).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| self.judge(&status))
+            answer.map(tonic::Response::into_inner).map_err(|status| Fault::of(&status, &self.prefix))
         };
-        let failed = match timeout(ATTEMPT, attempt).await {
+        let fault = match timeout(ATTEMPT, attempt).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(failure)) => failure.to_string(),
-            Err(_) => "no answer".to_owned(),
+            Ok(Err(fault)) => fault,
+            Err(_) => Fault::Silent,
         };
-        self.pass_over(begin);
-        Err(format!("{name}: {failed}"))
+        self.pass_over(member.index);
+        Err(format!("{}: {fault}", member.name))
     }
 
     /// Begins with another member than `index` from now on.
@@ -134,84 +160,50 @@ impl Members {
         self.next.load(Ordering::Relaxed)
     }
 
-    async fn round<Q, R>(
-        &self,
-        path: &'static str,
-        request: &Q,
-        ends: impl Fn(&Failure) -> bool,
-    ) -> Result<R, Failed>
-    where
-        Q: prost::Message + Clone + 'static,
-        R: prost::Message + Default + 'static,
-    {
-        let begin = self.next.load(Ordering::Relaxed);
-        let mut failed = Failed::default();
-        for offset in 0..self.members.len() {
-            let index = begin.wrapping_add(offset) % self.members.len();
-            let (name, channel) = &self.members[index];
-            let failure = match self.ask(channel, path, request).await {
-                Ok(response) => {
-                    self.next.store(index, Ordering::Relaxed);
-                    return Ok(response);
-                }
-                Err(failure) => failure,
-            };
-            failed.may_have_happened |= matches!(failure, Failure::Unknown(_));
-            failed.is_alive |=
-                matches!(failure, Failure::Unknown(_)) && !failure.to_string().starts_with(BROKEN);
-            failed.whys.push(format!("{name}: {failure}"));
-            let ended = ends(&failure);
-            if let Failure::Refused(refused) = failure {
-                failed.refused = Some(refused);
-                return Err(failed);
-            }
-            if ended {
-                self.pass_over(index);
-                return Err(failed);
-            }
-        }
-        Err(failed)
+    /// The members, beginning with the one that answered last.
+    fn order(&self) -> impl Iterator<Item = &Member> {
+        let begin = self.current() % self.members.len();
+        let (before, from) = self.members.split_at(begin);
+        from.iter().chain(before)
     }
 
-    async fn ask<Q, R>(&self, channel: &Channel, path: &'static str, message: &Q) -> Result<R, Failure>
+    async fn ask<Q, R>(&self, member: &Member, path: &'static str, message: &Q) -> Result<R, Fault>
     where
         Q: prost::Message + Clone + 'static,
         R: prost::Message + Default + 'static,
     {
-        let request = self.authorized(message.clone(), channel).await?;
-        match self.unary(channel, path, request).await {
-            Err(Failure::NotAsked(why)) if why == STALE_TOKEN => {
+        let request = self.authorized(message.clone(), member).await?;
+        let answer = match self.unary(member, path, request).await {
+            Err(Fault::StaleToken) => {
                 *self.token.lock().expect(NO_PANIC) = None;
-                let request = self.authorized(message.clone(), channel).await?;
-                self.unary(channel, path, request).await
+                let request = self.authorized(message.clone(), member).await?;
+                self.unary(member, path, request).await
             }
             answer => answer,
+        };
+        if answer.is_ok() {
+            self.next.store(member.index, Ordering::Relaxed);
         }
+        answer
     }
 
-    async fn unary<Q, R>(
-        &self,
-        channel: &Channel,
-        path: &'static str,
-        request: Request<Q>,
-    ) -> Result<R, Failure>
+    async fn unary<Q, R>(&self, member: &Member, path: &'static str, request: Request<Q>) -> Result<R, Fault>
     where
         Q: prost::Message + 'static,
         R: prost::Message + Default + 'static,
     {
-        let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(MOST_BYTES);
+        let mut grpc = Grpc::new(member.channel.clone()).max_decoding_message_size(MOST_BYTES);
         let attempt = async {
-            grpc.ready().await.map_err(|error| Failure::NotAsked(deepest(&error)))?;
+            grpc.ready().await.map_err(|error| Fault::Unconnected(deepest(&error)))?;
             let answer =
                 grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, R>::default()).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| self.judge(&status))
+            answer.map(tonic::Response::into_inner).map_err(|status| Fault::of(&status, &self.prefix))
         };
-        let silent = |_| Err(Failure::Unknown(format!("no answer within {} s", ATTEMPT.as_secs())));
-        timeout(ATTEMPT, attempt).await.unwrap_or_else(silent)
+        timeout(ATTEMPT, attempt).await.unwrap_or(Err(Fault::Silent))
     }
 
     /// A request with the token of our user, if we are one.
-    async fn authorized<Q>(&self, message: Q, channel: &Channel) -> Result<Request<Q>, Failure> {
+    async fn authorized<Q>(&self, message: Q, member: &Member) -> Result<Request<Q>, Fault> {
         let mut request = Request::new(message);
         let Some((name, password)) = &self.user else { return Ok(request) };
         let known = self.token.lock().expect(NO_PANIC).clone();
@@ -219,14 +211,10 @@ impl Members {
             Some(token) => token,
             None => {
                 let who = AuthenticateRequest { name: name.clone(), password: password.to_string() };
-                let answer = self.unary(channel, AUTHENTICATE, Request::new(who)).await;
-                let answer: AuthenticateResponse = answer.map_err(|failure| match failure {
-                    // Whatever became of it, nothing has changed.
-                    Failure::Unknown(why) => Failure::NotAsked(why),
-                    other @ (Failure::NotAsked(_) | Failure::Refused(_)) => other,
-                })?;
+                let answer = self.unary(member, AUTHENTICATE, Request::new(who)).await;
+                let answer: AuthenticateResponse = answer.map_err(Fault::before_asking)?;
                 let token: MetadataValue<Ascii> =
-                    answer.token.parse().map_err(|_| self.denied("it gave no token"))?;
+                    answer.token.parse().map_err(|_| Fault::denied("it gave no token", &self.prefix))?;
                 *self.token.lock().expect(NO_PANIC) = Some(token.clone());
                 token
             }
@@ -234,82 +222,14 @@ impl Members {
         request.metadata_mut().insert("token", token);
         Ok(request)
     }
-
-    fn denied(&self, why: &str) -> Failure {
-        Failure::Refused(EtcdError::Denied { why: why.to_owned(), prefix: format!("{}/", self.prefix) })
-    }
-
-    /// What a status means (etcd's `api/v3rpc/rpctypes/error.go`).
-    fn judge(&self, status: &Status) -> Failure {
-        if let Some(unconnected) = in_chain::<NotConnected>(status) {
-            return Failure::NotAsked(unconnected.to_string());
-        }
-        let why = status.message().trim_start_matches("etcdserver: ").to_owned();
-        let refused = |error| Failure::Refused(error);
-        match status.code() {
-            Code::Unauthenticated => Failure::NotAsked(STALE_TOKEN.to_owned()),
-            Code::InvalidArgument if why.contains("revision of auth store is old") => {
-                Failure::NotAsked(STALE_TOKEN.to_owned())
-            }
-            Code::InvalidArgument if why.contains("too many operations") || why.contains("too large") => {
-                refused(EtcdError::TooLarge { why })
-            }
-            Code::ResourceExhausted if why.contains("space exceeded") => refused(EtcdError::Full { why }),
-            Code::ResourceExhausted if why.contains("larger than max") => {
-                refused(EtcdError::TooLarge { why })
-            }
-            Code::ResourceExhausted => Failure::NotAsked(why),
-            Code::PermissionDenied => self.denied(&why),
-            Code::InvalidArgument if why.contains("user name is empty") => self.denied(
-                "it wants a user: give --store-user and --store-password-file, or a client certificate",
-            ),
-            Code::InvalidArgument if why.contains("authentication failed") => {
-                self.denied("user name or password is wrong")
-            }
-            Code::FailedPrecondition if why.contains("authentication is not enabled") => {
-                self.denied("it has no users: leave --store-user out")
-            }
-            Code::OutOfRange => refused(EtcdError::Compacted),
-            Code::Unavailable
-            | Code::Unknown
-            | Code::Internal
-            | Code::Cancelled
-            | Code::DeadlineExceeded
-            | Code::Aborted
-            | Code::DataLoss => Failure::Unknown(explain(status, why)),
-            Code::Ok
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::FailedPrecondition
-            | Code::Unimplemented => refused(EtcdError::Refused { why }),
-        }
-    }
 }
 
-/// What a round of all members came to.
-#[derive(Debug, Default)]
-struct Failed {
-    whys: Vec<String>,
-    may_have_happened: bool,
-    /// A member answers, though it cannot do anything now.
-    is_alive: bool,
-    refused: Option<EtcdError>,
+/// A member and the connection to it.
+struct Member {
+    index: usize,
+    name: String,
+    channel: Channel,
 }
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAsked(why) | Self::Unknown(why) => f.write_str(why),
-            Self::Refused(error) => error.fmt(f),
-        }
-    }
-}
-
-/// There is no connection, so nothing was asked.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct NotConnected(String);
 
 fn channel(member: &str, tls: Option<Arc<ClientConfig>>) -> Channel {
     let (to, connecting) = (member.to_owned(), tls);
@@ -341,42 +261,22 @@ async fn connect(member: &str, tls: Option<Arc<ClientConfig>>) -> Result<Box<dyn
     }
 }
 
+/// Whether a member is on this machine. What is bound here sends nothing.
+fn is_here(member: &str) -> bool {
+    let ip = host_of(member).parse::<IpAddr>();
+    ip.is_ok_and(|ip| UdpSocket::bind((ip, 0)).is_ok())
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-fn in_chain<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {
-    let mut error = error;
-    loop {
-        error = error.source()?;
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-    }
-}
-
-fn deepest(error: &(dyn Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-/// What etcd says, or what became of the connection.
-fn explain(status: &Status, said: String) -> String {
-    if status.source().is_none() {
-        return said;
-    }
-    format!("{BROKEN}: {}; does it want TLS, or another client certificate?", deepest(status))
-}
-
-const BROKEN: &str = "the connection broke";
-const STALE_TOKEN: &str = "the token has expired";
 /// How long reading goes on while members answer that they cannot, as while they elect a leader.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// One call of one member; an election takes about one second.
+/// How long one call of one member may take.
 const ATTEMPT: Duration = Duration::from_millis(1500);
+/// Before another member is asked too for what is only read.
+const STAGGER: Duration = Duration::from_millis(300);
 const CONNECT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 /// etcd breaks connections that ask more often than every 5 s (`--grpc-keepalive-min-time`).

@@ -14,6 +14,7 @@
 
 mod access;
 mod error;
+mod fault;
 mod members;
 mod proto;
 mod snapshot;
