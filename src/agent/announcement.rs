@@ -22,6 +22,8 @@ use crate::cluster::{Node, Role};
 use crate::control::key_channel::KeyChannel;
 use crate::control::rpc::ManagerClient;
 use crate::control::session::SessionStatus;
+use crate::control::tls::peer::PeerIdentity;
+use crate::control::trust::Trust;
 use crate::id::{Epoch, NodeId};
 use crate::io::clock::boot_time;
 use crate::membership::SignedRemovals;
@@ -31,9 +33,17 @@ use crate::negotiate::{Message, Whereabouts};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Said {
     pub(crate) node: NodeId,
-    /// By its certificate.
+    /// By its certificate, as far as that is believed.
     pub(crate) role: Role,
     pub(crate) at: Whereabouts,
+}
+
+impl Said {
+    /// What the node at the other end of a key channel says.
+    pub(crate) fn by(peer: &PeerIdentity, at: Whereabouts, trust: &Trust) -> Self {
+        let role = if trust.is_demoted(peer.node, peer.issued_at) { Role::Worker } else { peer.role };
+        Self { node: peer.node, role, at }
+    }
 }
 
 /// Follows what other nodes say.
@@ -268,7 +278,34 @@ const AT_ONCE: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use super::super::manager::tests::manager;
     use super::*;
+    use crate::id::Version;
+    use crate::io::clock::wall_clock;
+
+    #[tokio::test]
+    async fn who_is_no_manager_any_more_is_not_taken_for_one_where_it_says_that_it_is() {
+        let (manager, _dir) = manager();
+        let trust = Trust::clone(&manager.credentials.trust());
+        let at = SocketAddr::from(([192, 0, 2, 2], 2377));
+        let peer = |issued_at| PeerIdentity {
+            node: NodeId::from_entropy([9; 16]),
+            role: Role::Manager,
+            issued_at: Version::new(issued_at),
+            address: at,
+            certificate_expires: wall_clock(),
+        };
+        let role = |peer: PeerIdentity, trust: &Trust| {
+            Said::by(&peer, Whereabouts { advertise: at, data: at }, trust).role
+        };
+        assert_eq!(role(peer(5), &trust), Role::Manager);
+        let trust = trust.clone().with_demoted([(peer(5).node, Version::new(5))].into());
+        assert_eq!(role(peer(5), &trust), Role::Worker);
+        // It was made one again.
+        assert_eq!(role(peer(6), &trust), Role::Manager);
+    }
 
     #[test]
     fn addresses_of_managers_alone_are_tried_and_known_ones_only_without_a_session() {

@@ -85,7 +85,7 @@ impl Keys {
     /// Hands on where a peer says that it is.
     pub(super) fn hear(&self, peer: &PeerIdentity, at: Whereabouts) {
         // Full: it is said again on the next channel.
-        let _heard_or_not = self.said.try_send(Said { node: peer.node, role: peer.role, at });
+        let _heard_or_not = self.said.try_send(Said::by(peer, at, &self.credentials.trust()));
     }
 
     /// Calls a link with the time, randomness and the SPIs of this node.

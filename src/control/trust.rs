@@ -127,7 +127,7 @@ impl Trust {
         self.admit_node(name.node)
     }
 
-    /// Whether every node that `before` admits is admitted still, under the same roots.
+    /// Whether every node that `before` admits is admitted still, as what it was, under the same roots.
     pub(super) fn admits_all_of(&self, before: &Self) -> bool {
         let knows = |known: &Arc<BTreeSet<NodeId>>| {
             before.known.as_ref().is_some_and(|before| before.is_subset(known))
@@ -135,6 +135,7 @@ impl Trust {
         self.cluster == before.cluster
             && self.roots == before.roots
             && self.removed.is_subset(&before.removed)
+            && self.demoted.iter().all(|(node, until)| before.demoted.get(node) >= Some(until))
             && self.known.as_ref().is_none_or(knows)
     }
 
@@ -158,11 +159,15 @@ impl Trust {
     /// It is another node, or no manager, or none any more.
     pub fn expect(&self, expected: Expected, name: &CertificateName) -> Result<(), Refusal> {
         expected.check(name)?;
-        let until = self.demoted.get(&name.node).filter(|_| expected == Expected::Manager);
-        match until {
-            Some(until) if name.issued_at <= *until => Err(Refusal::NotAManager { node: name.node }),
-            Some(_) | None => Ok(()),
+        if expected == Expected::Manager && self.is_demoted(name.node, name.issued_at) {
+            return Err(Refusal::NotAManager { node: name.node });
         }
+        Ok(())
+    }
+
+    /// Whether a node is no manager any more, whatever its certificate of that version of the cluster's state says.
+    pub fn is_demoted(&self, node: NodeId, issued_at: Version) -> bool {
+        self.demoted.get(&node).is_some_and(|until| issued_at <= *until)
     }
 
     /// Whether what was proved before still counts.

@@ -8,6 +8,7 @@ use overlayd::cluster::{Role, View};
 use overlayd::control::rpc::ManagerClient;
 use overlayd::control::rpc::messages::{ListNetworks, SessionRequest};
 use overlayd::control::session::{self, SessionStatus};
+use overlayd::control::trust::Trust;
 use overlayd::id::Version;
 use tokio::sync::watch;
 
@@ -36,7 +37,8 @@ async fn session_with_a_manager_that_is_demoted_is_cut_and_another_takes_its_pla
     let request = || SessionRequest { node: record(3, Role::Worker, address), standing: None };
     let demote = |numbers: &[u8]| {
         let demoted: BTreeMap<_, _> = numbers.iter().map(|n| (node(*n), Version::new(9))).collect();
-        credentials.change_trust(|trust| trust.with_demoted(demoted));
+        // As a manager replaces whom it believes.
+        credentials.replace_trust(Trust::clone(&credentials.trust()).with_demoted(demoted));
     };
     let following = async {
         let is_first = |view: &Arc<View>| view.version > Version::new(0);

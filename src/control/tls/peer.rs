@@ -25,7 +25,7 @@ use super::{Credentials, OneHandshake, Outcome, Protocol, refusal_in};
 use crate::cluster::Role;
 use crate::control::identity::CertificateName;
 use crate::control::trust::{Expected, Proof, Refusal, Trust};
-use crate::id::NodeId;
+use crate::id::{NodeId, Version};
 
 /// Who is at the other end of a connection, as its certificate proved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct PeerIdentity {
     pub node: NodeId,
     /// What it may do.
     pub role: Role,
+    /// The version of the cluster's state in which that was so.
+    pub issued_at: Version,
     /// Where its packets come from.
     pub address: SocketAddr,
     /// When the certificate that it showed ends.
@@ -42,7 +44,8 @@ pub struct PeerIdentity {
 
 impl PeerIdentity {
     fn new(name: CertificateName, address: SocketAddr) -> Self {
-        Self { node: name.node, role: name.role, address, certificate_expires: name.not_after }
+        let CertificateName { node, role, issued_at, not_after, .. } = name;
+        Self { node, role, issued_at, address, certificate_expires: not_after }
     }
 }
 
