@@ -7,8 +7,8 @@ use super::Manager;
 use super::colleagues::Census;
 use crate::cluster::{Node, Role};
 use crate::control::rpc::messages::{
-    ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, NodeStatus, ProfileChange, RemoveNode,
-    RemovedNode,
+    ChangeNode, ChangedNode, InspectNode, Leave, NodeChange, NodeDetail, NodeStatus, ProfileChange,
+    RemoveNode, RemovedNode,
 };
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::state::Takes;
@@ -37,6 +37,16 @@ impl Manager {
                 "{named} is connected{has}: let it leave (overlayd leave on it), or remove it with --force, which \
                  cuts it off at once"
             ));
+        }
+        if node.id == self.this() && !self.is_alone() {
+            if !request.force {
+                return refuse(format!(
+                    "{named} is the manager that was asked: let it leave (overlayd leave on it)"
+                ));
+            }
+            // It signs what others are to believe, which is nothing that says that it was removed.
+            self.others_of_office()?.leave(Leave {}).await?;
+            return Ok(RemovedNode { node, endpoints });
         }
         let takes = if request.force { Takes::Endpoints } else { Takes::Nothing };
         let (id, expires) = (node.id, self.latest_certificate_of(None));

@@ -73,13 +73,14 @@ impl Manager {
         Ok(StoreAccess { shared })
     }
 
-    /// Whether this node is the cluster's only manager.
+    /// Whether this node is the cluster's only manager; not if it is none any more, and another the only one.
     pub(in crate::agent) fn is_alone(&self) -> bool {
-        self.state.managers().len() == 1
+        let managers = self.state.managers();
+        managers.len() == 1 && managers.iter().all(|manager| manager.id == self.this())
     }
 
     /// A client of the managers but this one.
-    fn others_of_office(&self) -> Result<ManagerClient, ManagerError> {
+    pub(super) fn others_of_office(&self) -> Result<ManagerClient, ManagerError> {
         let others: Vec<_> = self.other_managers().map(|node| node.advertise).collect();
         if others.is_empty() {
             let why = "this manager is the only one, and only another could do that";
@@ -110,6 +111,8 @@ mod tests {
     use super::super::tests::{manager, node};
     use super::*;
     use crate::control::rpc::ManagerApi;
+    use crate::control::rpc::messages::RemoveNode;
+    use crate::id::Version;
     use crate::io::clock::wall_clock;
 
     #[tokio::test]
@@ -119,8 +122,13 @@ mod tests {
         manager.state.add_node(other.clone()).expect("added");
         // Its certificate said manager then.
         let address = SocketAddr::from(([192, 0, 2, 2], 40000));
-        let caller =
-            PeerIdentity { node: other.id, role: Role::Manager, address, certificate_expires: wall_clock() };
+        let caller = PeerIdentity {
+            node: other.id,
+            role: Role::Manager,
+            issued_at: Version::new(0),
+            address,
+            certificate_expires: wall_clock(),
+        };
         assert_eq!(ManagerApi::role(&manager, &caller), Role::Manager);
         manager.state.demote(&other.name, 1000).expect("demoted");
         assert_eq!(ManagerApi::role(&manager, &caller), Role::Worker);
@@ -135,9 +143,36 @@ mod tests {
         });
         manager.state.demote(&this.name, 1000).expect("demoted");
         waiting.await.expect("told");
+        assert!(
+            !manager.is_alone(),
+            "the other is, and what it keeps is not to be taken along by who leaves"
+        );
         let refused = ManagerApi::serves(&manager).expect_err("no manager");
         assert_eq!(refused.kind, ErrorKind::Unavailable);
         assert!(refused.message.ends_with("ask 192.0.2.2:2377"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn manager_does_not_remove_itself_since_nobody_would_believe_what_it_signs() {
+        let (manager, _dir) = manager();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let other = node(NodeId::from_entropy([9; 16]), Role::Manager, 2);
+        let other = Node { advertise: nowhere, ..other };
+        manager.state.add_node(other.clone()).expect("added");
+        let this = manager.state.node(manager.this()).expect("a member");
+        let address = SocketAddr::from(([192, 0, 2, 2], 40000));
+        let caller = PeerIdentity {
+            node: other.id,
+            role: Role::Manager,
+            issued_at: Version::new(0),
+            address,
+            certificate_expires: wall_clock(),
+        };
+        let request = RemoveNode { node: this.name.clone(), force: true };
+        // The other, which is to do it, cannot be reached.
+        let refused = ManagerApi::remove_node(&manager, caller, request).await.expect_err("not by itself");
+        assert_eq!(refused.kind, ErrorKind::Unavailable, "{refused}");
+        assert_eq!(manager.state.node(this.id), Some(this));
     }
 
     #[tokio::test]
