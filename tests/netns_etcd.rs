@@ -11,6 +11,7 @@ use std::time::Duration;
 use overlayd::api::types::{
     InitResponse, ListNetworksResponse, MigrateStoreResponse, RestoreResponse, StoreKind, StoreResponse,
 };
+use overlayd::cluster::Role;
 use overlayd::lab::{Underlay, eventually};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
@@ -96,6 +97,12 @@ fn state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there() {
     // The root is replaced over etcd as over the file.
     let rotated = swarm.agent(1).done(&["ca", "rotate"]);
     assert!(rotated.contains("replaced"), "{rotated}");
+    // Another manager shares it.
+    let two_id = swarm.agent(2).status().cluster.unwrap().node.id;
+    swarm.agent(1).done(&["node", "promote", two_id.as_str()]);
+    let shares =
+        || swarm.agent(2).try_ask::<StoreResponse>(&["store"]).is_some_and(|at| at.version.is_some());
+    assert!(eventually(PATIENCE, shares), "{}", swarm.agent(2).log());
     // A backup holds what is in etcd; restored, it is in the state file again.
     let (file, secret) = (swarm.dir().join("backup"), swarm.dir().join("passphrase"));
     std::fs::write(&secret, "correct horse battery\n").unwrap();
@@ -103,9 +110,32 @@ fn state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there() {
     swarm.agent(1).kill();
     let here = swarm.host(swarm.agent(3)).v4().to_string();
     let arguments = ["restore", "--passphrase-file", text(&secret), "--advertise-addr", &here, text(&file)];
+    // What another manager goes on with is not replaced.
+    let refused = swarm.agent(3).refused(&arguments);
+    assert!(
+        refused.contains("another manager of this cluster") && refused.contains("node rm --force"),
+        "{refused}"
+    );
+    assert!(swarm.agent(3).status().cluster.is_none());
+    swarm.agent(2).kill();
     let _restored: RestoreResponse = swarm.agent(3).ask(&arguments);
     assert_eq!(networks(swarm.agent(3)), ["blue", "red"]);
     assert_eq!(store(swarm.agent(3)).kind, StoreKind::Embedded);
+    // Those that share the old state are managers no more, though it can be reached: one goes on as a node of the
+    // restored manager, and the one whose place that has taken ends.
+    swarm.start(2);
+    let is_worker = || {
+        let node = swarm.agent(2).status().cluster.unwrap().node;
+        node.role == Role::Worker && networks(swarm.agent(2)) == ["blue", "red"]
+    };
+    assert!(eventually(PATIENCE, is_worker), "{}", swarm.agent(2).log());
+    assert!(swarm.agent(2).refused(&["store"]).contains("this node is a worker"));
+    swarm.agent(3).done(&["create", "since"]);
+    swarm.agent(1).spawn(swarm.host(swarm.agent(1)), &[]);
+    let ended = swarm.agent(1).await_exit(PATIENCE);
+    assert_eq!(ended.and_then(|status| status.code()), Some(1), "{}", swarm.agent(1).log());
+    assert!(swarm.agent(1).log().contains("this manager was replaced"), "{}", swarm.agent(1).log());
+    assert_eq!(networks(swarm.agent(2)), ["blue", "red", "since"]);
 }
 
 fn locked_manager_has_its_state_in_etcd_once_it_is_unlocked() {

@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use super::{Formed, Sockets, cannot, everywhere, host_name, internal, payload_signer};
 use crate::agent::attachments::blocking;
 use crate::api::ApiError;
 use crate::api::types::RestoreRequest;
+use crate::cluster::{Node, Role};
 use crate::config::OffloadConfig;
 use crate::control::identity::NodeIdentity;
 use crate::control::key_channel::KeyChannel;
@@ -33,6 +36,7 @@ pub(in crate::agent) async fn restore(
     let trust = Trust::of(&identity).map_err(internal)?;
     let credentials = Credentials::new(identity.clone(), trust, wall_clock).map_err(internal)?;
     refuse_living(&credentials, before.advertise).await?;
+    refuse_serving(&credentials, &ClusterState::nodes_of(&backup).map_err(|_| unusable())?).await?;
     let settings = settings(&before, &request);
     let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(|error| {
         let mut error = cannot(error);
@@ -77,7 +81,8 @@ fn take_over(
         store.set_unlock_key(autolock)?;
     }
     store.take_over(backup)?;
-    Ok(ClusterState::overtake(store.clone(), payload_signer(credentials), here)?)
+    let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
+    Ok(ClusterState::overtake(store.clone(), payload_signer(credentials), here, now)?)
 }
 
 /// Two managers with one identity would tell the nodes different things.
@@ -97,6 +102,28 @@ async fn refuse_living(credentials: &Credentials, manager: SocketAddr) -> Result
     Err(ApiError::conflict(format!(
         "the manager that was backed up still answers at {manager}: nothing was changed; stop its agent for good \
          first, two with one identity would tear the cluster apart"
+    )))
+}
+
+/// What other managers go on with is not replaced either.
+async fn refuse_serving(credentials: &Credentials, nodes: &[Node]) -> Result<(), ApiError> {
+    let this = credentials.identity().node();
+    let others = nodes.iter().filter(|node| node.role == Role::Manager && node.id != this);
+    let asked = others.map(|other| async move {
+        match KeyChannel::connect(credentials, other.advertise, other.id).await {
+            // It may be a worker by now.
+            Ok(channel) => (channel.peer().role == Role::Manager).then_some(other),
+            Err(error) => {
+                matches!(error.refusal(), Some(Refusal::ByPeer(_) | Refusal::WrongCa)).then_some(other)
+            }
+        }
+    });
+    let Some(other) = join_all(asked).await.into_iter().flatten().next() else { return Ok(()) };
+    Err(ApiError::conflict(format!(
+        "another manager of this cluster, {} ({}), still answers at {}: nothing was changed; as long as the others reach \
+         their store, nothing is lost: take the one that is gone out there with overlayd node rm --force, and join its \
+         machine as a new manager. If the store itself is lost, stop the agents of all other managers first",
+        other.name, other.id, other.advertise
     )))
 }
 

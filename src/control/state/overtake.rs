@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
-use super::model::{COUNTERS, Change, ONLY};
+use super::managers::Demoted;
+use super::model::{COUNTERS, Change, NODES, ONLY};
 use super::{ClusterState, SignPayload, StateError, subnets};
-use crate::cluster::Node;
-use crate::control::store::{Batch, Revision, Store};
+use crate::cluster::{Node, Role};
+use crate::control::store::{Backup, BackupError, Batch, Revision, Store};
 use crate::id::{Epoch, HostName, NodeId, Version};
 
 /// Where the manager is that a state was restored for.
@@ -26,12 +27,18 @@ pub struct Whereabouts {
 impl ClusterState {
     /// Raises the version, and the epoch of every membership and of the list of removed nodes, beyond
     /// what changes can have brought them to that this state does not know of: nodes keep the newest
-    /// that they have heard. The manager is `here` from now on.
+    /// that they have heard. The manager is `here` from now on, and the only one: others that there were shared a
+    /// store that this state is not in, and nobody is to believe what they do with that. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// When there is no state, the manager is no member or its address lies in a network's subnet,
     /// something cannot be signed, or the disk refuses; then nothing is changed.
-    pub fn overtake(store: Store, sign: Box<SignPayload>, here: Whereabouts) -> Result<(), StateError> {
+    pub fn overtake(
+        store: Store,
+        sign: Box<SignPayload>,
+        here: Whereabouts,
+        now: u64,
+    ) -> Result<(), StateError> {
         let state = Self::open(store, sign)?;
         let model = state.model();
         let mut counters = model.counters;
@@ -41,8 +48,16 @@ impl ClusterState {
         subnets::check_node(&model, &manager)?;
         // Nodes may know of removals though this state knows of none.
         let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
-        let removals = state.removals_of(Epoch::new(raised(removals)), &model.removed, &model.demoted)?;
+        let row = Demoted { at: counters.version, expiry: now + model.founding.certificate_life_seconds };
+        let others: Vec<Node> = model.managers().filter(|other| other.id != node).cloned().collect();
+        let mut demoted = model.demoted.clone();
+        demoted.extend(others.iter().map(|other| (other.id, row)));
+        let removals = state.removals_of(Epoch::new(raised(removals)), &model.removed, &demoted)?;
         let mut changes = vec![Change::PutNode(manager), removals];
+        for other in others {
+            changes.push(Change::PutDemoted(other.id, row));
+            changes.push(Change::PutNode(Node { role: Role::Worker, ..other }));
+        }
         for network in model.networks.values() {
             let mut membership = network.next_membership(network.members.keys().copied().collect());
             membership.epoch = Epoch::new(raised(membership.epoch.get()));
@@ -54,6 +69,14 @@ impl ClusterState {
         batch.put(&COUNTERS, ONLY, &counters)?;
         state.rows().commit(Revision::NOTHING, &batch)?;
         Ok(())
+    }
+
+    /// The nodes of the cluster that a backup is of.
+    ///
+    /// # Errors
+    /// When it was not made of such a state.
+    pub fn nodes_of(backup: &Backup) -> Result<Vec<Node>, BackupError> {
+        backup.table(&NODES)
     }
 
     /// Whether this state was restored elsewhere since, by the epoch of a list of removed nodes that is

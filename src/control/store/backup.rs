@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 
 use super::contents::{self, RowInClear};
 use super::local::{self, NodeSettings};
-use super::{ClusterRows, Store, StoreError};
+use super::{ClusterRows, Store, StoreError, Table};
 
 /// An opened backup.
 pub struct Backup {
@@ -89,6 +89,19 @@ impl Backup {
     /// Where it was.
     pub fn settings(&self) -> Option<NodeSettings> {
         self.local(local::SETTINGS)
+    }
+
+    /// The rows of a table of its cluster.
+    ///
+    /// # Errors
+    /// One is not what it should be.
+    pub(in crate::control) fn table<T: DeserializeOwned>(
+        &self,
+        table: &Table<T>,
+    ) -> Result<Vec<T>, BackupError> {
+        let rows = self.rows.iter().filter(|row| row.table == table.name);
+        let read = rows.map(|row| serde_json::from_slice(&row.json).map_err(|_| BackupError::Altered));
+        read.collect()
     }
 
     fn local<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
