@@ -26,7 +26,7 @@ test_program! {
     wrong_unlock_key_changes_nothing_and_is_answered_slowly
     changed_unlock_key_replaces_the_earlier_one
     nothing_in_the_state_directory_opens_it
-    only_managers_that_were_made_so_have_an_unlock_key
+    manager_has_an_unlock_key_once_it_is_given_one
     whoever_asked_has_the_key_at_whatever_moment_the_agent_dies
 }
 
@@ -155,16 +155,25 @@ fn nothing_in_the_state_directory_opens_it() {
     }
 }
 
-fn only_managers_that_were_made_so_have_an_unlock_key() {
+fn manager_has_an_unlock_key_once_it_is_given_one() {
     let swarm = Swarm::pair();
-    let refusal = swarm.agent(1).refused(&["unlock-key", "--rotate"]);
-    assert!(refusal.contains("--autolock"), "{refusal}");
-    let refusal = swarm.agent(2).refused(&["unlock-key"]);
-    assert!(refusal.contains("is a worker"), "{refusal}");
-    swarm.agent(1).kill();
-    swarm.start(1);
-    assert!(!swarm.agent(1).status().locked);
+    let refusal = swarm.agent(1).refused(&["unlock-key"]);
+    assert!(refusal.contains("--autolock") && refusal.contains("unlock-key --rotate"), "{refusal}");
+    for command in [["unlock-key"].as_slice(), &["unlock-key", "--rotate"]] {
+        let refusal = swarm.agent(2).refused(command);
+        assert!(refusal.contains("is a worker"), "{refusal}");
+    }
+    let restarted = || {
+        swarm.agent(1).kill();
+        swarm.start(1);
+        swarm.agent(1).status().locked
+    };
     let connected = || swarm.agent(1).try_ask::<serde_json::Value>(&["ls"]).is_some();
+    assert!(!restarted());
+    assert!(eventually(Duration::from_secs(10), connected));
+    let key = swarm.agent(1).done(&["unlock-key", "--rotate", "--quiet"]);
+    assert!(restarted());
+    unlock(swarm.agent(1), &key.trim().parse().unwrap());
     assert!(eventually(Duration::from_secs(10), connected));
 }
 

@@ -50,7 +50,7 @@ impl Inner {
         Ok(Some(member.credentials.identity().cluster()))
     }
 
-    /// The manager's unlock key, a new one if that is wanted.
+    /// The manager's unlock key, a new one if that is wanted, the first one too.
     pub(super) async fn unlock_key(&self, request: UnlockKeyRequest) -> Result<UnlockKeyResponse, ApiError> {
         let _one = self.forming.lock().await;
         if self.member().await?.manager().is_none() {
@@ -58,15 +58,18 @@ impl Inner {
                 "this node is a worker: only managers have an unlock key, each its own",
             ));
         }
-        let Some(current) = self.store.unlock_key() else {
-            return Err(ApiError::conflict(
-                "this manager has no unlock key: its cluster was not made with `overlayd init --autolock`",
-            ));
+        let Some(new) = request.rotate else {
+            let key = self.store.unlock_key().ok_or_else(|| {
+                ApiError::conflict(
+                    "this manager has no unlock key: it did not make its cluster with `overlayd init --autolock`; \
+                     `overlayd unlock-key --rotate` gives it one, which locks it at each start from then on",
+                )
+            })?;
+            return Ok(UnlockKeyResponse { key });
         };
-        let Some(new) = request.rotate else { return Ok(UnlockKeyResponse { key: current }) };
         let (store, key) = (self.store.clone(), new.clone());
         blocking(move || store.set_unlock_key(Some(&key))).await?;
-        tracing::info!("the unlock key was changed");
+        tracing::info!("there is a new unlock key");
         Ok(UnlockKeyResponse { key: new })
     }
 }

@@ -26,7 +26,7 @@ impl UnlockArguments {
 /// Flags of `overlayd unlock-key`.
 #[derive(Debug, Args)]
 pub struct UnlockKeyArguments {
-    /// Make a new key first, so that the old one is void
+    /// Make a new key first, so that the old one is void; a manager that has none is locked from then on
     #[arg(long)]
     rotate: bool,
     /// Print the key alone
