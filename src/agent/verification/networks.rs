@@ -328,3 +328,75 @@ impl Found {
 }
 
 const ASKED: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use super::super::super::testbed::{PaperCluster, THIS, mac, network_id, peer, vni};
+    use super::*;
+    use crate::forward::{EndpointSpec, TablesBuilder};
+    use crate::id::{NetSlot, PortSlot};
+
+    #[test]
+    fn tables_of_a_lane_that_are_wrong_in_whatever_way_are_told() {
+        let right = || vec![spec(2, link(2)), spec(3, link(3)), spec(THIS, HERE)];
+        let but = |at: usize, other: EndpointSpec<LinkSlot>| {
+            let mut wrong = right();
+            wrong[at] = other;
+            wrong
+        };
+        let addressed = |n, address| EndpointSpec { addresses: vec![ip(address)], ..spec(n, link(n)) };
+        assert_eq!(told(right(), [2, 3]), None);
+        for (wrong, remotes, says) in [
+            (right()[1..].to_vec(), [2, 3], "is missing"),
+            (but(0, spec(2, link(3))), [2, 3], "is elsewhere"),
+            (but(0, spec(2, HERE)), [2, 3], "is elsewhere"),
+            (but(2, spec(THIS, link(2))), [2, 3], "is elsewhere"),
+            (but(1, addressed(3, 9)), [2, 3], "10.0.0.3 is not that of endpoint"),
+            ([right(), vec![spec(4, link(3))]].concat(), [2, 3], "1 endpoints too many"),
+            (right(), [2, 4], "packets to node-3 go elsewhere"),
+        ] {
+            let told = told(wrong, remotes).expect(says);
+            assert!(told.contains(says), "{told}: {says}");
+        }
+    }
+
+    /// What is told of one network's table with these endpoints, whose peers 2 and 3 are reached at these hosts.
+    fn told(endpoints: Vec<EndpointSpec<LinkSlot>>, remotes: [u8; 2]) -> Option<String> {
+        let cluster = PaperCluster::new();
+        let view = cluster.network(1, 1, &[2, 3]);
+        let table = Arc::new(NetworkTable::encrypted(vni(1), 1408, endpoints));
+        let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 4500));
+        let net = NetSlot::new(0);
+        let tables = TablesBuilder::default().network(net, Arc::clone(&table));
+        let tables = tables.link(slot(2), net, at(remotes[0])).link(slot(3), net, at(remotes[1])).build();
+        let links = [2, 3].map(|n| ((network_id(1), peer(n)), slot(n))).into();
+        let slots = Slots { links, vteps: BTreeMap::new() };
+        let place = |endpoint: &Endpoint| match endpoint.node == cluster.this() {
+            true => Expected::Here(PortSlot::new(0)),
+            false => Expected::At(endpoint.node),
+        };
+        let expected: Vec<_> = view.endpoints.iter().map(|endpoint| (endpoint, place(endpoint))).collect();
+        deviation(&view, &table, &tables, &slots, &expected)
+    }
+
+    fn spec(number: u8, place: Place<LinkSlot>) -> EndpointSpec<LinkSlot> {
+        EndpointSpec { mac: mac(number), addresses: vec![ip(number)], place, is_gateway: false }
+    }
+
+    fn ip(number: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, number])
+    }
+
+    const HERE: Place<LinkSlot> = Place::Local(PortSlot::new(0));
+
+    fn link(number: u8) -> Place<LinkSlot> {
+        Place::Remote(slot(number))
+    }
+
+    fn slot(number: u8) -> LinkSlot {
+        LinkSlot::new(u32::from(number))
+    }
+}
