@@ -64,7 +64,7 @@ pub(crate) struct Member {
     pub(super) session: watch::Receiver<SessionStatus>,
     pub(super) standing: Arc<Standing>,
     underlay: watch::Receiver<Underlay>,
-    office: Arc<Office>,
+    pub(super) office: Arc<Office>,
     /// What the operator should know.
     pub(super) warnings: watch::Receiver<Vec<String>>,
     tasks: Mutex<Option<Watched>>,

@@ -51,7 +51,7 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
         warnings.push(format!("network {name} carries nothing here: {why}"));
     }
     warnings.extend(member.dataplane.narrow().await.iter().map(ToString::to_string));
-    if returning::is_due(&member.credentials) {
+    if returning::is_due(member) {
         warnings.push(returning::advice(member));
     } else {
         warnings.extend(certificate_warning(&member.credentials));

@@ -14,13 +14,13 @@ use crate::control::enrol::Joining;
 use crate::control::session::SessionStatus;
 use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
-use crate::control::tls::Credentials;
 use crate::membership::token::JoinToken;
 
-/// Whether this node can only come back by joining: a manager signs for itself.
-pub(super) fn is_due(credentials: &Credentials) -> bool {
-    let identity = credentials.identity();
-    identity.role() == Role::Worker && identity.expires() <= credentials.now()
+/// Whether this node can only come back by joining: a manager signs for itself, as soon as it has the state.
+pub(super) fn is_due(member: &Member) -> bool {
+    let identity = member.credentials.identity();
+    let signs = identity.role() == Role::Manager && member.office.may_sign();
+    !signs && identity.expires() <= member.credentials.now()
 }
 
 /// What to do about it.

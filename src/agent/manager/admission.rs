@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Manager, StoredAuthority};
-use crate::cluster::Node;
+use crate::cluster::{Node, Role};
 use crate::control::enrol::{EnrolRefusal, EnrolRequest, Enrolled};
 use crate::events::Event;
 use crate::id::NodeId;
@@ -32,6 +32,8 @@ impl Manager {
             data: SocketAddr::new(usable(data_ip)?, self.data_port()),
             underlay_mtu: machine.underlay_mtu,
         };
+        // With a manager's token too, it is not made a manager by that.
+        let role = if returning.is_some() { Role::Worker } else { role };
         let authority = StoredAuthority::open(&self.state);
         let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
         let certificate = authority

@@ -76,7 +76,7 @@ impl From<TokenRefusal> for EnrolRefusal {
 const SETTLE_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
     use std::net::SocketAddr;
 
@@ -154,7 +154,7 @@ mod tests {
         IssueToken { role: Role::Worker, once: true, life_seconds: None }
     }
 
-    async fn serve(manager: &Arc<Manager>) -> SocketAddr {
+    pub(in crate::agent::manager) async fn serve(manager: &Arc<Manager>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (key_channels, _) = mpsc::channel(8);
