@@ -22,8 +22,9 @@ use overlayd::control::store::Store;
 use overlayd::id::NodeId;
 use overlayd::io::clock::boot_time;
 use overlayd::lab::{Container, Host, Underlay, eventually};
+use rustix::process::Signal;
 
-use support::cut_off::{cut_tcp, mend_tcp};
+use support::cut_off::{cut_overlayd, mend_overlayd, plug_in, unplug};
 use support::etcd::{Etcd, Place};
 use support::swarm::{Agent, PATIENCE, Swarm};
 use support::test_program;
@@ -101,19 +102,27 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     let others = |number: usize| -> Vec<&Host> {
         (1..=5).filter(|other| *other != number).map(|other| swarm.lab.host(other)).collect()
     };
+    let is_whole = || swarm.agents[..3].iter().all(are_reachable);
     history.await_more(1);
 
     // The manager that a worker has its session with dies.
     let victim = await_manager_of(workers[0]);
     let killed = boot_time();
     swarm.agent(victim).kill();
-    for worker in workers {
-        assert_moved(worker, victim, killed, Duration::from_secs(5));
-    }
+    assert_moved(&workers, victim, killed);
     history.await_more(1);
 
     swarm.start(victim);
     assert!(eventually(PATIENCE, || are_reachable(swarm.agent(victim))), "{}", swarm.agent(victim).log());
+
+    // One does not run, and its kernel answers for it.
+    let victim = await_manager_of(workers[0]);
+    swarm.agent(victim).signal(Signal::STOP);
+    assert_moved(&workers, victim, boot_time());
+    history.await_more(1);
+
+    swarm.agent(victim).signal(Signal::CONT);
+    assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
 
     // A member of etcd dies, be it the leader or not, and then another.
     for member in [0, 1] {
@@ -124,21 +133,25 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
         history.await_more(1);
     }
 
-    // The manager that a worker is with now hears nothing of anybody, nor does the etcd beside it.
+    // The manager that a worker is with now hears nothing of any agent, but reaches etcd.
     let victim = await_manager_of(workers[0]);
     let lonely = swarm.lab.host(victim);
-    cut_tcp(lonely, &others(victim));
-    others(victim).iter().for_each(|host| cut_tcp(host, &[lonely]));
-    let cut = boot_time();
-    for worker in workers {
-        // A member of etcd is cut off with it, so the other managers may have to find another one first.
-        assert_moved(worker, victim, cut, Duration::from_secs(10));
-    }
+    cut_overlayd(lonely, &others(victim));
+    others(victim).iter().for_each(|host| cut_overlayd(host, &[lonely]));
+    assert_moved(&workers, victim, boot_time());
     history.await_more(1);
 
-    mend_tcp(lonely, &others(victim));
-    others(victim).iter().for_each(|host| mend_tcp(host, &[lonely]));
-    let is_whole = || swarm.agents[..3].iter().all(are_reachable);
+    mend_overlayd(lonely, &others(victim));
+    others(victim).iter().for_each(|host| mend_overlayd(host, &[lonely]));
+    assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
+
+    // One is cut off with the member of etcd beside it.
+    let victim = await_manager_of(workers[0]);
+    unplug(swarm.lab.host(victim));
+    assert_moved(&workers, victim, boot_time());
+    history.await_more(1);
+
+    plug_in(swarm.lab.host(victim));
     assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
     history.await_more(1);
 }
@@ -191,11 +204,13 @@ fn await_manager_of(agent: &Agent) -> usize {
     found.unwrap()
 }
 
-/// The worker has a session with another manager in time.
-fn assert_moved(worker: &Agent, victim: usize, since: BootTime, within: Duration) {
-    let has_moved = || manager_of(worker).is_some_and(|manager| manager != victim);
-    let moved = eventually(within.saturating_sub(boot_time().since(since)), has_moved);
-    assert!(moved, "agent {} is not with another manager\n{}", worker.number, worker.log());
+/// The workers have sessions with other managers within five seconds.
+fn assert_moved(workers: &[&Agent], victim: usize, since: BootTime) {
+    for worker in workers {
+        let has_moved = || manager_of(worker).is_some_and(|manager| manager != victim);
+        let moved = eventually(Duration::from_secs(5).saturating_sub(boot_time().since(since)), has_moved);
+        assert!(moved, "agent {} is not with another manager\n{}", worker.number, worker.log());
+    }
 }
 
 /// The number of the agent whose manager an agent has a session with.

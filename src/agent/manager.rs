@@ -5,6 +5,7 @@
 
 mod admission;
 mod colleagues;
+mod freshness;
 mod joins;
 mod nodes;
 mod promotion;
@@ -22,6 +23,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use self::colleagues::Colleagues;
+use self::freshness::Freshness;
 use super::authority::{StoredAuthority, StoredAuthorityError};
 use crate::cluster::{Node, Role};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
@@ -51,12 +53,13 @@ use self::token_clock::TokenClock;
 /// The manager of a cluster, on the node that keeps its state.
 pub(crate) struct Manager {
     pub(super) state: ClusterState,
-    credentials: Arc<Credentials>,
+    pub(super) credentials: Arc<Credentials>,
     token_clock: TokenClock,
     events: Events,
     joins: Arc<JoinCounts>,
     pub(super) sessions: Sessions,
     colleagues: Colleagues,
+    freshness: Freshness,
     /// Whether the cluster's state can be reached.
     store: watch::Sender<bool>,
 }
@@ -81,6 +84,7 @@ impl Manager {
             joins: Arc::default(),
             sessions: Sessions::default(),
             colleagues: Colleagues::default(),
+            freshness: Freshness::default(),
             store: watch::Sender::new(true),
         };
         // Before the first connection is accepted.
@@ -174,10 +178,8 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn catch_up(&self) {
-        if self.state.shared_store().is_some() {
-            // Without the store nothing is changed either.
-            let _ = self.on_state(ClusterState::catch_up).await;
-        }
+        // Without the store nothing is changed either.
+        let _ = self.freshen().await;
     }
 
     fn role(&self, caller: &PeerIdentity) -> Role {
@@ -378,7 +380,7 @@ impl From<StateError> for ManagerError {
 pub(super) const NO_PANIC: &str = "nothing panics while nodes are counted";
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::super::authority::first_identity;
@@ -388,7 +390,7 @@ mod tests {
     use crate::control::renewal;
     use crate::control::state::{NewCluster, Tokens};
     use crate::control::store::Store;
-    use crate::id::ClusterId;
+    use crate::id::{ClusterId, Version};
     use crate::membership::SignedMembership;
 
     #[tokio::test]
@@ -431,7 +433,7 @@ mod tests {
         assert_eq!(verified, Ok(membership));
     }
 
-    pub(super) fn manager() -> (Arc<Manager>, tempfile::TempDir) {
+    pub(in crate::agent) fn manager() -> (Arc<Manager>, tempfile::TempDir) {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::create(dir.path()).expect("a state file");
         let cluster = ClusterId::from_entropy([7; 16]);
@@ -458,7 +460,13 @@ mod tests {
         manager.state.add_node(node(id, Role::Worker, 2)).expect("added");
         manager.renew_trust();
         let address = SocketAddr::from(([192, 0, 2, 2], 40000));
-        PeerIdentity { node: id, role: Role::Worker, address, certificate_expires: wall_clock() }
+        PeerIdentity {
+            node: id,
+            role: Role::Worker,
+            issued_at: Version::new(0),
+            address,
+            certificate_expires: wall_clock(),
+        }
     }
 
     pub(super) fn node(id: NodeId, role: Role, host: u8) -> Node {

@@ -5,6 +5,7 @@
 //! says that it is none any more. It ends with whatever opened the state being forgotten.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,7 +17,7 @@ use super::attachments::blocking;
 use super::dataplane::DataPlane;
 use super::manager::Manager;
 use super::member::payload_signer;
-use super::removals;
+use super::{removals, superseded};
 use crate::cluster::{Role, View};
 use crate::control::enrol;
 use crate::control::listener::{EnrolStream, ManagerDoors};
@@ -34,6 +35,8 @@ use crate::events::Events;
 pub(crate) struct Office {
     seat: watch::Sender<Option<Arc<Manager>>>,
     doors: watch::Sender<Option<ManagerDoors>>,
+    /// Whether this node keeps what opens the state that managers share, as far as it has looked.
+    keeps_store: AtomicBool,
     /// The certificate is to be renewed, since it does not say what this node is.
     pub(crate) recertify: Arc<Notify>,
 }
@@ -44,6 +47,7 @@ impl Office {
         Arc::new(Self {
             seat: watch::Sender::new(manager),
             doors: watch::Sender::new(None),
+            keeps_store: AtomicBool::new(true),
             recertify: Arc::default(),
         })
     }
@@ -57,6 +61,16 @@ impl Office {
     pub(crate) async fn manager_soon(&self) -> Option<Arc<Manager>> {
         let mut seat = self.seat.subscribe();
         timeout(SOON, seat.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
+    }
+
+    /// Whether this node is a manager, or may find that it is one and renew its certificate by itself.
+    pub(crate) fn may_sign(&self) -> bool {
+        self.manager().is_some() || self.keeps_store.load(Ordering::Relaxed)
+    }
+
+    /// Who holds it, as that changes.
+    pub(crate) fn seat(&self) -> watch::Receiver<Option<Arc<Manager>>> {
+        self.seat.subscribe()
     }
 
     /// What the TLS port serves for managers.
@@ -89,6 +103,7 @@ impl Office {
                         std::future::pending::<()>().await;
                     }
                     () = manager.dismissed() => {}
+                    () = superseded::until_demoted(&manager, candidate.dataplane.removed()) => {}
                 }
                 tracing::warn!("this node is a manager no more");
                 self.doors.send_replace(None);
@@ -152,10 +167,18 @@ impl Candidate {
     async fn try_office(&self, office: &Office) -> anyhow::Result<Step> {
         let identity = self.credentials.identity();
         let store = self.store.clone();
-        if blocking(move || store.shared_store()).await?.is_some() {
+        let is_named = self.views.borrow().managers.iter().any(|manager| manager.id == identity.node());
+        let keeps_store = blocking(move || store.shared_store()).await?.is_some();
+        office.keeps_store.store(keeps_store, Ordering::Relaxed);
+        if keeps_store {
+            let until = self.dataplane.removed().borrow().demoted.get(&identity.node()).copied();
+            if !is_named && until.is_some_and(|until| identity.issued_at() <= until) {
+                // The store that it shared may be gone for good.
+                self.leave_office();
+                return Ok(Step::Waiting);
+            }
             return self.open_state(office).await;
         }
-        let is_named = self.views.borrow().managers.iter().any(|manager| manager.id == identity.node());
         match (is_named, identity.role()) {
             (true, Role::Manager) => {
                 let access = self.client.store_access(StoreAccessRequest {}).await?;

@@ -64,17 +64,47 @@ impl Traffic {
 
 /// Lets nothing of TCP leave a host for others, not even what is part of a connection.
 pub(crate) fn cut_tcp(from: &Host, to: &[&Host]) {
-    to.iter().for_each(|to| rule(from, "add", to));
+    to.iter().for_each(|to| rule(from, "add", to, &[]));
 }
 
 pub(crate) fn mend_tcp(from: &Host, to: &[&Host]) {
-    to.iter().for_each(|to| rule(from, "del", to));
+    to.iter().for_each(|to| rule(from, "del", to, &[]));
 }
 
+/// The same for what overlayd's own connections need alone: what else runs on both goes on.
+pub(crate) fn cut_overlayd(from: &Host, to: &[&Host]) {
+    for ports in OVERLAYD_PORTS {
+        to.iter().for_each(|to| rule(from, "add", to, &ports));
+    }
+}
+
+pub(crate) fn mend_overlayd(from: &Host, to: &[&Host]) {
+    for ports in OVERLAYD_PORTS {
+        to.iter().for_each(|to| rule(from, "del", to, &ports));
+    }
+}
+
+const OVERLAYD_PORTS: [[&str; 2]; 2] = [["sport", "2377"], ["dport", "2377"]];
+
 /// A rule for what arrives would come too late: the table of local addresses is asked first.
-fn rule(host: &Host, what: &str, to: &Host) {
+fn rule(host: &Host, what: &str, to: &Host, ports: &[&str]) {
     let address = to.v4().to_string();
     let mut command = Command::new("ip");
-    command.args(["rule", what, "to", &address, "ipproto", "tcp", "blackhole"]);
+    command.args(["rule", what, "to", &address, "ipproto", "tcp"]).args(ports).arg("blackhole");
     assert!(host.spawn(command).unwrap().wait().unwrap().success(), "ip rule {what} to {address}");
+}
+
+/// Takes a host off the switch: both ends see their link up, and hear nothing any more.
+pub(crate) fn unplug(host: &Host) {
+    port(host, &["nomaster"]);
+}
+
+pub(crate) fn plug_in(host: &Host) {
+    port(host, &["master", "br0"]);
+}
+
+fn port(host: &Host, change: &[&str]) {
+    let mut command = Command::new("nsenter");
+    command.args(["--net=/run/netns/switch", "ip", "link", "set", host.name()]).args(change);
+    assert!(command.status().unwrap().success(), "ip link set {} {change:?}", host.name());
 }

@@ -83,16 +83,18 @@ impl Manager {
         caller: PeerIdentity,
         request: SessionRequest,
     ) -> Result<Updates, ManagerError> {
-        self.require_store()?;
         let node = caller.node;
         // Before the view is made: what changes from here on is told.
         let versions = self.state.versions();
-        self.on_state(move |state| {
-            // A node that comes from another manager sees nothing undone that it has seen there.
-            state.catch_up()?;
+        let noted = self.on_state(move |state| {
             let SessionRequest { node: this, standing } = request;
             state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
             standing.map_or(Ok(()), |standing| state.note_standing(node, standing))
+        });
+        self.with_store(async {
+            // A node that comes from another manager sees nothing undone that it has seen there.
+            self.freshen().await?;
+            noted.await
         })
         .await?;
         let begun = self.sessions.begin(node);

@@ -2,15 +2,16 @@
 //! reaches that state. Who is cut off from it cannot know what the others have acknowledged meanwhile, so it
 //! ends its sessions, and the nodes go to another manager.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Manager;
 use crate::control::rpc::{ErrorKind, ManagerError};
-use crate::control::store::Revision;
+use crate::id::{NodeId, Version};
 
 impl Manager {
     /// Resolves once this node is no manager any more.
@@ -28,6 +29,12 @@ impl Manager {
         }
     }
 
+    /// Whether a list of demoted managers names this one with the certificate that it has.
+    pub(in crate::agent) fn is_demoted_by(&self, demoted: &BTreeMap<NodeId, Version>) -> bool {
+        let identity = self.credentials.identity();
+        demoted.get(&identity.node()).is_some_and(|until| identity.issued_at() <= *until)
+    }
+
     /// Refuses everybody once this node is no manager any more.
     pub(super) fn require_office(&self) -> Result<(), ManagerError> {
         if self.is_in_office() {
@@ -42,13 +49,13 @@ impl Manager {
     pub(in crate::agent) async fn keep_store(self: Arc<Self>) {
         let mut answered = Instant::now();
         loop {
-            let (asked, rows) = (Instant::now(), self.state.rows());
-            if rows.shared().is_none() {
+            let (asked, state) = (Instant::now(), self.state.clone());
+            if state.rows().shared().is_none() {
                 // It is here, but may be brought elsewhere.
                 (answered, _) = (asked, sleep(LOOK_INTERVAL).await);
                 continue;
             }
-            let mut asking = tokio::task::spawn_blocking(move || rows.is_current(Revision::NOTHING));
+            let mut asking = tokio::task::spawn_blocking(move || state.look());
             let ended = tokio::select! {
                 ended = &mut asking => ended,
                 () = sleep_until(answered + PATIENCE) => {
@@ -56,7 +63,7 @@ impl Manager {
                     asking.await
                 }
             };
-            if matches!(ended, Ok(Ok(_))) {
+            if matches!(ended, Ok(Ok(()))) {
                 answered = asked;
                 self.store.send_if_modified(|has_store| !std::mem::replace(has_store, true));
             }
@@ -64,13 +71,22 @@ impl Manager {
         }
     }
 
-    /// Refuses whoever wants to go on with this manager, while it does not reach the cluster's state.
-    pub(super) fn require_store(&self) -> Result<(), ManagerError> {
-        if *self.store.borrow() {
-            return Ok(());
+    /// Does something with the cluster's state for one who wants to go on with this manager; refuses as soon as
+    /// it does not reach that state.
+    pub(super) async fn with_store<T>(
+        &self,
+        work: impl Future<Output = Result<T, ManagerError>>,
+    ) -> Result<T, ManagerError> {
+        // Whoever comes from a manager that has died may come while etcd elects a leader.
+        let mut store = self.store.subscribe();
+        let has_store = timeout(MOMENT, store.wait_for(|has_store| *has_store)).await.is_ok();
+        tokio::select! {
+            done = work, if has_store => done,
+            _ = store.wait_for(|has_store| !has_store) => {
+                let why = "this manager does not reach the cluster's store: another manager may";
+                Err(ManagerError::new(ErrorKind::Unavailable, why))
+            }
         }
-        let why = "this manager does not reach the cluster's store: another manager may";
-        Err(ManagerError::new(ErrorKind::Unavailable, why))
     }
 
     /// Resolves once this node is no manager any more, or does not reach the cluster's state.
@@ -95,3 +111,5 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longer than etcd takes to find another leader, or this node another member of it, and so short that
 /// nodes are soon with another manager.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long one who comes is kept waiting for the state: another manager may reach it.
+const MOMENT: Duration = Duration::from_secs(1);

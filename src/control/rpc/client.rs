@@ -214,8 +214,8 @@ fn channel(dialer: &Arc<Dialer>) -> Channel {
     let dialer = Arc::clone(dialer);
     Endpoint::from_static("http://manager")
         .timeout(CALL_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
         .connect_with_connector_lazy(tower::service_fn(move |_uri| connect(Arc::clone(&dialer))))
 }
@@ -233,7 +233,11 @@ fn list(failures: &[ConnectError]) -> String {
 
 /// Longer than connecting to two dead managers and then a third.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How often a manager is asked whether it is there, beside what it says: nodes are to be with another within
+/// five seconds of its end, also of one that does not run though its host answers for it.
+const PING_INTERVAL: Duration = Duration::from_millis(750);
+/// One that has much to do answers later.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A full view of a network with a million endpoints fits.
 const MAX_REPLY_BYTES: usize = 512 << 20;
 /// A manager that keeps moving must not make the search for others last for ever.

@@ -39,8 +39,8 @@ impl Memory {
 enum Proof {
     /// That the memory on which it was decided is right.
     Wanted,
-    /// The same, unless that cannot be found out.
-    IfPossible,
+    /// None: it is asked for again, or after a look.
+    Spared,
 }
 
 impl ClusterState {
@@ -53,13 +53,13 @@ impl ClusterState {
         self.change_with(Proof::Wanted, plan)
     }
 
-    /// The same for what is asked only in case it was not so already: goes on by memory where etcd cannot
-    /// be reached.
+    /// The same for what is asked only in case it was not so already: where nothing is to be done by what is known
+    /// here, nobody else is asked.
     pub(super) fn change_if_needed<T>(
         &self,
         plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
     ) -> Result<T, StateError> {
-        self.change_with(Proof::IfPossible, plan)
+        self.change_with(Proof::Spared, plan)
     }
 
     fn change_with<T>(
@@ -74,7 +74,7 @@ impl ClusterState {
         for attempt in 0..ATTEMPTS {
             if memory.is_stale {
                 match self.reload(&rows, &mut memory) {
-                    Err(StateError::Store(error)) if proof == Proof::IfPossible && error.is_passing() => {}
+                    Err(StateError::Store(error)) if proof == Proof::Spared && error.is_passing() => {}
                     reloaded => is_fresh = reloaded.map(|()| true)?,
                 }
             }
@@ -84,15 +84,14 @@ impl ClusterState {
                     self.require_office(&self.model())?;
                     (answer, changes)
                 }
-                decided if is_fresh => return decided.map(|(answer, _)| answer),
-                decided => match rows.is_current(memory.revision) {
-                    Ok(false) => {
-                        memory.is_stale = true;
-                        continue;
+                decided if is_fresh || proof == Proof::Spared => return decided.map(|(answer, _)| answer),
+                decided => {
+                    if rows.is_current(memory.revision)? {
+                        return decided.map(|(answer, _)| answer);
                     }
-                    Err(error) if proof == Proof::Wanted => return Err(error.into()),
-                    Ok(true) | Err(_) => return decided.map(|(answer, _)| answer),
-                },
+                    memory.is_stale = true;
+                    continue;
+                }
             };
             let now = boot_time();
             if now < memory.yields_until {
@@ -158,12 +157,14 @@ impl ClusterState {
     pub(super) fn reload(&self, rows: &ClusterRows, memory: &mut Memory) -> Result<(), StateError> {
         let begin = boot_time();
         let (mut truth, revision) = Self::load_present(rows)?;
-        if revision != memory.revision {
+        let is_another = revision != memory.revision;
+        if is_another {
             memory.reading = boot_time().since(begin).min(LONGEST_YIELD);
         }
         (memory.revision, memory.is_stale) = (revision, false);
         let mut model = self.inner.model.write().expect(NO_PANIC);
-        if truth.counters != model.counters {
+        // An etcd that was restored from its own snapshot may have made other changes with the same version.
+        if is_another || truth.counters != model.counters {
             let version = truth.counters.version;
             truth.inherit(&model);
             *model = truth;
@@ -223,6 +224,21 @@ impl ClusterState {
             return Ok(());
         }
         self.reload(&rows, &mut memory)
+    }
+
+    /// Looks whether the state can be read, and has changes heard that the watch of it has not told of.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn look(&self) -> Result<(), StateError> {
+        let rows = self.rows();
+        // While a change of our own is under way, what it comes to is not known.
+        let known = self.inner.changing.try_lock().ok().map(|memory| memory.revision);
+        let is_current = rows.is_current(known.unwrap_or(Revision::NOTHING))?;
+        if known.is_some() && !is_current {
+            rows.again();
+        }
+        Ok(())
     }
 
     /// Whether the state can be reached, as far as is known: without it nothing can be changed.

@@ -148,7 +148,15 @@ impl ClusterState {
 
     /// Notes that a node was heard of; kept in memory alone.
     pub fn saw_node(&self, id: NodeId, now: BootTime) {
-        self.inner.last_seen.lock().expect(NO_PANIC).insert(id, now);
+        let model = self.model();
+        let mut seen = self.inner.last_seen.lock().expect(NO_PANIC);
+        if model.nodes.contains_key(&id) {
+            seen.insert(id, now);
+        }
+        // Others remove nodes too.
+        if seen.len() > model.nodes.len() {
+            seen.retain(|id, _| model.nodes.contains_key(id));
+        }
     }
 
     /// When a node was heard of last, since this manager started.
