@@ -179,7 +179,7 @@ impl ManagerApi for Arc<Manager> {
 
     async fn catch_up(&self) {
         // Without the store nothing is changed either.
-        let _ = self.freshen().await;
+        let _ = tokio::time::timeout(FRESHENING, self.freshen()).await;
     }
 
     fn role(&self, caller: &PeerIdentity) -> Role {
@@ -378,6 +378,8 @@ impl From<StateError> for ManagerError {
 }
 
 pub(super) const NO_PANIC: &str = "nothing panics while nodes are counted";
+/// How long a call waits for what others have changed of who may make it.
+const FRESHENING: std::time::Duration = std::time::Duration::from_secs(2);
 
 #[cfg(test)]
 pub(super) mod tests {

@@ -107,7 +107,7 @@ fn explain(status: &Status) -> String {
         deepest = source;
     }
     match status.code() {
-        Code::Cancelled | Code::DeadlineExceeded => "the manager did not answer in time".to_owned(),
+        Code::Cancelled | Code::DeadlineExceeded => NO_ANSWER.to_owned(),
         Code::Ok
         | Code::Unknown
         | Code::InvalidArgument
@@ -126,6 +126,8 @@ fn explain(status: &Status) -> String {
     }
 }
 
+const NO_ANSWER: &str = "the manager did not answer in time: if something was to be changed, look whether it was before you \
+                         ask for it again";
 const REMOVED: &str = "this node was removed from its cluster, and the others refuse it: run `overlayd leave \
                        --force` here, then `overlayd join` with a token of the cluster";
 

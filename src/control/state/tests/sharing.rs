@@ -4,7 +4,8 @@ use super::etcd::Etcd;
 use super::over_etcd::{access, etcd};
 use super::*;
 use crate::cluster::View;
-use crate::control::store::{EtcdAccess, EtcdError, StoreError};
+use crate::control::store::{Batch, EtcdAccess, EtcdError, StoreError};
+use crate::io::clock::boot_time;
 
 /// A manager with a state directory of its own.
 struct Manager {
@@ -248,6 +249,20 @@ fn change_of_more_rows_than_etcd_takes_in_one_list_is_one_transaction() {
     one.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
     assert_eq!(one.version(), version + 1);
     assert_eq!(settled(&one.another().state), settled(&one.state));
+}
+
+#[test]
+fn etcd_that_takes_a_change_and_says_nothing_is_given_up_before_agents_give_up_their_manager() {
+    // Its kernel answers for it.
+    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("etcd://{}", hung.local_addr().unwrap()).parse().unwrap();
+    let access = EtcdAccess { address, ca_pem: None, client_pem: None, user: None };
+    let rows = ClusterRows::over(&SharedStore::new(access)).unwrap();
+    rows.found(ClusterId::from_entropy([7; 16]));
+    let begin = boot_time();
+    let given_up = rows.commit(Revision::NOTHING, &Batch::default()).unwrap_err();
+    assert!(boot_time().since(begin) < Duration::from_secs(13), "{:?}", boot_time().since(begin));
+    assert!(given_up.to_string().contains("it is not known yet whether it was made"), "{given_up}");
 }
 
 #[test]

@@ -73,9 +73,14 @@ impl Members {
         })
     }
 
-    /// Reads, from whichever member answers first: each is asked a moment after the one before.
-    pub(super) async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, EtcdError> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Reads, from whichever member answers first: each is asked a moment after the one before. All are asked again
+    /// and again for as long as `patience` says while they cannot, as while they elect a leader.
+    pub(super) async fn range(
+        &self,
+        request: &RangeRequest,
+        patience: Duration,
+    ) -> Result<RangeResponse, EtcdError> {
+        let deadline = Instant::now() + patience;
         loop {
             let asked: Vec<_> = self.order().map(|member| self.read(member, request)).collect();
             let faults = match attempts::first(asked, STAGGER).await {
@@ -271,8 +276,6 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// How long reading goes on while members answer that they cannot, as while they elect a leader.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long one call of one member may take.
 const ATTEMPT: Duration = Duration::from_millis(1500);
 /// Before another member is asked too for what is only read.

@@ -256,9 +256,10 @@ impl Etcd {
     async fn read_back(&self, id: &str, since: Revision) -> Result<Landed, EtcdError> {
         // In this order: what has not landed while the head is another's never will, and then the
         // row of the writer, which nobody else writes, tells for good.
-        let head = self.inner.members.range(&one(self.key("head"))).await?;
+        let read = |key| async { self.inner.members.range(&one(key), Duration::ZERO).await };
+        let head = read(self.key("head")).await?;
         let is_unchanged = revision_of(&head) == since;
-        let last = self.inner.members.range(&one(self.last())).await?;
+        let last = read(self.last()).await?;
         match last.kvs.first() {
             Some(row) if row.value == id.as_bytes() => Ok(Landed::Yes(Revision::new(row.mod_revision))),
             Some(_) | None if is_unchanged => Ok(Landed::NotYet),
@@ -305,7 +306,7 @@ impl Etcd {
 
     fn range(&self, request: RangeRequest) -> Result<RangeResponse, EtcdError> {
         let members = Arc::clone(&self.inner.members);
-        self.run(async move { members.range(&request).await })?
+        self.run(async move { members.range(&request, READING).await })?
     }
 
     pub(super) fn wake(&self, listener: std::thread::Thread) {
@@ -451,6 +452,9 @@ const MAGIC: &str = "overlayd state";
 const FORMAT: u32 = 1;
 const MOST_OUTER: usize = 100;
 const MOST_INNER: usize = 60;
-/// How long a transaction whose answer was lost is followed up.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a transaction whose answer was lost is followed up: together with the reading before it shorter than
+/// agents wait for a manager.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// How long reading goes on while the members cannot.
+const READING: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
