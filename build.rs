@@ -34,7 +34,8 @@ fn main() {
         service.method(with_types(method, input, output).build())
     });
     let session = Method::builder().name("session").route_name("Session").server_streaming();
-    let service = service.method(with_types(session, "SessionRequest", "ViewUpdate").build());
+    let session = with_types(session, "SessionRequest", "Piece");
+    let service = service.method(session.codec_path("crate::control::rpc::pieces::SessionCodec").build());
     Builder::new().compile(&[service.build()]);
 }
 

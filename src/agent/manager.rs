@@ -11,6 +11,7 @@ mod nodes;
 mod promotion;
 mod returning;
 mod sessions;
+mod telling;
 mod tenure;
 mod token_clock;
 mod tokens;

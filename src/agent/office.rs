@@ -249,6 +249,8 @@ async fn serve(
     tasks.spawn(named("forgetting removed nodes", Arc::clone(manager).forget_removed()));
     tasks.spawn(named("the replacement of the root", Arc::clone(manager).keep_rotation()));
     tasks.spawn(named("the join tokens", Arc::clone(manager).settle_tokens()));
+    tasks.spawn(named("what nodes are told", Arc::clone(manager).keep_telling()));
+    tasks.spawn(named("the end of the sessions", Arc::clone(manager).keep_ending()));
     tasks.spawn(named("the way to the store", Arc::clone(manager).keep_store()));
     let service = Arc::new(Arc::clone(manager));
     let enrolment = enrol::serve(Arc::clone(&service), machines, events.clone(), manager.joins());

@@ -118,11 +118,15 @@ async fn follow(
             Ok(None) => return ManagerError::new(ErrorKind::Unavailable, "the manager ended the session"),
             Err(status) => return status.into(),
         };
-        let full = update.full;
-        if full && is_overtaken(update.version.get(), views.borrow().version.get()) {
+        let full = update.outline.full;
+        if full && is_overtaken(update.outline.version.get(), views.borrow().version.get()) {
             return ManagerError::new(ErrorKind::Unavailable, REPLACED);
         }
-        let view = update.apply(&views.borrow());
+        let applied = update.apply(&views.borrow());
+        let view = match applied {
+            Ok(view) => view,
+            Err(misfit) => return ManagerError::new(ErrorKind::Unavailable, misfit.to_string()),
+        };
         let managers: Vec<SocketAddr> = view.managers.iter().map(|node| node.advertise).collect();
         if !managers.is_empty() && managers != client.addresses() {
             client.set_addresses(managers);
@@ -209,7 +213,7 @@ mod tests {
     proptest! {
         #[test]
         fn full_update_makes_the_view_of_any_other(old in any_view(), new in any_view()) {
-            prop_assert_eq!(ViewUpdate::full(&new).apply(&old), new);
+            prop_assert_eq!(ViewUpdate::full(&new).apply(&old), Ok(new));
         }
     }
 

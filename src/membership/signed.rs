@@ -56,9 +56,13 @@ impl<S: Statement> Signed<S> {
     /// # Errors
     /// Those of `sign`.
     pub fn sign<E>(statement: &S, sign: impl FnOnce(&[u8]) -> Result<Signature, E>) -> Result<Self, E> {
-        let payload = serde_json::to_string(statement).expect("names and numbers are plain JSON");
+        let payload = payload_of(statement);
         let Signature { certificate, signature } = sign(payload.as_bytes())?;
-        Ok(Self { payload, certificate, signature, says: PhantomData })
+        Ok(Self::of(payload, certificate, signature))
+    }
+
+    pub(super) const fn of(payload: String, certificate: String, signature: String) -> Self {
+        Self { payload, certificate, signature, says: PhantomData }
     }
 
     /// Checks who signed and what. The certificate may have expired since: a statement was signed while it
@@ -299,6 +303,11 @@ impl KnownMemberships {
     pub fn forget(&mut self, network: NetworkId) {
         self.newest.remove(&network);
     }
+}
+
+/// What is signed of a statement: of two that are equal, the same.
+pub(super) fn payload_of<S: Statement>(statement: &S) -> String {
+    serde_json::to_string(statement).expect("names and numbers are plain JSON")
 }
 
 fn parse<'d>(der: &'d [u8], error: &'static str) -> Result<X509Certificate<'d>, MembershipError> {

@@ -10,6 +10,7 @@ pub(crate) mod certificates;
 pub(crate) mod changes;
 pub(crate) mod cut_off;
 pub(crate) mod etcd;
+pub(crate) mod followers;
 pub(crate) mod frames;
 pub(crate) mod long_stream;
 pub(crate) mod paced;

@@ -7,10 +7,10 @@ use overlayd::cluster::{Role, View};
 use overlayd::control::ca::CertificateAuthority;
 use overlayd::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled};
 use overlayd::control::rpc::messages::{
-    Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
-    InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
-    NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
-    Token, TokenRequest, ViewUpdate,
+    Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Documents, Done,
+    InspectNetwork, InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks,
+    NewNetwork, NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa,
+    SessionRequest, Token, TokenRequest, ViewUpdate,
 };
 use overlayd::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use overlayd::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
@@ -92,7 +92,7 @@ impl ManagerApi for Desk {
         _request: SessionRequest,
     ) -> Result<Updates, ManagerError> {
         let views = WatchStream::new(self.view.subscribe());
-        Ok(Box::pin(views.map(|view| ViewUpdate::full(&view))))
+        Ok(Box::pin(views.map(|view| Documents::from(&ViewUpdate::full(&view)))))
     }
 
     async fn create_network(&self, _: PeerIdentity, _: NewNetwork) -> Result<NetworkReply, ManagerError> {

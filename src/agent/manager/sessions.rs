@@ -5,13 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use futures_util::stream::unfold;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::Manager;
-use crate::control::rpc::messages::{SessionRequest, ViewUpdate};
+use crate::control::rpc::messages::{Documents, SessionRequest};
 use crate::control::rpc::{ManagerError, Updates};
 use crate::control::state::Told;
 use crate::control::tls::peer::PeerIdentity;
@@ -20,11 +19,11 @@ use crate::id::{NodeId, Version};
 use crate::io::clock::boot_time;
 
 /// The sessions that nodes have with this manager.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::agent) struct Sessions {
     held: Mutex<Held>,
-    /// For whole views, which are long: when all nodes come at once, few are in memory at a time.
-    whole: Arc<Semaphore>,
+    /// The version that all are to be told.
+    tell: watch::Sender<Version>,
 }
 
 #[derive(Debug, Default)]
@@ -66,14 +65,23 @@ impl Sessions {
         self.lock().by_node.keys().copied().collect()
     }
 
+    /// How many nodes have one.
+    pub(super) fn count(&self) -> usize {
+        self.lock().by_node.len()
+    }
+
+    /// Has all of them told what changed up to this version.
+    pub(super) fn tell(&self, version: Version) {
+        self.tell.send_replace(version);
+    }
+
+    /// Ends them all.
+    pub(super) fn end_all(&self) {
+        self.lock().by_node.clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().expect(NO_PANIC)
-    }
-}
-
-impl Default for Sessions {
-    fn default() -> Self {
-        Self { held: Mutex::default(), whole: Arc::new(Semaphore::new(WHOLE_VIEWS)) }
     }
 }
 
@@ -84,8 +92,6 @@ impl Manager {
         request: SessionRequest,
     ) -> Result<Updates, ManagerError> {
         let node = caller.node;
-        // Before the view is made: what changes from here on is told.
-        let versions = self.state.versions();
         let noted = self.on_state(move |state| {
             let SessionRequest { node: this, standing } = request;
             state.update_node(node, this.advertise, this.data, this.underlay_mtu)?;
@@ -98,11 +104,15 @@ impl Manager {
         })
         .await?;
         let begun = self.sessions.begin(node);
+        // Before the view is made: what changes from here on is told.
+        let tell = self.sessions.tell.subscribe();
         self.events.record(Event::SessionBegun { node, from: caller.address });
         let manager = Arc::clone(self);
-        let session = Session { manager, node, begun, versions, told: Told::default(), whole_view: None };
+        let session = Session { manager, node, begun, tell, told: Told::default() };
+        // Who ended all sessions just now did not know of this one.
+        self.require_service()?;
         Ok(Box::pin(unfold((session, true), |(mut session, is_first)| async move {
-            let update = if is_first { session.first().await } else { session.next().await };
+            let update = if is_first { session.first() } else { session.next().await };
             update.map(|update| (update, (session, false)))
         })))
     }
@@ -113,38 +123,26 @@ struct Session {
     manager: Arc<Manager>,
     node: NodeId,
     begun: Begun,
-    versions: watch::Receiver<Version>,
+    tell: watch::Receiver<Version>,
     told: Told,
-    /// Kept until the update after the whole view is asked for: then that is on its way.
-    whole_view: Option<oneshot::Sender<()>>,
 }
 
 impl Session {
-    async fn first(&mut self) -> Option<ViewUpdate> {
-        let room = Arc::clone(&self.manager.sessions.whole).acquire_owned().await.ok()?;
-        let (taken, gone) = oneshot::channel();
-        tokio::spawn(async move {
-            // Taken, or the session has ended, or its node reads too slowly for the others to wait.
-            let _ = tokio::time::timeout(WHOLE_VIEW_TIME, gone).await;
-            drop(room);
-        });
-        self.whole_view = Some(taken);
-        self.versions.borrow_and_update();
-        self.manager.state.update_for(self.node, &mut self.told)
+    fn first(&mut self) -> Option<Documents> {
+        // All that is acknowledged by now.
+        let version = self.manager.state.version();
+        self.manager.state.update_for(self.node, &mut self.told, version)
     }
 
-    async fn next(&mut self) -> Option<ViewUpdate> {
-        self.whole_view = None;
+    /// Made when the node has taken what it was told before, of all that changed since.
+    async fn next(&mut self) -> Option<Documents> {
         loop {
             tokio::select! {
-                changed = self.versions.changed() => changed.ok()?,
+                tell = self.tell.changed() => tell.ok()?,
                 _ = &mut self.begun.replaced => return None,
-                () = self.manager.stopped_serving() => return None,
             }
-            // Many changes at once are told as one.
-            tokio::time::sleep(BATCH).await;
-            self.versions.borrow_and_update();
-            if let Some(update) = self.manager.state.update_for(self.node, &mut self.told) {
+            let version = *self.tell.borrow_and_update();
+            if let Some(update) = self.manager.state.update_for(self.node, &mut self.told, version) {
                 return Some(update);
             }
         }
@@ -159,10 +157,6 @@ impl Drop for Session {
     }
 }
 
-const BATCH: Duration = Duration::from_millis(20);
-/// A network of 10,000 endpoints is some 3 MB.
-const WHOLE_VIEWS: usize = 16;
-const WHOLE_VIEW_TIME: Duration = Duration::from_secs(2);
 const NO_PANIC: &str = "nothing panics while sessions are counted";
 
 #[cfg(test)]

@@ -82,11 +82,13 @@ impl Manager {
         let has_store = timeout(MOMENT, store.wait_for(|has_store| *has_store)).await.is_ok();
         tokio::select! {
             done = work, if has_store => done,
-            _ = store.wait_for(|has_store| !has_store) => {
-                let why = "this manager does not reach the cluster's store: another manager may";
-                Err(ManagerError::new(ErrorKind::Unavailable, why))
-            }
+            _ = store.wait_for(|has_store| !has_store) => Err(no_store()),
         }
+    }
+
+    /// Refuses everybody while this node does not serve.
+    pub(super) fn require_service(&self) -> Result<(), ManagerError> {
+        if *self.store.borrow() { self.require_office() } else { Err(no_store()) }
     }
 
     /// Resolves once this node is no manager any more, or does not reach the cluster's state.
@@ -102,6 +104,11 @@ impl Manager {
     fn is_in_office(&self) -> bool {
         self.state.is_in_office()
     }
+}
+
+fn no_store() -> ManagerError {
+    let why = "this manager does not reach the cluster's store: another manager may";
+    ManagerError::new(ErrorKind::Unavailable, why)
 }
 
 /// How often a state that is here is looked for.

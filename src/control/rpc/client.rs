@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use rustls::AlertDescription;
 use tokio::sync::Notify;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
 
 use super::dialer::Dialer;
 use super::error::ManagerError;
@@ -19,10 +19,11 @@ use super::messages::{
     Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
     InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
     NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
-    Token, TokenRequest, ViewUpdate,
+    Token, TokenRequest,
 };
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use super::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
+use super::pieces::Updates;
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::{ConnectError, PeerStream};
 use crate::control::trust::Refusal;
@@ -98,8 +99,8 @@ impl ManagerClient {
     ///
     /// # Errors
     /// No manager can be reached, or it refuses.
-    pub async fn session(&self, request: SessionRequest) -> Result<Streaming<ViewUpdate>, ManagerError> {
-        Ok(self.client().session(request).await?.into_inner())
+    pub async fn session(&self, request: SessionRequest) -> Result<Updates, ManagerError> {
+        Ok(Updates::new(self.client().session(request).await?.into_inner()))
     }
 
     /// Removes this node from the cluster.

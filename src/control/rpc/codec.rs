@@ -60,10 +60,12 @@ impl<D: DeserializeOwned> Decoder for JsonDecoder<D> {
     type Error = Status;
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
-        serde_json::from_reader(from.reader()).map(Some).map_err(|error| {
-            Status::invalid_argument(format!(
-                "a message is not understood ({error}); are both nodes of the same version?"
-            ))
-        })
+        serde_json::from_reader(from.reader()).map(Some).map_err(not_understood)
     }
+}
+
+pub(super) fn not_understood(error: serde_json::Error) -> Status {
+    Status::invalid_argument(format!(
+        "a message is not understood ({error}); are both nodes of the same version?"
+    ))
 }

@@ -11,12 +11,14 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+pub use super::pieces::Piece;
+
 pub use self::managers::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 pub use self::node::{ChangeNode, ChangedNode, InspectNode, NodeChange, NodeDetail, RemoveNode, RemovedNode};
 use crate::cluster::{ManagerState, Network, NetworkView, Node, NodeProfile, Role};
 use crate::control::identity::base64_der_list;
 pub use crate::control::state::{
-    AttachRequest as Attach, Attached, ChangedProfile, NetworkChange, NetworkSummary, NewNetwork,
+    AttachRequest as Attach, Attached, ChangedProfile, Documents, NetworkChange, NetworkSummary, NewNetwork,
     ProfileChange, RootStanding, ViewUpdate,
 };
 use crate::id::{EndpointId, NetworkName};

@@ -8,6 +8,7 @@ pub mod codec;
 mod dialer;
 pub mod error;
 pub mod messages;
+pub mod pieces;
 pub mod server;
 
 pub use self::client::ManagerClient;

@@ -9,9 +9,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
@@ -21,10 +22,12 @@ use super::messages::{
     Attach, Attached, CaStatus, CaStatusRequest, ChangeNode, ChangedNode, Detach, Done, InspectNetwork,
     InspectNode, Leave, ListNetworks, ListNodes, NetworkDetail, NetworkReply, Networks, NewNetwork,
     NodeDetail, Nodes, RemoveNetwork, RemoveNode, RemovedNode, Renew, Renewed, RotateCa, SessionRequest,
-    Token, TokenRequest, ViewUpdate,
+    Token, TokenRequest,
 };
+use super::messages::{Documents, Piece};
 use super::messages::{IssueToken, IssuedToken, ListTokens, RemoveToken, TokenList};
 use super::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
+use super::pieces;
 use crate::cluster::Role;
 use crate::control::tls::peer::{PeerIdentity, PeerStream};
 use crate::events::{Event, Events, Noted, Reason};
@@ -125,7 +128,7 @@ pub trait ManagerApi: Send + Sync + 'static {
 }
 
 /// What a session tells.
-pub type Updates = Pin<Box<dyn Stream<Item = ViewUpdate> + Send>>;
+pub type Updates = Pin<Box<dyn Stream<Item = Documents> + Send>>;
 
 /// The future of an answer.
 pub trait Answer<T>: Future<Output = Result<T, ManagerError>> + Send {}
@@ -342,12 +345,12 @@ macro_rules! unary {
                 }
             )*
 
-            type SessionStream = UpdateStream;
+            type SessionStream = PieceStream;
 
             async fn session(
                 &self,
                 request: Request<SessionRequest>,
-            ) -> Result<Response<UpdateStream>, Status> {
+            ) -> Result<Response<PieceStream>, Status> {
                 let (caller, mut request, _) = self.admit(request).await?;
                 request.node.role = caller.role;
                 if request.node.id != caller.node {
@@ -355,7 +358,8 @@ macro_rules! unary {
                     return Err(ManagerError::new(ErrorKind::Denied, message).into());
                 }
                 let updates = self.api.session(caller, request).await?;
-                Ok(Response::new(Box::pin(updates.map(Ok))))
+                let pieces = updates.flat_map(|update| tokio_stream::iter(pieces::cut(&update)));
+                Ok(Response::new(Box::pin(pieces.map(Ok))))
             }
         }
     };
@@ -384,7 +388,7 @@ unary! {
     store_access(StoreAccessRequest) -> StoreAccess;
 }
 
-type UpdateStream = Pin<Box<dyn Stream<Item = Result<ViewUpdate, Status>> + Send>>;
+type PieceStream = Pin<Box<dyn Stream<Item = Result<Piece, Status>> + Send>>;
 
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: usize = 1 << 20;

@@ -42,6 +42,13 @@ impl ChangeLog {
         let first = self.changes.partition_point(|(at, _)| *at <= version);
         (version >= self.since).then(|| self.changes.range(first..).map(|(_, touched)| *touched))
     }
+
+    /// When the latest change up to `version` was; `None` if that is too long ago.
+    pub(super) fn latest(&self, version: Version) -> Option<Version> {
+        let first = self.changes.partition_point(|(at, _)| *at <= version);
+        let before = first.checked_sub(1).and_then(|last| self.changes.get(last));
+        (version >= self.since).then(|| before.map_or(self.since, |(at, _)| *at))
+    }
 }
 
 const SHORTEST: usize = 64;
@@ -63,5 +70,7 @@ mod tests {
         let last = log.after(Version::new(109)).map(Iterator::collect::<Vec<_>>);
         assert_eq!(last, Some(vec![touched(99)]));
         assert_eq!(log.after(Version::new(500)).map(Iterator::count), Some(0));
+        let latest = [29, 30, 31, 500].map(|version| log.latest(Version::new(version)));
+        assert_eq!(latest, [None, Some(Version::new(30)), Some(Version::new(31)), Some(Version::new(110))]);
     }
 }

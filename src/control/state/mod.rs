@@ -10,6 +10,7 @@ mod addresses;
 mod authority;
 mod change_log;
 mod changes;
+mod documents;
 mod endpoints;
 mod error;
 mod history;
@@ -30,6 +31,7 @@ mod subnets;
 mod tokens;
 mod view_update;
 mod views;
+mod wording;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -44,12 +46,14 @@ use zeroize::Zeroizing;
 use self::changes::Memory;
 use self::model::{Change, Counters, Founding, MembershipRow, Model};
 use self::network_state::NetworkState;
+use self::wording::Wording;
 use crate::boot_time::BootTime;
 use crate::cluster::Node;
 use crate::control::store::{ClusterRows, CommitError, Revision, SharedStore, Store};
 use crate::id::{ClusterId, NodeId, Version};
 use crate::membership::{Roots, Signature, SignedMembership};
 
+pub use self::documents::{Assembly, Documents};
 pub use self::endpoints::{AttachRequest, Attached};
 pub use self::error::{ErrorKind, StateError};
 pub use self::issued_tokens::{NewToken, TokenRefusal};
@@ -62,7 +66,7 @@ pub use self::profiles::{ChangedProfile, ProfileChange};
 pub use self::relocation::Relocated;
 pub use self::rotation::{Advance, NewRotation, RootStanding, Rotation};
 pub use self::tokens::Tokens;
-pub use self::view_update::{NetworkChange, ViewUpdate};
+pub use self::view_update::{Misfit, NetworkChange, NewMembership, Outline, Roster, ViewUpdate};
 pub use self::views::Told;
 
 /// Signs the payload of a membership or of a list of removed nodes with the manager's key.
@@ -103,6 +107,8 @@ struct Inner {
     model: RwLock<Model>,
     versions: watch::Sender<Version>,
     last_seen: Mutex<BTreeMap<NodeId, BootTime>>,
+    /// What sessions are told.
+    wording: Mutex<Wording>,
 }
 
 impl ClusterState {
@@ -247,6 +253,7 @@ impl ClusterState {
             model: RwLock::new(model),
             versions,
             last_seen: Mutex::new(BTreeMap::new()),
+            wording: Mutex::default(),
         };
         let state = Self { inner: Arc::new(inner) };
         state.follow();

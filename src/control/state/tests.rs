@@ -10,6 +10,7 @@ mod refusals;
 mod restored;
 mod rotation;
 mod sharing;
+mod telling;
 mod tokens;
 
 use super::model::RemovalsRow;
@@ -230,19 +231,19 @@ fn update_carries_what_changed_alone_and_leads_to_the_whole_view() {
     cluster.state.attach(node_id(1), &request(1, "one")).unwrap();
     cluster.state.attach(node_id(1), &request(2, "two")).unwrap();
     let mut told = Told::default();
-    let first = cluster.state.update_for(node_id(1), &mut told).unwrap();
-    assert!(first.full && first.networks.len() == 2);
-    let mut view = first.apply(&View::default());
-    assert_eq!(cluster.state.update_for(node_id(1), &mut told), None);
+    let first = hear(&cluster.state, node_id(1), &mut told).unwrap();
+    assert!(first.outline.full && first.networks.len() == 2);
+    let mut view = first.apply(&View::default()).unwrap();
+    assert_eq!(hear(&cluster.state, node_id(1), &mut told), None);
 
     cluster.state.attach(node_id(2), &request(3, "two")).unwrap();
-    let update = cluster.state.update_for(node_id(1), &mut told).unwrap();
-    assert!(!update.full && update.networks.is_empty() && update.gone.is_empty());
+    let update = hear(&cluster.state, node_id(1), &mut told).unwrap();
+    assert!(!update.outline.full && update.networks.is_empty() && update.outline.gone.is_empty());
     let [change] = &update.changes[..] else { panic!("{update:?}") };
     assert_eq!(change.endpoints.iter().map(|e| e.id).collect::<Vec<_>>(), [endpoint_id(3)]);
     assert_eq!(change.nodes.iter().map(|n| n.id).collect::<Vec<_>>(), [node_id(2)]);
     assert!(change.membership.is_some());
-    view = update.apply(&view);
+    view = update.apply(&view).unwrap();
     assert_eq!(view, cluster.state.view_for(node_id(1)));
 
     cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
@@ -253,11 +254,11 @@ fn update_carries_what_changed_alone_and_leads_to_the_whole_view() {
         9000,
     );
     moved.unwrap();
-    let update = cluster.state.update_for(node_id(1), &mut told).unwrap();
-    assert_eq!((update.changes.len(), update.gone.len()), (1, 1));
-    view = update.apply(&view);
+    let update = hear(&cluster.state, node_id(1), &mut told).unwrap();
+    assert_eq!((update.changes.len(), update.outline.gone.len()), (1, 1));
+    view = update.apply(&view).unwrap();
     assert_eq!(view, cluster.state.view_for(node_id(1)));
-    assert_eq!(cluster.state.update_for(node_id(1), &mut told), None);
+    assert_eq!(hear(&cluster.state, node_id(1), &mut told), None);
 }
 
 #[test]
@@ -266,10 +267,10 @@ fn node_that_leaves_a_network_and_comes_back_is_told_all_of_it() {
     cluster.create("one", &["10.1.0.0/24"]);
     cluster.state.attach(node_id(1), &request(1, "one")).unwrap();
     let mut told = Told::default();
-    cluster.state.update_for(node_id(1), &mut told).unwrap();
+    hear(&cluster.state, node_id(1), &mut told).unwrap();
     cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
     cluster.state.attach(node_id(1), &request(2, "one")).unwrap();
-    let update = cluster.state.update_for(node_id(1), &mut told).unwrap();
+    let update = hear(&cluster.state, node_id(1), &mut told).unwrap();
     assert_eq!((update.networks.len(), update.changes.len()), (1, 0));
 }
 
@@ -494,4 +495,9 @@ fn net(net: &str) -> IpNet {
 
 fn nets(all: &[&str]) -> Vec<IpNet> {
     all.iter().map(|n| net(n)).collect()
+}
+
+/// What a session of a node is told by now.
+fn hear(state: &ClusterState, node: NodeId, told: &mut Told) -> Option<ViewUpdate> {
+    state.update_for(node, told, state.version()).map(|documents| documents.read().unwrap())
 }

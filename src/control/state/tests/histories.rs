@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::net::IpAddr;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Create(usize),
     Remove(usize),
     Attach {
@@ -70,8 +70,8 @@ proptest! {
             for (n, (node, view, heard)) in sessions.iter_mut().enumerate() {
                 // Some sessions are slow and hear of several changes at once.
                 if told >> ((i * 3 + n) % 64) & 1 == 1 {
-                    if let Some(update) = cluster.state.update_for(*node, heard) {
-                        *view = update.apply(view);
+                    if let Some(update) = hear(&cluster.state, *node, heard) {
+                        *view = update.apply(view).unwrap();
                     }
                     let whole = cluster.state.view_for(*node);
                     // Of what is no news to it, a node does not hear the version either.
@@ -241,7 +241,7 @@ impl Naive {
     }
 }
 
-fn perform(state: &ClusterState, step: &Step) -> Result<(), StateError> {
+pub(super) fn perform(state: &ClusterState, step: &Step) -> Result<(), StateError> {
     match *step {
         Step::Create(n) => {
             let mut new = new_network(network(n).as_str(), &[&format!("10.1.{n}.0/29")]);
@@ -271,7 +271,7 @@ fn perform(state: &ClusterState, step: &Step) -> Result<(), StateError> {
     }
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let attach = (1u8..=3, 0u32..12, 0usize..2, prop::option::weighted(0.3, 0u8..8));
     prop_oneof![
         3 => (0usize..2).prop_map(Step::Create),

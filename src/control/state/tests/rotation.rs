@@ -55,10 +55,10 @@ pub(super) fn rotation_is_where_it_was_after_opening_again_in_each_step() {
         nodes.iter().for_each(|node| note(&cluster, *node, trusted, issuer));
         cluster = TestCluster::open(cluster.close());
         let mut told = Told::default();
-        let _ = cluster.state.update_for(nodes[0], &mut told);
+        let _ = hear(&cluster.state, nodes[0], &mut told);
         assert_ne!(cluster.state.advance_rotation().unwrap(), Advance::Waiting);
-        let news = cluster.state.update_for(nodes[0], &mut told).unwrap();
-        assert_eq!(news.roots, Some(cluster.state.roots()));
+        let news = hear(&cluster.state, nodes[0], &mut told).unwrap();
+        assert_eq!(news.outline.roots, Some(cluster.state.roots()));
     }
     assert_eq!(cluster.state.rotation(), None);
     assert_eq!(TestCluster::open(cluster.close()).state.roots(), Roots::sole(NEW));

@@ -68,12 +68,12 @@ fn nodes_are_told_of_what_another_manager_changed_and_of_nothing_else() {
     one.state.attach(node_id(1), &request(3, "still")).unwrap();
     let other = one.another();
     let mut told = Told::default();
-    let mut view = other.state.update_for(node_id(1), &mut told).unwrap().apply(&View::default());
+    let mut view = hear(&other.state, node_id(1), &mut told).unwrap().apply(&View::default()).unwrap();
     let mut hears = |what: &str| {
         other.state.catch_up().unwrap();
-        let update = other.state.update_for(node_id(1), &mut told).unwrap();
-        assert!(!update.full && update.networks.is_empty(), "{what}: {update:?}");
-        view = update.clone().apply(&view);
+        let update = hear(&other.state, node_id(1), &mut told).unwrap();
+        assert!(!update.outline.full && update.networks.is_empty(), "{what}: {update:?}");
+        view = update.clone().apply(&view).unwrap();
         assert_eq!(view, one.state.view_for(node_id(1)), "{what}");
         update
     };
@@ -81,7 +81,7 @@ fn nodes_are_told_of_what_another_manager_changed_and_of_nothing_else() {
     let update = hears("one more endpoint");
     assert_eq!((update.changes.len(), update.changes[0].endpoints.len()), (1, 1));
     assert!(
-        update.roots.is_none()
+        update.outline.roots.is_none()
             && update.changes[0].nodes.is_empty()
             && update.changes[0].membership.is_none()
     );
@@ -94,11 +94,11 @@ fn nodes_are_told_of_what_another_manager_changed_and_of_nothing_else() {
     one.state.update_node(node_id(3), node(9).advertise, node(9).data, 1400).unwrap();
     assert_eq!(hears("a node that has moved").changes[0].nodes.len(), 1);
     one.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
-    assert!(!hears("a node that is removed").removed.is_empty());
+    assert!(hears("a node that is removed").outline.roster.is_some());
     // What is of no concern to it is no news, and nor is what it knows.
     one.state.rotate_token(Role::Worker, [9; 16]).unwrap();
     other.state.catch_up().unwrap();
-    assert_eq!(other.state.update_for(node_id(1), &mut told), None);
+    assert_eq!(hear(&other.state, node_id(1), &mut told), None);
 }
 
 #[test]
