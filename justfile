@@ -34,7 +34,12 @@ demo:
 bench *ARGUMENTS:
     cargo bench {{ARGUMENTS}}
 
-# The table of the README: overlayd beside the kernel's VXLAN, on a quiet machine
+# Table and plot of the README, on a quiet machine: ten minutes
+figures:
+    cargo build --release
+    sudo netns-scripts/throughput.sh --seconds 2 --rounds 5 --json docs/throughput.json --svg docs/throughput.svg --readme README.md
+
+# Any measurement of the data path: overlayd beside the kernel's VXLAN, on a quiet machine
 throughput *ARGUMENTS:
     cargo build --release
     sudo netns-scripts/throughput.sh {{ARGUMENTS}}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# throughput.sh [--seconds N] [--rounds N] [--peers A,B,...|all] [--json FILE] [--svg FILE [--mtus A,B,...]]
+# throughput.sh [--seconds N] [--rounds N] [--peers A,B,...|all] [--json FILE] [--svg FILE [--mtus A,B,...]] [--readme FILE]
 # Measures overlayd beside the kernel's plaintext VXLAN, and beside other tunnels, in turn and in rounds,
 # and prints a table of the medians in Markdown. It makes two hosts joined by one cable, with a container
 # each, for every measurement, and nothing of that is left, however it ends.
@@ -9,6 +9,7 @@
 #   --json FILE   write every figure there
 #   --svg FILE    measure one TCP stream by suite and by MTU too, and plot it there
 #   --mtus LIST   between the hosts, for the plot (default 1280,1500,3000,9000)
+#   --readme FILE put table and plot into the place that FILE keeps for them, as README.md does
 #
 # throughput.sh --quick [FROM TO [SECONDS]]
 # TCP both ways between two containers of up.sh (numbers, default 1 and 2).
@@ -20,11 +21,11 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=throughput/figures.sh
 . "$(dirname "$0")/throughput/figures.sh"
 
-usage() { die "usage: throughput.sh [--seconds N] [--rounds N] [--peers A,B,...|all] [--json FILE] [--svg FILE [--mtus A,B,...]]
+usage() { die "usage: throughput.sh [--seconds N] [--rounds N] [--peers A,B,...|all] [--json FILE] [--svg FILE [--mtus A,B,...]] [--readme FILE]
        throughput.sh --quick [FROM TO [SECONDS]]"; }
 
 main() {
-    local command="${SUDO_USER:+sudo }$0 $*" seconds=4 rounds=5 peers=vxlan,overlayd json='' svg='' mtus=1280,1500,3000,9000
+    local command="${SUDO_USER:+sudo }$0 $*" seconds=4 rounds=5 peers=vxlan,overlayd json='' svg='' readme='' mtus=1280,1500,3000,9000
     while [ $# -gt 0 ]; do
         [ $# -ge 2 ] || usage
         case $1 in
@@ -34,6 +35,7 @@ main() {
             --json) json=$2 ;;
             --svg) svg=$2 ;;
             --mtus) mtus=$2 ;;
+            --readme) readme=$2 ;;
             *) usage ;;
         esac
         shift 2
@@ -48,6 +50,7 @@ main() {
         # What fails here does not fail after an hour of measuring.
         if [ -n "$file" ]; then mkdir -p "$(dirname "$file")"; fi
     done
+    if [ -n "$readme" ]; then need_place_in "$readme"; fi
 
     dir=$(mktemp -d)
     trap stop EXIT
@@ -59,6 +62,7 @@ main() {
     report "$command" "$seconds" "$rounds"
     if [ -n "$json" ]; then cp "$dir/report.json" "$json"; fi
     if [ -n "$svg" ]; then plot "$svg"; fi
+    if [ -n "$readme" ] && [ "$failed" = 0 ]; then show_in "$readme" "$svg"; fi
     [ "$failed" = 0 ] || die "$failed measurements failed; the reasons are above"
 }
 
@@ -170,6 +174,30 @@ plot() {
     cp "$dir/plot.svg" "$1"
 }
 
+# need_place_in FILE: that there are two lines with nothing but PLACE_BEGIN and PLACE_END.
+need_place_in() {
+    local line
+    for line in "$PLACE_BEGIN" "$PLACE_END"; do
+        grep --quiet --line-regexp --fixed-strings -e "$line" "$1" || die "$1 has no line $line to put the table behind or before"
+    done
+    for line in vxlan overlayd; do
+        [[ " ${tunnels[*]} " == *" $line "* ]] || die "--readme shows vxlan and overlayd: add $line to --peers"
+    done
+}
+
+# show_in FILE [SVG]: the figures of the kernel's VXLAN and of overlayd between the two lines, and the plot.
+show_in() {
+    local plot=''
+    if [ -n "$2" ]; then plot=$(realpath --relative-to="$(dirname "$1")" "$2"); fi
+    jq --raw-output --from-file "$HERE/throughput/readme.jq" --arg plot "$plot" "$dir/report.json" >"$dir/shown.md"
+    awk -v begin="$PLACE_BEGIN" -v end="$PLACE_END" -v shown="$dir/shown.md" '
+        $0 == end {skips = 0}
+        !skips
+        $0 == begin {while ((getline line <shown) > 0) print line; skips = 1}' "$1" >"$dir/readme.md"
+    # Written over and not replaced: under sudo it stays the property of whoever it was.
+    cat "$dir/readme.md" >"$1"
+}
+
 # quick [FROM TO [SECONDS]]
 quick() {
     need_root_and awk grep iperf3 jq setpriv ss
@@ -187,6 +215,8 @@ quick() {
     done
 }
 
+PLACE_BEGIN='<!-- throughput.sh --readme: begin -->'
+PLACE_END='<!-- throughput.sh --readme: end -->'
 SUITES=(aes-256-gcm aes-128-gcm chacha20-poly1305)
 sandbox=''
 if [ "${1:-}" = --quick ]; then
