@@ -45,7 +45,7 @@ struct Heard {
 impl Follower {
     /// Joins, and has a session from then on.
     pub(crate) async fn join(manager: SocketAddr, token: &JoinToken, number: usize) -> Self {
-        let SimulatedNode { node, client } = SimulatedNode::join(manager, token, number).await;
+        let SimulatedNode { node, client, .. } = SimulatedNode::join(manager, token, number).await;
         let view = number.is_multiple_of(WHOLE_VIEWS).then(Mutex::default);
         let heard = Arc::new(Heard { view, ..Heard::default() });
         let mut known = heard.known.subscribe();

@@ -1,6 +1,7 @@
 //! Nodes as a manager sees them: they join, have a certificate and call the manager API, without an agent.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use overlayd::cluster::Node;
@@ -16,6 +17,7 @@ use overlayd::membership::JoinToken;
 pub(crate) struct SimulatedNode {
     pub(crate) node: Node,
     pub(crate) client: ManagerClient,
+    pub(crate) credentials: Arc<Credentials>,
 }
 
 impl SimulatedNode {
@@ -66,6 +68,7 @@ impl SimulatedNode {
             underlay_mtu: machine.underlay_mtu,
         };
         let credentials = Credentials::new(identity, trust, wall_clock).unwrap();
-        Self { node, client: ManagerClient::new(credentials, enrolled.managers) }
+        let client = ManagerClient::new(Arc::clone(&credentials), enrolled.managers);
+        Self { node, client, credentials }
     }
 }
