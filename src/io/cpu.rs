@@ -18,6 +18,20 @@ pub fn has_aes() -> bool {
     false
 }
 
+/// How often the calling thread had to leave its processor to another, though it had more to do.
+#[expect(unsafe_code, reason = "getrusage of a thread has no safe wrapper")]
+pub fn preemptions() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: getrusage writes one rusage through the pointer, which is to room for one.
+    let status = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    if status != 0 {
+        return 0;
+    }
+    // SAFETY: all zero is a valid rusage, and the kernel has filled it.
+    let usage = unsafe { usage.assume_init() };
+    u64::try_from(usage.ru_nivcsw).unwrap_or_default()
+}
+
 /// How many threads of this process can run at once.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

@@ -8,6 +8,7 @@
 
 mod busy_poll;
 mod command;
+mod courtesy;
 mod event;
 mod inventory;
 mod lane;

@@ -1,7 +1,8 @@
 //! The ports of a lane: its queue of each container's TAP, and the limits of what passes there.
 //!
 //! While a container has sent more than its limit allows, its TAP is not read, and not waited for
-//! either: what it sends goes on waiting in the TAP's own queue, in its kernel. What a container is
+//! either: what it sends goes on waiting in the TAP's own queue, in its kernel. So it is while one that
+//! floods is left alone ([`super::courtesy`]). What a container is
 //! sent above its limit waits in a [`Shaper`]. Both end by time, which the lane's sleep observes.
 
 use std::io;
@@ -42,8 +43,9 @@ impl Ports {
         }
         let PortLimits { egress, ingress } = limits;
         let ingress = ingress.map(Shaper::new);
+        let rests_until = BootTime::from_nanos(0);
         self.ports[slot.index()] =
-            Some(Port { tap, hold, token, egress, ingress, is_paused: false, is_listed: false });
+            Some(Port { tap, hold, token, egress, ingress, rests_until, is_paused: false, is_listed: false });
         self.waiting.reserve(self.ports.len());
         self.lost.reserve(self.ports.len());
         Ok(())
@@ -79,8 +81,7 @@ impl Ports {
 
     /// The TAP of a port, if its container may send now.
     pub(super) fn readable(&self, slot: PortSlot, now: BootTime) -> Option<&Tap> {
-        let port = self.get(slot)?;
-        port.egress.as_ref().is_none_or(|limit| limit.is_open(now)).then_some(&port.tap)
+        self.get(slot).filter(|port| port.is_open(now)).map(|port| &port.tap)
     }
 
     /// Charges a container for a frame of `len` octets that begins with `head`.
@@ -91,11 +92,20 @@ impl Ports {
         }
     }
 
+    /// Lets a container send nothing until then.
+    pub(super) fn rest(&mut self, slot: PortSlot, until: BootTime) {
+        if let Some(port) = self.ports.get_mut(slot.index()).and_then(Option::as_mut) {
+            port.rests_until = until;
+        }
+    }
+
     /// Stops waiting for a TAP whose container may not send, until it may.
     pub(super) fn pause_spent(&mut self, epoll: &Epoll, slot: PortSlot, now: BootTime) {
         let Some(port) = self.ports.get_mut(slot.index()).and_then(Option::as_mut) else { return };
-        let Some(limit) = port.egress.as_ref().filter(|limit| !limit.is_open(now)) else { return };
-        let opens_at = limit.opens_at().min(now + LONGEST_UNSEEN);
+        if port.is_open(now) {
+            return;
+        }
+        let opens_at = port.opens_at(now);
         // What cannot be removed is reported again, and found spent again.
         port.is_paused = port.is_paused || epoll.remove(&port.tap).is_ok();
         self.wake_later(slot, opens_at, now);
@@ -196,6 +206,8 @@ struct Port {
     token: u64,
     egress: Option<Arc<RateLimit>>,
     ingress: Option<Shaper>,
+    /// It is not read until then, whatever its limit.
+    rests_until: BootTime,
     /// Not waited for.
     is_paused: bool,
     /// Among those that time will wake.
@@ -203,6 +215,17 @@ struct Port {
 }
 
 impl Port {
+    /// Whether its container may send.
+    fn is_open(&self, now: BootTime) -> bool {
+        now >= self.rests_until && self.egress.as_ref().is_none_or(|limit| limit.is_open(now))
+    }
+
+    /// When to look whether its container may send.
+    fn opens_at(&self, now: BootTime) -> BootTime {
+        let of_limit = self.egress.as_ref().map_or(self.rests_until, |limit| limit.opens_at());
+        of_limit.max(self.rests_until).min(now + LONGEST_UNSEEN)
+    }
+
     /// Does what is due; when there will be more to do.
     fn wake(
         &mut self,
@@ -224,11 +247,11 @@ impl Port {
             }
             next = shaper.wakes_at();
         }
-        if let Some(limit) = self.egress.as_ref().filter(|_| self.is_paused) {
-            if limit.is_open(now) && epoll.add(&self.tap, self.token).is_ok() {
+        if self.is_paused {
+            if self.is_open(now) && epoll.add(&self.tap, self.token).is_ok() {
                 self.is_paused = false;
             } else {
-                let opens_at = limit.opens_at().min(now + LONGEST_UNSEEN);
+                let opens_at = self.opens_at(now);
                 next = Some(next.map_or(opens_at, |at| at.min(opens_at)));
             }
         }

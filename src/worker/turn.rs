@@ -5,6 +5,7 @@
 //! The order within a turn is: commands, then whatever epoll found ready, then what was sealed is sent.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use arc_swap::cache::Cache;
 
 use super::busy_poll::{BusyPoll, Work};
 use super::command::Command;
+use super::courtesy::Courtesy;
 use super::event::{DataSocket, LaneEvent};
 use super::inventory::Inventory;
 use super::lane::{LaneConfig, Shared};
@@ -24,11 +26,11 @@ use crate::datapath::{
 use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::PortSlot;
-use crate::io::clock;
 use crate::io::epoll::{Epoll, ReadyList};
 use crate::io::steer::LaneSockets;
 use crate::io::tap;
 use crate::io::udp::{Datagram, RecvRing, SendOutcome, UdpSocket};
+use crate::io::{clock, cpu};
 use crate::sa::Sealed;
 use crate::wire::vnet_hdr::VnetHeader;
 
@@ -43,6 +45,7 @@ pub(super) struct Turns {
     received: RecvRing,
     epoll: Epoll,
     busy_poll: BusyPoll,
+    courtesy: Courtesy,
     shared: Arc<Shared>,
 }
 
@@ -69,6 +72,7 @@ impl Turns {
             received: RecvRing::new(),
             epoll,
             busy_poll: BusyPoll::new(config.busy_poll),
+            courtesy: Courtesy::new(),
             shared,
         })
     }
@@ -149,8 +153,15 @@ impl Turns {
                 }
                 port => {
                     let Some(port) = port_of(port) else { continue };
-                    if read_port(&cx, &mut self.egress, &mut self.wire, port, &mut work).is_break() {
-                        self.wire.give_up_port(&self.epoll, port);
+                    match read_port(&cx, &mut self.egress, &mut self.wire, port) {
+                        ControlFlow::Break(()) => self.wire.give_up_port(&self.epoll, port),
+                        ControlFlow::Continue(Work { packets, bytes }) => {
+                            work.add(packets, bytes);
+                            let turn = (packets >= FRAMES_PER_TURN, bytes);
+                            if let Some(rest) = self.courtesy.served(port, turn, now, cpu::preemptions) {
+                                self.wire.ports.rest(port, now + rest);
+                            }
+                        }
                     }
                     self.wire.ports.pause_spent(&self.epoll, port, now);
                 }
@@ -333,14 +344,13 @@ impl Drop for CloseAtEnd {
     }
 }
 
-/// Reads some frames of a port; breaks when its device is gone.
+/// Reads some frames of a port, and says how many; breaks when its device is gone.
 fn read_port(
     cx: &Context<'_>,
     egress: &mut Egress,
     wire: &mut Wire,
     port: PortSlot,
-    work: &mut Work,
-) -> std::ops::ControlFlow<()> {
+) -> ControlFlow<(), Work> {
     let (mut frames, mut bytes) = (0, 0);
     while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
         let place = egress.reserve(cx.tables, port, wire);
@@ -354,21 +364,20 @@ fn read_port(
                 egress.submit(cx, port, &header, frame_len, wire);
                 frames += 1;
                 bytes += frame_len;
-                work.add(1, frame_len);
             }
             Ok(None) => break,
             Err(error) if tap::is_unreadable_frame(&error) => {
                 cx.counters.drop_at_port(port, DropReason::MalformedFrame);
                 frames += 1;
             }
-            Err(error) if tap::is_gone(&error) => return std::ops::ControlFlow::Break(()),
+            Err(error) if tap::is_gone(&error) => return ControlFlow::Break(()),
             Err(error) => {
                 tracing::warn!(%error, %port, "a TAP cannot be read and is given up");
-                return std::ops::ControlFlow::Break(());
+                return ControlFlow::Break(());
             }
         }
     }
-    std::ops::ControlFlow::Continue(())
+    ControlFlow::Continue(Work { packets: frames, bytes })
 }
 
 /// The sockets to be waited for, with their tokens.
