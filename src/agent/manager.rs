@@ -180,6 +180,9 @@ impl ManagerApi for Arc<Manager> {
 
     async fn catch_up(&self) {
         // Without the store nothing is changed either.
+        if !*self.store.borrow() {
+            return;
+        }
         let _ = tokio::time::timeout(FRESHENING, self.freshen()).await;
     }
 

@@ -7,7 +7,7 @@ use crate::api::types::{
     NodeChange, NodeEndpoint, NodeState, NodeSummary, NodeUpdate, RemoveNodeRequest, RemoveNodeResponse,
 };
 use crate::cluster::Endpoint;
-use crate::control::rpc::messages;
+use crate::control::rpc::{ErrorKind, messages};
 use crate::id::NetworkName;
 
 pub(super) async fn list(member: &Member) -> Result<ListNodesResponse, ApiError> {
@@ -51,7 +51,16 @@ pub(super) async fn change(
             messages::NodeChange::Update(change)
         }
     };
-    let changed = member.client.change_node(messages::ChangeNode { node: request.node, change }).await?;
+    let is_demotion = change == messages::NodeChange::Demote;
+    let wanted = messages::ChangeNode { node: request.node, change };
+    let changed = match member.client.change_node(wanted.clone()).await {
+        // By the manager that is none any more: its answer may be cut off by that. Another says whether it is so.
+        Err(error) if is_demotion && error.kind == ErrorKind::Unavailable => {
+            member.client.move_on();
+            member.client.change_node(wanted).await?
+        }
+        answer => answer?,
+    };
     Ok(ChangeNodeResponse {
         node: changed.node,
         profile: changed.profile,

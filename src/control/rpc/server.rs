@@ -295,8 +295,8 @@ impl<M: ManagerApi> Service<M> {
         let caller = caller.ok_or_else(|| {
             ManagerError::new(ErrorKind::Denied, "the connection has no verified node at its other end")
         })?;
-        if T::METHOD.requires() == Role::Manager {
-            // Who is a manager may have been changed by another a moment ago.
+        // Who is a manager may have been changed by another a moment ago, and what is looked at too.
+        if T::METHOD.requires() == Role::Manager || (T::LOOKS && T::METHOD != Method::Session) {
             self.api.catch_up().await;
         }
         self.api.serves()?;
