@@ -6,7 +6,7 @@ use crate::api::types::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, ListNodesResponse,
     NodeChange, NodeEndpoint, NodeState, NodeSummary, NodeUpdate, RemoveNodeRequest, RemoveNodeResponse,
 };
-use crate::cluster::Endpoint;
+use crate::cluster::{Endpoint, Node, Role};
 use crate::control::rpc::{ErrorKind, messages};
 use crate::id::NetworkName;
 
@@ -57,7 +57,13 @@ pub(super) async fn change(
         // By the manager that is none any more: its answer may be cut off by that. Another says whether it is so.
         Err(error) if is_demotion && error.kind == ErrorKind::Unavailable => {
             member.client.move_on();
-            member.client.change_node(wanted).await?
+            let nodes = member.client.list_nodes(messages::ListNodes {}).await?.nodes;
+            let is_it = |node: &Node| node.name == wanted.node || node.id.as_str() == wanted.node.as_str();
+            let is_demoted =
+                |status: &messages::NodeStatus| is_it(&status.node) && status.node.role == Role::Worker;
+            let done = nodes.into_iter().find(is_demoted).ok_or(error)?;
+            let messages::NodeStatus { node, profile, endpoints, .. } = done;
+            messages::ChangedNode { node, profile, endpoints, lost: Vec::new() }
         }
         answer => answer?,
     };
