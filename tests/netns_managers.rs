@@ -55,7 +55,7 @@ fn managers_and_members_of_etcd_that_die_lose_nothing_and_give_nothing_twice() {
         if let Err(panic) = survived {
             std::panic::resume_unwind(panic);
         }
-        assert!(sent > 500 && received == sent, "{received} of {sent} pings answered");
+        assert!(sent > 500 && received == sent, "{received} of {sent} pings answered\n{}", swarm.drops());
         attaching.map(|attaching| attaching.join().unwrap())
     });
     history.check(swarm.agent(1));
