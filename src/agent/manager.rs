@@ -475,7 +475,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(super) fn node(id: NodeId, role: Role, host: u8) -> Node {
+    pub(in crate::agent) fn node(id: NodeId, role: Role, host: u8) -> Node {
         Node {
             id,
             name: format!("node-{host}").parse().expect("a name"),

@@ -8,7 +8,7 @@ use crate::api::types::{
 };
 use crate::cluster::{Endpoint, Node, Role};
 use crate::control::rpc::{ErrorKind, messages};
-use crate::id::NetworkName;
+use crate::id::{HostName, NetworkName};
 
 pub(super) async fn list(member: &Member) -> Result<ListNodesResponse, ApiError> {
     let nodes = member.client.list_nodes(messages::ListNodes {}).await?.nodes.into_iter();
@@ -58,12 +58,7 @@ pub(super) async fn change(
         Err(error) if is_demotion && error.kind == ErrorKind::Unavailable => {
             member.client.move_on();
             let nodes = member.client.list_nodes(messages::ListNodes {}).await?.nodes;
-            let is_it = |node: &Node| node.name == wanted.node || node.id.as_str() == wanted.node.as_str();
-            let is_demoted =
-                |status: &messages::NodeStatus| is_it(&status.node) && status.node.role == Role::Worker;
-            let done = nodes.into_iter().find(is_demoted).ok_or(error)?;
-            let messages::NodeStatus { node, profile, endpoints, .. } = done;
-            messages::ChangedNode { node, profile, endpoints, lost: Vec::new() }
+            demoted(nodes, &wanted.node).ok_or(error)?
         }
         answer => answer?,
     };
@@ -73,6 +68,15 @@ pub(super) async fn change(
         lost: named(changed.lost),
         endpoint_count: u64::try_from(changed.endpoints).unwrap_or(u64::MAX),
     })
+}
+
+/// The node that was to be demoted, if it is a worker. One of several of that name was not what was asked for.
+fn demoted(nodes: Vec<messages::NodeStatus>, wanted: &HostName) -> Option<messages::ChangedNode> {
+    let is_it = |node: &Node| node.name == *wanted || node.id.as_str() == wanted.as_str();
+    let mut found = nodes.into_iter().filter(|status| is_it(&status.node));
+    let (Some(status), None) = (found.next(), found.next()) else { return None };
+    let messages::NodeStatus { node, profile, endpoints, .. } = status;
+    (node.role == Role::Worker).then(|| messages::ChangedNode { node, profile, endpoints, lost: Vec::new() })
 }
 
 fn named(endpoints: Vec<(NetworkName, Endpoint)>) -> Vec<NodeEndpoint> {
@@ -87,5 +91,37 @@ fn summary(member: &Member, status: messages::NodeStatus) -> NodeSummary {
         profile: status.profile,
         manager: status.manager,
         endpoint_count: u64::try_from(status.endpoints).unwrap_or(u64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::manager::tests::node;
+    use super::*;
+    use crate::id::NodeId;
+
+    #[test]
+    fn demotion_is_believed_done_of_the_one_node_that_was_named_alone() {
+        let status = |n, role| messages::NodeStatus {
+            node: Node {
+                name: "vm".parse().expect("a name"),
+                ..node(NodeId::from_entropy([n; 16]), role, n)
+            },
+            connected: true,
+            profile: crate::cluster::NodeProfile::default(),
+            endpoints: 0,
+            manager: None,
+        };
+        let (worker, manager) = (status(1, Role::Worker), status(2, Role::Manager));
+        let (one, two) = (worker.node.id, manager.node.id);
+        let done = |nodes: &[&messages::NodeStatus], wanted: &str| {
+            let wanted = wanted.parse().expect("a name");
+            demoted(nodes.iter().map(|status| (*status).clone()).collect(), &wanted).map(|done| done.node.id)
+        };
+        assert_eq!(done(&[&worker], "vm"), Some(one));
+        assert_eq!(done(&[&manager], "vm"), None);
+        assert_eq!(done(&[&worker, &manager], "vm"), None, "which of them was meant is not known");
+        assert_eq!(done(&[&worker, &manager], one.as_str()), Some(one));
+        assert_eq!(done(&[&worker, &manager], two.as_str()), None);
     }
 }

@@ -492,8 +492,7 @@ impl Attached {
 
     /// Pings again and again until it is done; how many were sent and answered.
     pub(crate) fn pings_until(&self, done: &AtomicBool, to: &Self, interval: Duration) -> (usize, usize) {
-        // On a busy machine an answer may be late, which is not lost.
-        let series = Ping { count: 50, interval, timeout: Duration::from_secs(5), ..Ping::default() };
+        let series = Ping { count: 50, interval, ..Ping::default() };
         let (mut sent, mut received) = (0, 0);
         while !done.load(Ordering::Relaxed) {
             let report = series.run(self.container.namespace(), to.address(Family::V4)).unwrap();

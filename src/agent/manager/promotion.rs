@@ -120,15 +120,7 @@ mod tests {
         let (manager, _dir) = manager();
         let other = node(NodeId::from_entropy([9; 16]), Role::Manager, 2);
         manager.state.add_node(other.clone()).expect("added");
-        // Its certificate said manager then.
-        let address = SocketAddr::from(([192, 0, 2, 2], 40000));
-        let caller = PeerIdentity {
-            node: other.id,
-            role: Role::Manager,
-            issued_at: Version::new(0),
-            address,
-            certificate_expires: wall_clock(),
-        };
+        let caller = caller(other.id);
         assert_eq!(ManagerApi::role(&manager, &caller), Role::Manager);
         manager.state.demote(&other.name, 1000).expect("demoted");
         assert_eq!(ManagerApi::role(&manager, &caller), Role::Worker);
@@ -160,17 +152,10 @@ mod tests {
         let other = Node { advertise: nowhere, ..other };
         manager.state.add_node(other.clone()).expect("added");
         let this = manager.state.node(manager.this()).expect("a member");
-        let address = SocketAddr::from(([192, 0, 2, 2], 40000));
-        let caller = PeerIdentity {
-            node: other.id,
-            role: Role::Manager,
-            issued_at: Version::new(0),
-            address,
-            certificate_expires: wall_clock(),
-        };
         let request = RemoveNode { node: this.name.clone(), force: true };
         // The other, which is to do it, cannot be reached.
-        let refused = ManagerApi::remove_node(&manager, caller, request).await.expect_err("not by itself");
+        let refused =
+            ManagerApi::remove_node(&manager, caller(other.id), request).await.expect_err("not by itself");
         assert_eq!(refused.kind, ErrorKind::Unavailable, "{refused}");
         assert_eq!(manager.state.node(this.id), Some(this));
     }
@@ -187,5 +172,16 @@ mod tests {
         let this = manager.state.node(manager.this()).expect("a member");
         let refused = manager.demote(this.name.clone(), &this).await.expect_err("refused");
         assert!(refused.message.contains("it is the only one"), "{refused}");
+    }
+
+    /// A node whose certificate said manager once.
+    fn caller(node: NodeId) -> PeerIdentity {
+        PeerIdentity {
+            node,
+            role: Role::Manager,
+            issued_at: Version::new(0),
+            address: SocketAddr::from(([192, 0, 2, 2], 40000)),
+            certificate_expires: wall_clock(),
+        }
     }
 }

@@ -44,10 +44,8 @@ impl Documents {
     }
 
     /// The update that they are of.
-    ///
-    /// # Errors
-    /// One is none, or the last one is missing.
-    pub fn read(&self) -> Result<ViewUpdate, serde_json::Error> {
+    #[cfg(test)]
+    pub(super) fn read(&self) -> Result<ViewUpdate, serde_json::Error> {
         let mut assembly = Assembly::default();
         for document in &self.0 {
             if let Some(update) = assembly.read(document)? {
