@@ -103,6 +103,9 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
         (1..=5).filter(|other| *other != number).map(|other| swarm.lab.host(other)).collect()
     };
     let is_whole = || swarm.agents[..3].iter().all(are_reachable);
+    let seen = || {
+        swarm.agents[..3].iter().map(|agent| (boot_time(), managers(agent), boot_time())).collect::<Vec<_>>()
+    };
     history.await_more(1);
 
     // The manager that a worker has its session with dies.
@@ -122,7 +125,7 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     history.await_more(1);
 
     swarm.agent(victim).signal(Signal::CONT);
-    assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
+    assert!(eventually(PATIENCE, is_whole), "{:?}\n{}", seen(), swarm.agent(victim).log());
 
     // A member of etcd dies, be it the leader or not, and then another.
     for member in [0, 1] {
@@ -143,7 +146,7 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
 
     mend_overlayd(lonely, &others(victim));
     others(victim).iter().for_each(|host| mend_overlayd(host, &[lonely]));
-    assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
+    assert!(eventually(PATIENCE, is_whole), "{:?}\n{}", seen(), swarm.agent(victim).log());
 
     // One is cut off with the member of etcd beside it.
     let victim = await_manager_of(workers[0]);
@@ -152,7 +155,7 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     history.await_more(1);
 
     plug_in(swarm.lab.host(victim));
-    assert!(eventually(PATIENCE, is_whole), "{}", swarm.agent(victim).log());
+    assert!(eventually(PATIENCE, is_whole), "{:?}\n{}", seen(), swarm.agent(victim).log());
     history.await_more(1);
 }
 

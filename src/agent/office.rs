@@ -106,6 +106,8 @@ impl Office {
                     () = superseded::until_demoted(&manager, candidate.dataplane.removed()) => {}
                 }
                 tracing::warn!("this node is a manager no more");
+                // This node's own may be among them.
+                manager.end_sessions();
                 self.doors.send_replace(None);
                 self.seat.send_replace(None);
                 candidate.leave_office();

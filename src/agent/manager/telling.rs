@@ -24,15 +24,18 @@ impl Manager {
         }
     }
 
-    /// Ends the sessions whenever this node stops to serve, so that the nodes go to another manager.
+    /// Ends the sessions, so that the nodes go to another manager. They outlive what serves them.
+    pub(in crate::agent) fn end_sessions(&self) {
+        self.sessions.end_all();
+    }
+
+    /// Does that whenever this manager does not reach the cluster's state.
     pub(in crate::agent) async fn keep_ending(self: Arc<Self>) {
         let mut store = self.store.subscribe();
-        loop {
-            self.stopped_serving().await;
-            self.sessions.end_all();
-            if !self.state.is_in_office() || store.wait_for(|has_store| *has_store).await.is_err() {
-                std::future::pending::<()>().await;
-            }
+        // The sender is in this.
+        while store.wait_for(|has_store| !has_store).await.is_ok() {
+            self.end_sessions();
+            let _ = store.wait_for(|has_store| *has_store).await;
         }
     }
 }

@@ -91,16 +91,6 @@ impl Manager {
         if *self.store.borrow() { self.require_office() } else { Err(no_store()) }
     }
 
-    /// Resolves once this node is no manager any more, or does not reach the cluster's state.
-    pub(super) async fn stopped_serving(&self) {
-        let mut store = self.store.subscribe();
-        tokio::select! {
-            () = self.dismissed() => {}
-            // The sender is in this.
-            _ = store.wait_for(|has_store| !has_store) => {}
-        }
-    }
-
     fn is_in_office(&self) -> bool {
         self.state.is_in_office()
     }
