@@ -1,6 +1,7 @@
 //! A manager that knows one secret and one view.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use overlayd::cluster::{Role, View};
@@ -30,6 +31,7 @@ pub(crate) struct Desk {
     address: SocketAddr,
     view: watch::Sender<Arc<View>>,
     enrolments: Mutex<usize>,
+    has_silent_store: AtomicBool,
 }
 
 impl Desk {
@@ -41,7 +43,12 @@ impl Desk {
             address,
             view: watch::Sender::new(Arc::new(view)),
             enrolments: Mutex::new(0),
+            has_silent_store: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn silence_store(&self) {
+        self.has_silent_store.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn publish(&self, view: View) {
@@ -84,6 +91,12 @@ fn nothing<T>() -> Result<T, ManagerError> {
 impl ManagerApi for Desk {
     fn manager_addresses(&self) -> Vec<SocketAddr> {
         vec!["192.0.2.1:2377".parse().expect("an address")]
+    }
+
+    async fn catch_up(&self) {
+        if self.has_silent_store.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn session(
@@ -172,8 +185,8 @@ impl ManagerApi for Desk {
         nothing()
     }
 
-    async fn presence(&self, _: PeerIdentity, _: PresenceRequest) -> Result<Presence, ManagerError> {
-        nothing()
+    async fn presence(&self, caller: PeerIdentity, _: PresenceRequest) -> Result<Presence, ManagerError> {
+        Ok(Presence { connected: vec![caller.node], away: vec![], has_store: true })
     }
 
     async fn store_access(

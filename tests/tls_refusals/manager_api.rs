@@ -7,8 +7,8 @@ use std::time::Duration;
 use overlayd::cluster::{Role, View};
 use overlayd::control::identity::NodeIdentity;
 use overlayd::control::rpc::messages::{
-    ChangeNode, InspectNetwork, InspectNode, ListNetworks, NewNetwork, NodeChange, RemoveNetwork, RemoveNode,
-    Renewed, SessionRequest, TokenRequest,
+    ChangeNode, InspectNetwork, InspectNode, ListNetworks, NewNetwork, NodeChange, PresenceRequest,
+    RemoveNetwork, RemoveNode, Renewed, SessionRequest, TokenRequest,
 };
 use overlayd::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use overlayd::control::session::SessionStatus;
@@ -121,6 +121,22 @@ async fn worker_may_not_create_remove_or_issue_tokens_and_is_told_where_to() {
     let manager = ManagerClient::new(cluster.manager(4), vec![server.address]);
     let answer = manager.create_network(network).await.expect_err("the desk makes none");
     assert_eq!(answer.kind, ErrorKind::Unavailable, "a manager's request goes through");
+}
+
+#[tokio::test]
+async fn manager_tells_who_is_there_without_waiting_for_the_store() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    server.desk().silence_store();
+    let client = ManagerClient::new(cluster.manager(4), vec![server.address]);
+    let asked = client.presence(PresenceRequest {});
+    let answer = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("at once");
+    assert_eq!(answer.expect("who is there").connected, [node(4)]);
+    let asked = client.list_networks(ListNetworks {});
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), asked).await.is_err(),
+        "others may have made some"
+    );
 }
 
 #[tokio::test]

@@ -202,6 +202,12 @@ impl Method {
         }
     }
 
+    /// Whether the answer is this manager's own, whatever others changed a moment ago: which sessions it has. A
+    /// session that begins catches up by itself.
+    const fn is_of_one_manager(self) -> bool {
+        matches!(self, Self::Session | Self::Presence)
+    }
+
     /// What the caller wanted, for the refusal.
     const fn wish(self) -> &'static str {
         match self {
@@ -295,15 +301,15 @@ impl<M: ManagerApi> Service<M> {
         let caller = caller.ok_or_else(|| {
             ManagerError::new(ErrorKind::Denied, "the connection has no verified node at its other end")
         })?;
+        let may = || T::METHOD.requires() == Role::Worker || self.api.role(&caller) == Role::Manager;
         // Who is a manager may have been changed by another a moment ago, and what is looked at too.
-        if T::METHOD.requires() == Role::Manager || (T::LOOKS && T::METHOD != Method::Session) {
+        let looks_at_all =
+            (T::LOOKS || T::METHOD.requires() == Role::Manager) && !T::METHOD.is_of_one_manager();
+        if looks_at_all || !may() {
             self.api.catch_up().await;
         }
         self.api.serves()?;
-        let enough = match T::METHOD.requires() {
-            Role::Worker => true,
-            Role::Manager => self.api.role(&caller) == Role::Manager,
-        };
+        let enough = may();
         let request = request.into_inner();
         let asked = || Event::NodeRequest {
             node: caller.node,
