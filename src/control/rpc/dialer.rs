@@ -80,5 +80,6 @@ impl Dialer {
 
 /// Before another manager is tried beside those that have not answered.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// A manager that is silent for so long is taken to be gone: agents are to be with another within five seconds.
-const SILENCE: Duration = Duration::from_secs(3);
+/// A host that is silent for so long, its kernel too, is taken to be gone: agents are to be with another manager
+/// within five seconds, and etcd, of which a member may have gone with it, elects a leader meanwhile.
+const SILENCE: Duration = Duration::from_secs(2);

@@ -1,5 +1,6 @@
 //! The members of an etcd: calls whichever answers, over gRPC, and connects anew whenever it must.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -73,8 +74,9 @@ impl Members {
         })
     }
 
-    /// Reads, from whichever member answers first: each is asked a moment after the one before. All are asked again
-    /// and again for as long as `patience` says while they cannot, as while they elect a leader.
+    /// Reads, from whichever member answers first: each is asked a moment after the one before, and once more while
+    /// the first question waits, since what a member was asked without a leader it may not answer when there is one.
+    /// All are asked again and again for as long as `patience` says while they cannot.
     pub(super) async fn range(
         &self,
         request: &RangeRequest,
@@ -82,14 +84,16 @@ impl Members {
     ) -> Result<RangeResponse, EtcdError> {
         let deadline = Instant::now() + patience;
         loop {
-            let asked: Vec<_> = self.order().map(|member| self.read(member, request)).collect();
+            let twice = self.order().chain(self.order());
+            let asked: Vec<_> = twice.map(|member| self.read(member, request)).collect();
             let faults = match attempts::first(asked, STAGGER).await {
                 Ok(answer) => return answer,
                 Err(faults) => faults,
             };
             // Where nobody answers there is nothing to wait for.
             if !faults.iter().any(|(_, fault)| fault.is_of_the_living()) || Instant::now() > deadline {
-                let whys: Vec<_> = faults.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
+                let last: BTreeMap<_, _> = faults.into_iter().collect();
+                let whys: Vec<_> = last.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
                 return Err(EtcdError::Unreachable { why: whys.join("; ") });
             }
             sleep(PAUSE).await;
