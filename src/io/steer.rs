@@ -152,14 +152,14 @@ fn join(first: &UdpSocket, lanes: LaneCount, options: &UdpOptions) -> io::Result
     // A socket joins the group of one that has the option by then (udp_reuseport_add_sock).
     SockRef::from(first).set_reuse_port(true)?;
     let (local, options) = (first.local_addr()?, UdpOptions { reuse_port: true, ..options.clone() });
-    (0..others_of(lanes)).map(|_| UdpSocket::bind(local, &options).map_err(io::Error::other)).collect()
+    (0..others_of(lanes)).map(|_| first.bind_beside(local, &options).map_err(io::Error::other)).collect()
 }
 
 /// A socket to send from another port of the same address.
 fn sender(first: &UdpSocket, options: &UdpOptions) -> Result<UdpSocket, UdpError> {
     let refused = |option| move |source| UdpError::Option { option, source };
     let local = first.local_addr().map_err(refused("getsockname"))?;
-    let sender = UdpSocket::bind(SocketAddr::new(local.ip(), 0), options)?;
+    let sender = first.bind_beside(SocketAddr::new(local.ip(), 0), options)?;
     // Nobody reads it, so what strangers send to it should not take room.
     SockRef::from(&sender).set_recv_buffer_size(0).map_err(refused("SO_RCVBUF"))?;
     Ok(sender)
@@ -219,6 +219,22 @@ mod tests {
         let to = group.lanes[0].send.local_addr().unwrap();
         assert_eq!(thrower.send_run(to, &packet.repeat(40), 100).unwrap().datagrams, 40);
         assert_eq!(arrived_at(&group), [(3, 40)]);
+    }
+
+    #[test]
+    fn segmentation_that_is_refused_one_lane_is_given_up_by_all_and_told_once() {
+        let options = UdpOptions { checksum: false, ..UdpOptions::default() };
+        let group = Group::bind_esp("127.0.0.1:0".parse().unwrap(), FOUR, &options).unwrap();
+        let to = group.lanes[0].send.local_addr().unwrap();
+        let told: Vec<_> = [2, 0, 1, 3, 2]
+            .map(|lane| {
+                let outcome = group.lanes[lane].send.send_run(to, &[7; 200], 100).unwrap();
+                assert_eq!(outcome.datagrams, 2);
+                outcome.gave_up_segmentation
+            })
+            .into();
+        assert_eq!(told, [true, false, false, false, false]);
+        assert!(group.lanes.iter().all(|lane| !lane.offload_watch().now().segmentation));
     }
 
     #[test]

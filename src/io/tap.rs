@@ -214,6 +214,7 @@ impl Tap {
         // EINVAL for all when one is unknown (set_offload in drivers/net/tun.c): USO came with Linux 6.2.
         tap.set_offloads(TapOffloads::ALL)
             .or_else(|_| tap.set_offloads(TapOffloads { udp: false, ..TapOffloads::ALL }))
+            .or_else(|_| tap.set_offloads(TapOffloads { checksum: true, ..TapOffloads::NONE }))
             .or_else(|_| tap.set_offloads(TapOffloads::NONE))?;
         Ok(tap)
     }

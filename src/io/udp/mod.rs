@@ -54,6 +54,16 @@ impl UdpSocket {
         Ok(Self { socket, offloads })
     }
 
+    /// Another socket for the same work, as for another lane: what the kernel refuses one, neither tries again.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub(super) fn bind_beside(&self, local: SocketAddr, options: &UdpOptions) -> Result<Self, UdpError> {
+        let mut other = Self::bind(local, options)?;
+        other.offloads.segmentation = Arc::clone(&self.offloads.segmentation);
+        Ok(other)
+    }
+
     /// The address that it is bound to, with the port that the kernel chose for port 0.
     ///
     /// # Errors

@@ -59,10 +59,8 @@ pub(super) fn run(
         // MTU (udp_send_skb in net/ipv4/udp.c). Only the datagrams themselves can tell.
         Err(error) if is_run && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {
             let sent = one_by_one(socket, &to, &Control::of_class(&to, class), bytes, segment);
-            let gave_up_segmentation = sent.is_ok();
-            if gave_up_segmentation {
-                segmentation.store(false, Ordering::Relaxed);
-            }
+            // Other lanes' sockets, which share this, meet the same refusal: one of them tells.
+            let gave_up_segmentation = sent.is_ok() && segmentation.swap(false, Ordering::Relaxed);
             blocked_is_none_sent(sent).map(|outcome| SendOutcome { gave_up_segmentation, ..outcome })
         }
         Err(error) => blocked_is_none_sent(Err(error)),
