@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A socket that listens, or that datagrams come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnSocket {
     /// Its transport.
     pub transport: Transport,
@@ -15,7 +15,7 @@ pub struct OwnSocket {
 }
 
 /// A transport.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {
     /// TCP; connections are left out.
     Tcp,
@@ -25,9 +25,24 @@ pub enum Transport {
 
 /// The sockets of this process in its network namespace.
 ///
+/// The kernel gives its tables page by page, and while others open and close sockets a row between two pages may
+/// be missed. So they are read until they say the same twice.
+///
 /// # Errors
 /// When `/proc` cannot be read.
-pub fn of_this_process() -> io::Result<Vec<OwnSocket>> {
+pub fn of_this_process() -> io::Result<BTreeSet<OwnSocket>> {
+    let mut before = look()?;
+    for _ in 0..MOST_LOOKS {
+        let now = look()?;
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    Ok(before)
+}
+
+fn look() -> io::Result<BTreeSet<OwnSocket>> {
     let mut own = BTreeSet::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         // One that was closed meanwhile is none.
@@ -36,7 +51,7 @@ pub fn of_this_process() -> io::Result<Vec<OwnSocket>> {
         let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
         own.extend(inode.and_then(|inode| inode.parse::<u64>().ok()));
     }
-    let mut sockets = Vec::new();
+    let mut sockets = BTreeSet::new();
     for (table, transport) in TABLES {
         let rows = match fs::read_to_string(format!("/proc/thread-self/net/{table}")) {
             Ok(rows) => rows,
@@ -78,6 +93,8 @@ fn ip(hex: &str) -> Option<IpAddr> {
     <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|v6| Ipv6Addr::from(v6).into())
 }
 
+/// Where sockets come and go all the time.
+const MOST_LOOKS: u32 = 10;
 const TABLES: [(&str, Transport); 4] =
     [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)];
 /// `TCP_LISTEN` of net/tcp_states.h.
@@ -97,10 +114,9 @@ mod tests {
         let (tcp_at, udp_at) = (tcp.local_addr().expect("bound"), udp.local_addr().expect("bound"));
         let connection = TcpStream::connect(tcp_at).expect("a connection");
         let found = of_this_process().expect("/proc");
-        let at =
-            |transport, at| found.iter().filter(|socket| **socket == OwnSocket { transport, at }).count();
-        assert_eq!((at(Transport::Tcp, tcp_at), at(Transport::Udp, udp_at)), (1, 1));
-        assert_eq!(at(Transport::Tcp, connection.local_addr().expect("bound")), 0);
+        let has = |transport, at| found.contains(&OwnSocket { transport, at });
+        assert!(has(Transport::Tcp, tcp_at) && has(Transport::Udp, udp_at), "{found:?}");
+        assert!(!has(Transport::Tcp, connection.local_addr().expect("bound")), "{found:?}");
         drop(udp);
         let found = of_this_process().expect("/proc");
         assert!(!found.contains(&OwnSocket { transport: Transport::Udp, at: udp_at }));
