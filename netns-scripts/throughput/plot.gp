@@ -8,7 +8,7 @@ set bmargin at screen 0.25
 set label 1 "One TCP stream between two containers" at screen 0.5,0.95 center
 set label 2 ARG3 at screen 0.5,0.90 center font ",11"
 set label 3 ARG4 at screen 0.5,0.03 center font ",10"
-set xlabel "MTU between the hosts"
+set xlabel "segments as long as an MTU of so many octets between the hosts carries"
 set ylabel "Gbit/s"
 set yrange [0:*]
 set xrange [-0.3:*]

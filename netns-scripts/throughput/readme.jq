@@ -36,4 +36,4 @@ def of($peer): [.medians[] | select(.peer == $peer)][0];
     then "Built to encrypt nothing, it carries \($null.tcp1_gbps | rounded) Gbit/s of one stream: the cipher leaves "
       + "\($overlayd.tcp1_gbps / $null.tcp1_gbps | rounded) of that."
     else empty end),
-  (if $plot != "" then "", "![One TCP stream by cipher and by the MTU between the hosts](\($plot))" else empty end)
+  (if $plot != "" then "", "![One TCP stream by cipher and by the length of its segments](\($plot))" else empty end)
