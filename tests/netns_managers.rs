@@ -19,6 +19,7 @@ use overlayd::api::types::{
 use overlayd::boot_time::BootTime;
 use overlayd::cluster::{ManagerState, Role};
 use overlayd::control::store::Store;
+use overlayd::events::{Event, Recorded};
 use overlayd::id::NodeId;
 use overlayd::io::clock::boot_time;
 use overlayd::lab::{Container, Host, Underlay, eventually};
@@ -187,14 +188,46 @@ fn make_and_unmake(swarm: &Swarm) {
     let network: CreateNetworkResponse = swarm.agent(3).ask(&["create", "of-a-manager"]);
     swarm.agent(3).done(&["rm", network.network.name.as_str()]);
 
-    swarm.agent(2).done(&["leave"]);
-    swarm.agent(1).done(&["node", "demote", id(3).as_str()]);
-    let only = || managers(swarm.agent(1)) == [(id(1), ManagerState::Reachable)];
-    assert!(eventually(PATIENCE, only), "{:?}", managers(swarm.agent(1)));
-    for refused in [["node", "demote", id(1).as_str()].as_slice(), &["leave"]] {
-        let refusal = swarm.agent(1).refused(refused);
+    let [leaving, last, demoted] = remove_the_manager_of_a_manager(swarm);
+    swarm.agent(leaving).done(&["leave"]);
+    swarm.agent(last).done(&["node", "demote", id(demoted).as_str()]);
+    let only = || managers(swarm.agent(last)) == [(id(last), ManagerState::Reachable)];
+    assert!(eventually(PATIENCE, only), "{:?}", managers(swarm.agent(last)));
+    for refused in [["node", "demote", id(last).as_str()].as_slice(), &["leave"]] {
+        let refusal = swarm.agent(last).refused(refused);
         assert!(refusal.contains("only"), "{refusal}");
     }
+}
+
+/// Whoever has its session with the manager that it removes by force is told that this was done, as the audit log
+/// is. The managers that are left; the last of them has endpoints.
+fn remove_the_manager_of_a_manager(swarm: &Swarm) -> [usize; 3] {
+    let asking = swarm.agent(4);
+    let id = |agent: &Agent| agent.status().cluster.unwrap().node.id;
+    // Of a worker that is promoted, the session stays with the manager that it has been with.
+    swarm.agent(1).done(&["node", "promote", id(asking).as_str()]);
+    let is_manager = || managers(asking).len() == 4 && are_reachable(asking);
+    assert!(eventually(PATIENCE, is_manager), "{}", asking.log());
+    let victim = await_manager_of(asking);
+    assert_ne!(victim, asking.number, "it has its session with itself");
+    let removed = id(swarm.agent(victim));
+    asking.done(&["node", "rm", "--force", removed.as_str()]);
+    let left: Vec<_> = (1..=4).filter(|number| *number != victim).collect();
+    assert!(eventually(PATIENCE, || managers(asking).len() == 3 && are_reachable(asking)), "{}", asking.log());
+    for agent in left.iter().map(|number| swarm.agent(*number)) {
+        let told = agent.done(&["--json", "events", "--no-follow"]);
+        let told = told.lines().map(|line| serde_json::from_str::<Recorded>(line).unwrap().event);
+        let failed = told.filter(|event| {
+            let removes = |request: &str| ["node/remove", "RemoveNode", "Leave"].contains(&request);
+            matches!(
+                event,
+                Event::LocalRequest { request, failure: Some(_), .. } | Event::NodeRequest { request, failure: Some(_), .. }
+                    if removes(request)
+            )
+        });
+        assert_eq!(failed.collect::<Vec<_>>(), []);
+    }
+    left.try_into().unwrap()
 }
 
 /// The manager that an agent has a session with, as soon as it has one.

@@ -284,7 +284,7 @@ pub enum Refusal {
         node: NodeId,
     },
     /// The node was removed.
-    #[error("node {node} was removed from this cluster; join it again with a new token")]
+    #[error("node {node} was removed from this cluster; only by joining again, with a token, can it come back")]
     RemovedNode {
         /// The node.
         node: NodeId,

@@ -32,6 +32,8 @@ pub(crate) struct Desk {
     view: watch::Sender<Arc<View>>,
     enrolments: Mutex<usize>,
     has_silent_store: AtomicBool,
+    /// Whether somebody leaves, and whether that is to be done.
+    leaving: watch::Sender<(bool, bool)>,
 }
 
 impl Desk {
@@ -44,11 +46,21 @@ impl Desk {
             view: watch::Sender::new(Arc::new(view)),
             enrolments: Mutex::new(0),
             has_silent_store: AtomicBool::new(false),
+            leaving: watch::Sender::default(),
         }
     }
 
     pub(crate) fn silence_store(&self) {
         self.has_silent_store.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until a node asks to leave, which then waits for [`Self::let_leave`].
+    pub(crate) async fn await_leaving(&self) {
+        self.leaving.subscribe().wait_for(|(leaving, _)| *leaving).await.expect("the desk lives");
+    }
+
+    pub(crate) fn let_leave(&self) {
+        self.leaving.send_modify(|(_, may)| *may = true);
     }
 
     pub(crate) fn publish(&self, view: View) {
@@ -198,6 +210,8 @@ impl ManagerApi for Desk {
     }
 
     async fn leave(&self, _: PeerIdentity, _: Leave) -> Result<Done, ManagerError> {
-        nothing()
+        self.leaving.send_modify(|(leaving, _)| *leaving = true);
+        self.leaving.subscribe().wait_for(|(_, may)| *may).await.expect("the desk lives");
+        Ok(Done {})
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use overlayd::cluster::{Role, View};
 use overlayd::control::identity::NodeIdentity;
 use overlayd::control::rpc::messages::{
-    ChangeNode, InspectNetwork, InspectNode, ListNetworks, NewNetwork, NodeChange, PresenceRequest,
+    ChangeNode, InspectNetwork, InspectNode, Leave, ListNetworks, NewNetwork, NodeChange, PresenceRequest,
     RemoveNetwork, RemoveNode, Renewed, SessionRequest, TokenRequest,
 };
 use overlayd::control::rpc::{ErrorKind, ManagerClient, ManagerError};
@@ -165,6 +165,32 @@ async fn session_ends_when_its_node_is_removed_and_the_agent_learns_why() {
     let refused = client.session(request).await.expect_err("a removed node");
     assert_eq!(refused.kind, ErrorKind::Removed);
     assert!(refused.message.contains("was removed from its cluster"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_was_done_is_told_so_though_it_cuts_the_connection_of_who_asked_for_it() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let client = ManagerClient::new(cluster.worker(3), vec![server.address]);
+    let mut told = server.events.reader(None);
+    let removing = async {
+        server.desk().await_leaving().await;
+        server.credentials.replace_trust(cluster.trust().with_removed(BTreeSet::from([node(3)])));
+    };
+    let (left, ()) = tokio::join!(client.leave(Leave {}), removing);
+    left.expect("the next connection tells");
+
+    server.desk().let_leave();
+    let request = async {
+        loop {
+            let Some(Told::Event(told)) = told.next().await else { panic!("no event") };
+            if let Event::NodeRequest { request, failure, .. } = told.event {
+                return (request, failure);
+            }
+        }
+    };
+    let request = tokio::time::timeout(Duration::from_secs(10), request).await.expect("in time");
+    assert_eq!(request, ("Leave".to_owned(), None));
 }
 
 #[tokio::test]

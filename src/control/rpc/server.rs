@@ -345,9 +345,13 @@ macro_rules! unary {
             $(
                 async fn $method(&self, request: Request<$request>) -> Result<Response<$reply>, Status> {
                     let (caller, request, noted) = self.admit(request).await?;
-                    let answer = self.api.$method(caller, request).await;
-                    noted.end(answer.as_ref().err().map(Reason::of));
-                    Ok(Response::new(answer?))
+                    let api = Arc::clone(&self.api);
+                    let answering = async move {
+                        let answer = api.$method(caller, request).await;
+                        noted.end(answer.as_ref().err().map(Reason::of));
+                        answer
+                    };
+                    Ok(Response::new(to_its_end(answering, <$request>::LOOKS).await?))
                 }
             )*
 
@@ -392,6 +396,19 @@ unary! {
     ca_status(CaStatusRequest) -> CaStatus;
     presence(PresenceRequest) -> Presence;
     store_access(StoreAccessRequest) -> StoreAccess;
+}
+
+/// Answers, to the end if it changes something, though the caller be gone: what was done may be what has cut
+/// the caller's connection, as a removal does, and is done all the same for the audit log.
+async fn to_its_end<T: Send + 'static>(
+    answering: impl Answer<T> + 'static,
+    looks: bool,
+) -> Result<T, ManagerError> {
+    if looks {
+        return answering.await;
+    }
+    let ended = tokio::spawn(answering).await;
+    ended.map_err(|_| ManagerError::new(ErrorKind::Internal, "a task of the manager died"))?
 }
 
 type PieceStream = Pin<Box<dyn Stream<Item = Result<Piece, Status>> + Send>>;
