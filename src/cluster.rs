@@ -99,6 +99,18 @@ impl std::fmt::Display for Availability {
     }
 }
 
+/// What shall be said of a node, in words.
+pub fn profile_words(
+    availability: Option<Availability>,
+    label_add: &BTreeMap<String, String>,
+    label_remove: &BTreeSet<String>,
+) -> String {
+    let availability = availability.map(|availability| availability.to_string());
+    let added = label_add.iter().map(|(key, value)| format!("label-add {key}={value}"));
+    let removed = label_remove.iter().map(|key| format!("label-rm {key}"));
+    availability.into_iter().chain(added).chain(removed).collect::<Vec<_>>().join(" ")
+}
+
 /// One subnet of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {

@@ -13,11 +13,12 @@ use overlayd::api::types::{
     CaResponse, CaRotation, CaStatusResponse, ListNodesResponse, NodeState, StatusResponse, TokenResponse,
 };
 use overlayd::cluster::RotationStep;
+use overlayd::events::{Event, Recorded};
 use overlayd::lab::{Underlay, eventually};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use sha2::{Digest, Sha256};
 
-use support::swarm::{Family, Swarm};
+use support::swarm::{Family, PATIENCE, Swarm};
 use support::test_program;
 
 test_program! {
@@ -136,6 +137,7 @@ fn root_is_replaced_under_traffic_without_a_loss() {
     assert!(after != before[0] && after != steps.last().unwrap().issuing_sha256);
     assert!(swarm.agents.iter().all(|agent| root(&swarm, agent.number) == after));
     assert!(swarm.agent(1).inspect("red").epoch > epoch, "memberships of the old root are in force");
+    assert_told(&swarm, &after);
     // All of it is on the disks.
     for agent in &swarm.agents {
         agent.kill();
@@ -144,6 +146,30 @@ fn root_is_replaced_under_traffic_without_a_loss() {
     swarm.await_keys(2);
     pairs.iter().for_each(|(from, to)| swarm.assert_joined(from, to));
     assert!(swarm.agents.iter().all(|agent| root(&swarm, agent.number) == after));
+}
+
+/// Each node's audit log tells what it trusts now, and the manager's that it was done.
+fn assert_told(swarm: &Swarm, root: &str) {
+    for agent in &swarm.agents {
+        let told = || {
+            let log = agent.done(&["--json", "events", "--no-follow"]);
+            let log = log.lines().map(|line| serde_json::from_str::<Recorded>(line).unwrap().event);
+            log.collect::<Vec<_>>()
+        };
+        let roots = |event: &Event| matches!(event, Event::RootsChanged { .. });
+        let now = Event::RootsChanged { trusted: vec![root.to_owned()], issuer: root.to_owned() };
+        let is_told = || told().into_iter().rfind(roots).as_ref() == Some(&now);
+        assert!(eventually(PATIENCE, is_told), "{:#?}", told());
+    }
+    let log = swarm.agent(1).done(&["events", "--no-follow"]);
+    for step in RotationStep::ALL {
+        assert_eq!(
+            log.matches(&format!("the root is being replaced: {}", step.describe())).count(),
+            2,
+            "{log}"
+        );
+    }
+    assert_eq!(log.matches("the root is replaced on every node").count(), 2, "{log}");
 }
 
 fn certificate_of_the_old_root_is_worth_nothing_afterwards() {

@@ -34,6 +34,10 @@ fn who_did_what_from_where_is_told_and_outlives_the_agents() {
     swarm.agent(3).refused(&["join", "--token", &once.token, &address]);
     joining.refused(&["create", "red"]);
     swarm.create_encrypted("red");
+    let id = joined.id.as_str();
+    manager.done(&["node", "update", "--availability", "drain", "--label-add", "disk=ssd", id]);
+    manager.done(&["node", "update", "--availability", "active", "--label-rm", "disk", id]);
+    manager.refused(&["node", "promote", id]);
     let _containers = [swarm.attach(1, "red", "c1"), swarm.attach(2, "red", "c2")];
     for agent in [manager, joining] {
         agent.await_keys(1);
@@ -76,6 +80,24 @@ fn who_did_what_from_where_is_told_and_outlives_the_agents() {
             agent,
             &|event| matches!(event, Event::KeysEstablished { network, .. } if network.as_str() == "red"),
         );
+    }
+
+    joining.done(&["rekey", "--peer", init.node.as_str()]);
+    seen(joining, &|event| {
+        matches!(event, Event::LocalRequest { request, subject: Some(subject), .. }
+            if request == "rekey" && subject.to_string() == format!("peer {}", init.node))
+    });
+    // What was done to a node, in the log of who asked and in that of the manager that did it.
+    for what in ["promote", "drain label-add disk=ssd", "active label-rm disk"] {
+        let about = format!("{id} {what}");
+        seen(manager, &|event| {
+            matches!(event, Event::LocalRequest { request, subject: Some(subject), .. }
+                if request == "node/change" && subject.to_string() == about)
+        });
+        seen(manager, &|event| {
+            matches!(event, Event::NodeRequest { request, subject: Some(subject), .. }
+                if request == "ChangeNode" && subject.to_string() == about)
+        });
     }
 
     joining.kill();

@@ -19,6 +19,7 @@ use overlayd::control::store::Store;
 use overlayd::control::tls::Credentials;
 use overlayd::control::trust::{Refusal, Trust};
 use overlayd::drop_reason::DropReason;
+use overlayd::events::{Event, Recorded};
 use overlayd::id::NodeId;
 use overlayd::io::clock::{boot_time, wall_clock};
 use overlayd::lab::{Host, Underlay, eventually};
@@ -79,6 +80,16 @@ fn removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_te
     }
     swarm.assert_joined(&others[2], &others[3]);
     swarm.assert_joined(&others[0], &others[1]);
+
+    // Each tells of it, whoever it has it from.
+    for agent in &swarm.agents[..4] {
+        let told = || {
+            let log = agent.done(&["--json", "events", "--no-follow"]);
+            let mut told = log.lines().map(|line| serde_json::from_str::<Recorded>(line).unwrap().event);
+            told.any(|event| event == Event::NodeRemoved { node: condemned })
+        };
+        assert!(eventually(PATIENCE, told), "{}", agent.done(&["events", "--no-follow"]));
+    }
 
     // What a node was told by its peers alone it knows after a restart as well.
     swarm.agent(3).kill();

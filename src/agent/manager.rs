@@ -56,7 +56,7 @@ pub(crate) struct Manager {
     pub(super) state: ClusterState,
     pub(super) credentials: Arc<Credentials>,
     token_clock: TokenClock,
-    events: Events,
+    pub(super) events: Events,
     joins: Arc<JoinCounts>,
     pub(super) sessions: Sessions,
     colleagues: Colleagues,

@@ -14,7 +14,6 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use super::announcement::{self, Crier};
 use super::attachments::{Attachments, blocking};
-use super::audit;
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
@@ -28,6 +27,7 @@ use super::standing::{Standing, merge, session_request};
 use super::superseded;
 use super::tasks::{Tasks, Watched};
 use super::underlay::{self, Home, Underlay};
+use super::{audit, chronicle};
 use crate::cluster::{Node, Role, View};
 use crate::config::AgentConfig;
 use crate::control::identity::NodeIdentity;
@@ -164,6 +164,9 @@ impl Member {
         tasks.spawn("the key exchange", peers);
         let followed = (Arc::clone(&dataplane), Arc::clone(&office));
         let roots = Arc::clone(&standing);
+        let news = chronicle::tell_cluster(following.clone(), dataplane.removed(), events.clone());
+        tasks.spawn("the audit of the cluster", news);
+        tasks.spawn("the audit of roots", chronicle::tell_roots(standing.told(), events.clone()));
         let views_followed = follow_views(following, store.clone(), followed, roots, failed.clone());
         tasks.spawn("the cluster's view", views_followed);
         let refusing = (Arc::clone(&credentials), Arc::clone(&office));

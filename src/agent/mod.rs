@@ -11,6 +11,7 @@ mod autolock;
 mod backend;
 mod backup;
 mod ca;
+mod chronicle;
 mod condition;
 mod container;
 mod dataplane;

@@ -29,7 +29,7 @@ use crate::control::state::ClusterState;
 use crate::control::store::Store;
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerStream;
-use crate::events::Events;
+use crate::events::{Event, Events};
 
 /// The seat of a manager, taken or empty.
 pub(crate) struct Office {
@@ -92,6 +92,7 @@ impl Office {
                     None => {
                         let manager = candidate.take_office(&self).await;
                         tracing::info!("this node is a manager now");
+                        candidate.events.record(Event::OfficeTaken {});
                         self.seat.send_replace(Some(Arc::clone(&manager)));
                         (manager, self.open())
                     }
@@ -106,6 +107,7 @@ impl Office {
                     () = superseded::until_demoted(&manager, candidate.dataplane.removed()) => {}
                 }
                 tracing::warn!("this node is a manager no more");
+                candidate.events.record(Event::OfficeLeft {});
                 // This node's own may be among them.
                 manager.end_sessions();
                 self.doors.send_replace(None);

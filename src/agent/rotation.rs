@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::authority::StoredAuthority;
 use super::manager::Manager;
+use crate::cluster::RotationStep;
 use crate::control::ca::CertificateAuthority;
 use crate::control::rpc::messages::{CaStatus, Done, RotateCa, RotationStatus, WaitedFor};
 use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::state::{Advance, NewRotation, StateError};
+use crate::events::Event;
 use crate::io::clock::wall_clock;
 use crate::membership::{Root, RootFingerprint};
 
@@ -47,6 +49,7 @@ impl Manager {
         let root = new.new.fingerprint();
         self.on_state(move |state| state.begin_rotation(new)).await?;
         tracing::info!(%root, "the root is being replaced");
+        self.events.record(Event::RotationStep { step: RotationStep::Trust });
         Ok(Done {})
     }
 
@@ -62,9 +65,13 @@ impl Manager {
                 Some(_) | None => Ok(Advance::Waiting),
             };
             match advanced {
-                Ok(Advance::To(step)) => tracing::info!(step = step.describe(), "the root is being replaced"),
+                Ok(Advance::To(step)) => {
+                    tracing::info!(step = step.describe(), "the root is being replaced");
+                    self.events.record(Event::RotationStep { step });
+                }
                 Ok(Advance::Done) => {
-                    tracing::info!("the root is replaced: join tokens of the old one are void")
+                    tracing::info!("the root is replaced: join tokens of the old one are void");
+                    self.events.record(Event::RotationEnded {});
                 }
                 Ok(Advance::Waiting) => {
                     if versions.changed().await.is_err() {

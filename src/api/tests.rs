@@ -127,7 +127,7 @@ async fn events_are_streamed_and_tell_who_asked_for_what() {
         Event::LocalRequest { uid, pid, request, subject, failure: failure.map(Reason::of) }
     };
     let expected = [
-        asked("token", "manager", None),
+        asked("token", "manager rotate", None),
         // To look is no matter for the log.
         asked("network/remove", "Conflict", Some("because \"Conflict\"\nand so on")),
     ];

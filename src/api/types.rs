@@ -97,7 +97,7 @@ calls! {
     UnlockKeyRequest -> UnlockKeyResponse at "unlock-key";
     StoreRequest -> StoreResponse at "store", looks true;
     MigrateStoreRequest -> MigrateStoreResponse at "store/migrate";
-    TokenRequest -> TokenResponse at "token", about |call| call.role;
+    TokenRequest -> TokenResponse at "token", about |call| format_args!("{}{}", call.role, if call.rotate { " rotate" } else { "" });
     IssueTokenRequest -> IssueTokenResponse at "token/issue", about |call| call.role;
     ListTokensRequest -> ListTokensResponse at "token/list", looks true;
     RemoveTokenRequest -> RemoveTokenResponse at "token/remove", about |call| call.token;
@@ -111,10 +111,12 @@ calls! {
     VerifyRequest -> VerifyResponse at "verify", looks true;
     ListNodesRequest -> ListNodesResponse at "node/list", looks true;
     InspectNodeRequest -> InspectNodeResponse at "node/inspect", looks true;
-    RemoveNodeRequest -> RemoveNodeResponse at "node/remove", about |call| call.node;
-    ChangeNodeRequest -> ChangeNodeResponse at "node/change", about |call| call.node;
+    RemoveNodeRequest -> RemoveNodeResponse at "node/remove",
+        about |call| format_args!("{}{}", call.node, if call.force { " by force" } else { "" });
+    ChangeNodeRequest -> ChangeNodeResponse at "node/change",
+        about |call| format_args!("{} {}", call.node, call.change);
     PeersRequest -> PeersResponse at "peers", looks true;
-    RekeyRequest -> RekeyResponse at "rekey";
+    RekeyRequest -> RekeyResponse at "rekey", about |call| call.links();
     StatsRequest -> StatsResponse at "stats", looks true;
     CaRequest -> CaResponse at "ca", looks true;
     RotateCaRequest -> CaStatusResponse at "ca/rotate";

@@ -284,7 +284,9 @@ pub enum Refusal {
         node: NodeId,
     },
     /// The node was removed.
-    #[error("node {node} was removed from this cluster; only by joining again, with a token, can it come back")]
+    #[error(
+        "node {node} was removed from this cluster; only by joining again, with a token, can it come back"
+    )]
     RemovedNode {
         /// The node.
         node: NodeId,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Role, TokenName};
+use crate::cluster::{Role, RotationStep, TokenName};
 use crate::id::{EndpointId, HostName, NetworkName, NodeId};
 use crate::sa::Suite;
 
@@ -164,6 +164,43 @@ pub enum Event {
         /// When it expires, in seconds since 1970 UTC.
         expires_unix_seconds: u64,
     },
+    /// A node was removed from the cluster, as this one learned from a manager or from a peer.
+    NodeRemoved {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node is a manager now.
+    ManagerAdded {
+        /// The node.
+        node: NodeId,
+        /// Its name.
+        name: HostName,
+    },
+    /// A node is a manager no more.
+    ManagerGone {
+        /// The node.
+        node: NodeId,
+        /// Its name.
+        name: HostName,
+    },
+    /// This node serves as a manager from now on.
+    OfficeTaken {},
+    /// This node serves as a manager no more.
+    OfficeLeft {},
+    /// This node trusts other roots than before, or has a certificate of another.
+    RootsChanged {
+        /// Those that it trusts, by their SHA-256.
+        trusted: Vec<String>,
+        /// That of its certificate.
+        issuer: String,
+    },
+    /// This manager has brought the replacement of the root to a step.
+    RotationStep {
+        /// The step.
+        step: RotationStep,
+    },
+    /// This manager has found the root replaced on every node.
+    RotationEnded {},
     /// Packets came that nobody honest has sent, within some seconds.
     ForgedPackets {
         /// How many failed the integrity check.
@@ -263,6 +300,16 @@ impl fmt::Display for Event {
                 let expires = std::time::UNIX_EPOCH + std::time::Duration::from_secs(*expires_unix_seconds);
                 write!(f, "certificate renewed, until {}", super::Timestamp(expires))
             }
+            Self::NodeRemoved { node } => write!(f, "node {node} was removed from the cluster"),
+            Self::ManagerAdded { node, name } => write!(f, "node {node} ({name}) is a manager now"),
+            Self::ManagerGone { node, name } => write!(f, "node {node} ({name}) is a manager no more"),
+            Self::OfficeTaken {} => f.write_str("this node serves as a manager"),
+            Self::OfficeLeft {} => f.write_str("this node serves as a manager no more"),
+            Self::RootsChanged { trusted, issuer } => {
+                write!(f, "roots trusted: {}; the certificate is of {issuer}", trusted.join(", "))
+            }
+            Self::RotationStep { step } => write!(f, "the root is being replaced: {}", step.describe()),
+            Self::RotationEnded {} => f.write_str("the root is replaced on every node"),
             Self::ForgedPackets { unauthentic, replayed, plaintext } => write!(
                 f,
                 "packets that nobody honest has sent: {unauthentic} not authentic, {replayed} replayed, \

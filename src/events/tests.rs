@@ -147,6 +147,26 @@ fn every_kind_of_event_survives_json_and_has_its_sentence() {
             "certificate renewed, until 2027-01-15T08:00:00.000Z",
         ),
         (Event::AgentStopped {}, "agent stops"),
+        (Event::NodeRemoved { node }, "node 0000000000000000000000000 was removed from the cluster"),
+        (
+            Event::ManagerAdded { node, name: "b".parse().expect("a name") },
+            "node 0000000000000000000000000 (b) is a manager now",
+        ),
+        (
+            Event::ManagerGone { node, name: "b".parse().expect("a name") },
+            "node 0000000000000000000000000 (b) is a manager no more",
+        ),
+        (Event::OfficeTaken {}, "this node serves as a manager"),
+        (Event::OfficeLeft {}, "this node serves as a manager no more"),
+        (
+            Event::RootsChanged { trusted: vec!["ab".into(), "cd".into()], issuer: "cd".into() },
+            "roots trusted: ab, cd; the certificate is of cd",
+        ),
+        (
+            Event::RotationStep { step: crate::cluster::RotationStep::Retire },
+            "the root is being replaced: every node drops the old root",
+        ),
+        (Event::RotationEnded {}, "the root is replaced on every node"),
     ] {
         assert_eq!(event.to_string(), sentence);
         let time = "2027-01-15T08:00:00.123Z".parse().expect("a time");

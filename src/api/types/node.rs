@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::NodeSummary;
-use crate::cluster::{Availability, Endpoint, Node, NodeProfile};
+use crate::cluster::{Availability, Endpoint, Node, NodeProfile, profile_words};
 use crate::id::{HostName, NetworkName};
 
 /// Removes another node from the cluster.
@@ -76,6 +76,19 @@ pub enum NodeChange {
     Demote,
     /// What managers say of it.
     Update(NodeUpdate),
+}
+
+/// As the audit log has it.
+impl std::fmt::Display for NodeChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Promote => f.write_str("promote"),
+            Self::Demote => f.write_str("demote"),
+            Self::Update(NodeUpdate { availability, label_add, label_remove }) => {
+                f.write_str(&profile_words(*availability, label_add, label_remove))
+            }
+        }
+    }
 }
 
 /// What managers shall say of a node; the rest stays as it is.

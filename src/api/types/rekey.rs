@@ -15,6 +15,18 @@ pub struct RekeyRequest {
     pub peer: Option<HostName>,
 }
 
+impl RekeyRequest {
+    /// Which links are meant, in words.
+    pub fn links(&self) -> String {
+        let network = self.network.as_ref().map(|network| format!("network {network}"));
+        let peer = self.peer.as_ref().map(|peer| format!("peer {peer}"));
+        match network.into_iter().chain(peer).collect::<Vec<_>>() {
+            all if all.is_empty() => "every link".to_owned(),
+            some => some.join(" "),
+        }
+    }
+}
+
 /// What became of each link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RekeyResponse {

@@ -270,16 +270,17 @@ asks! {
     InspectNetwork => InspectNetwork, looks true;
     Attach => Attach, about |call| format_args!("{} to {}", call.id, call.network);
     Detach => Detach, about |call| call.endpoint;
-    TokenRequest => Token, about |call| call.role;
+    TokenRequest => Token, about |call| format_args!("{}{}", call.role, if call.rotate { " rotate" } else { "" });
     IssueToken => IssueToken, about |call| call.role;
     ListTokens => ListTokens, looks true;
     RemoveToken => RemoveToken, about |call| call.id;
     ListNodes => ListNodes, looks true;
     Renew => Renew;
     Leave => Leave;
-    RemoveNode => RemoveNode, about |call| call.node;
+    RemoveNode => RemoveNode,
+        about |call| format_args!("{}{}", call.node, if call.force { " by force" } else { "" });
     InspectNode => InspectNode, looks true;
-    ChangeNode => ChangeNode, about |call| call.node;
+    ChangeNode => ChangeNode, about |call| format_args!("{} {}", call.node, call.change);
     RotateCa => RotateCa;
     CaStatusRequest => CaStatus, looks true;
     PresenceRequest => Presence, looks true;

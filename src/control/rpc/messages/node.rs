@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ChangedProfile, NodeStatus, ProfileChange};
-use crate::cluster::{Endpoint, Node};
+use crate::cluster::{Endpoint, Node, profile_words};
 use crate::id::{HostName, NetworkName};
 
 /// Removes a node other than the calling one. Managers only.
@@ -61,6 +61,19 @@ pub enum NodeChange {
     Demote,
     /// What its profile says.
     Update(ProfileChange),
+}
+
+/// As the audit log has it.
+impl std::fmt::Display for NodeChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Promote => f.write_str("promote"),
+            Self::Demote => f.write_str("demote"),
+            Self::Update(ProfileChange { availability, label_add, label_remove }) => {
+                f.write_str(&profile_words(*availability, label_add, label_remove))
+            }
+        }
+    }
 }
 
 /// The node after a change.
