@@ -91,3 +91,18 @@ impl From<BackupError> for ApiError {
 }
 
 const SHORTEST_PASSPHRASE: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use crate::api::types::BACKUP_BEGINNING;
+    use crate::control::store::{ClusterRows, Store};
+
+    #[test]
+    fn backup_begins_as_those_who_read_its_file_expect() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::create(dir.path()).expect("a state file");
+        let rows = ClusterRows::from(store.clone());
+        let sealed = store.back_up(&rows, "a long passphrase", 7).expect("a backup");
+        assert!(sealed.starts_with(BACKUP_BEGINNING));
+    }
+}

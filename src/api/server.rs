@@ -30,7 +30,7 @@ use super::types::{
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
-use super::types::{BackupRequest, BackupResponse, RestoreRequest, RestoreResponse};
+use super::types::{BackupRequest, BackupResponse, MOST_BACKUP_BYTES, RestoreRequest, RestoreResponse};
 use super::types::{
     EventsRequest, IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse,
     RemoveTokenRequest, RemoveTokenResponse,
@@ -265,6 +265,6 @@ impl axum::extract::connect_info::Connected<IncomingStream<'_, Callers>> for Cal
 
 /// The largest request is a network with many labels; an honest one has a few hundred bytes.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// A backup: far above one of 100,000 endpoints.
-const MAX_RESTORE_BYTES: usize = 256 * 1024 * 1024;
+/// A backup in base64, and what is told beside it.
+const MAX_RESTORE_BYTES: usize = MOST_BACKUP_BYTES / 3 * 4 + MAX_REQUEST_BYTES;
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);

@@ -34,6 +34,7 @@ use crate::sa::Suite;
 use crate::unlock_key::UnlockKey;
 
 pub use self::autolock::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
+pub use self::backup::{BACKUP_BEGINNING, MOST_BACKUP_BYTES};
 pub use self::backup::{BackupRequest, BackupResponse, Passphrase, RestoreRequest, RestoreResponse};
 pub use self::store::{
     EtcdRequest, MigrateStoreRequest, MigrateStoreResponse, StoreKind, StoreRequest, StoreResponse,

@@ -107,6 +107,17 @@ pub enum CliError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// What is to be restored is something else.
+    #[error(
+        "{} is not a backup of overlayd: {why}; give the file that `overlayd backup` wrote; nothing was changed",
+        file.display()
+    )]
+    NoBackup {
+        /// The file.
+        file: PathBuf,
+        /// How that can be told.
+        why: &'static str,
+    },
     /// What was given for an unlock key.
     #[error(transparent)]
     UnlockKey(#[from] NotAnUnlockKey),

@@ -32,6 +32,12 @@ impl fmt::Debug for Passphrase {
     }
 }
 
+/// What the file of a backup begins with.
+pub const BACKUP_BEGINNING: &[u8; 16] = b"overlayd backup\n";
+
+/// No backup is larger, in bytes: far above one of 100,000 endpoints.
+pub const MOST_BACKUP_BYTES: usize = 192 * 1024 * 1024 - 64 * 1024;
+
 /// Backs this manager up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
