@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use overlayd::api::types::{
     AttachResponse, CreateNetworkResponse, DetachResponse, InitResponse, ListNetworksResponse,
-    ListNodesResponse, RemoveNetworkResponse, TokenResponse,
+    ListNodesResponse, RemoveNetworkResponse, StoreResponse, TokenResponse,
 };
 use overlayd::boot_time::BootTime;
 use overlayd::cluster::{ManagerState, Role};
@@ -212,8 +212,17 @@ fn remove_the_manager_of_a_manager(swarm: &Swarm) -> [usize; 3] {
     assert_ne!(victim, asking.number, "it has its session with itself");
     let removed = id(swarm.agent(victim));
     asking.done(&["node", "rm", "--force", removed.as_str()]);
+    // It has nothing of the state any more, and says why.
+    let store = || swarm.agent(victim).try_ask::<StoreResponse>(&["store"]);
+    assert!(eventually(PATIENCE, || store().is_none()), "{:?}", store());
+    let refusal = || swarm.agent(victim).refused(&["store"]);
+    assert!(eventually(PATIENCE, || refusal().contains("was removed from its cluster")), "{}", refusal());
     let left: Vec<_> = (1..=4).filter(|number| *number != victim).collect();
-    assert!(eventually(PATIENCE, || managers(asking).len() == 3 && are_reachable(asking)), "{}", asking.log());
+    assert!(
+        eventually(PATIENCE, || managers(asking).len() == 3 && are_reachable(asking)),
+        "{}",
+        asking.log()
+    );
     for agent in left.iter().map(|number| swarm.agent(*number)) {
         let told = agent.done(&["--json", "events", "--no-follow"]);
         let told = told.lines().map(|line| serde_json::from_str::<Recorded>(line).unwrap().event);

@@ -2,9 +2,11 @@
 
 use super::attachments::blocking;
 use super::backend::Inner;
+use super::member::Member;
 use crate::api::ApiError;
 use crate::api::types::{EtcdRequest, MigrateStoreRequest, MigrateStoreResponse, StoreKind, StoreResponse};
 use crate::cluster::Role;
+use crate::control::session::SessionStatus;
 use crate::control::state::Relocated;
 use crate::control::store::{ClusterRows, EtcdAccess, EtcdError, SharedStore, Store};
 use crate::id::ClusterId;
@@ -14,8 +16,13 @@ impl Inner {
     pub(super) async fn where_the_state_is(&self) -> Result<StoreResponse, ApiError> {
         let member = self.member().await?;
         let manager = member.manager();
-        if manager.is_none() && member.credentials.identity().role() == Role::Worker {
-            return Err(ApiError::conflict(NO_STATE));
+        if manager.is_none() {
+            // A manager that cannot reach etcd says so itself.
+            let store = self.store.clone();
+            let has_state = blocking(move || Ok::<_, ApiError>(store.shared_store()?.is_some())).await?;
+            if !has_state || member.credentials.identity().role() == Role::Worker {
+                return Err(no_state(&member));
+            }
         }
         let (store, version) = (self.store.clone(), manager.map(|manager| manager.state.version().get()));
         blocking(move || {
@@ -42,7 +49,7 @@ impl Inner {
     ) -> Result<MigrateStoreResponse, ApiError> {
         let _one = self.forming.lock().await;
         let member = self.member().await?;
-        let manager = member.manager().ok_or_else(|| ApiError::conflict(NO_STATE))?;
+        let manager = member.manager().ok_or_else(|| no_state(&member))?;
         let to = shared(request.to)?;
         let (store, state) = (self.store.clone(), manager.state.clone());
         let (moved, place) = blocking(move || {
@@ -57,6 +64,16 @@ impl Inner {
         };
         tracing::info!(%place, rows, "the cluster's state is in etcd");
         Ok(MigrateStoreResponse { place, rows })
+    }
+}
+
+/// Why there is no state to ask about here.
+fn no_state(member: &Member) -> ApiError {
+    match &*member.session.borrow() {
+        SessionStatus::Removed(error) => error.clone().into(),
+        SessionStatus::Connecting | SessionStatus::Connected | SessionStatus::Disconnected(_) => {
+            ApiError::conflict(NO_STATE)
+        }
     }
 }
 
