@@ -44,7 +44,7 @@ pub(in crate::cli) fn change_node(changed: &ChangeNodeResponse) -> String {
         text += &format!(
             "It takes no new endpoints. The {endpoint_count} that it has work on until they are detached there;\n\
              'overlayd node inspect {}' lists them.\n",
-            node.name
+            node.id
         );
     }
     if !lost.is_empty() {
@@ -166,7 +166,11 @@ mod tests {
         changed.profile = samples::profile();
         let text = change_node(&changed);
         assert!(text.contains(" is a worker, drain, labelled disk=ssd, zone\n"), "{text}");
-        assert!(text.contains("The 3 that it has work on") && text.contains("node inspect w"), "{text}");
+        assert!(
+            text.contains("The 3 that it has work on")
+                && text.contains("node inspect 0000000000000000000000000"),
+            "{text}"
+        );
         changed.lost = vec![NodeEndpoint {
             network_name: "red".parse().expect("a name"),
             endpoint: samples::endpoint(),

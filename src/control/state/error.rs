@@ -76,15 +76,15 @@ pub enum StateError {
     NotManager { node: HostName, what: &'static str, managers: Vec<String> },
 
     #[error(
-        "node {node} is drained and takes no new endpoints: attach on another node, or run on a manager: overlayd node update {node} --availability active"
+        "node {node} is drained and takes no new endpoints: attach on another node, or run on a manager: overlayd node update {id} --availability active"
     )]
-    Drained { node: HostName },
+    Drained { node: HostName, id: NodeId },
     #[error(
-        "network {network} is only for nodes that are labelled {wanted}, and node {node} is not: attach on another node, or run on a manager: overlayd node update {node}{}",
+        "network {network} is only for nodes that are labelled {wanted}, and node {node} is not: attach on another node, or run on a manager: overlayd node update {id}{}",
         missing.iter().map(|label| format!(" --label-add {label}")).collect::<String>(),
         wanted = missing.join(" and ")
     )]
-    NodeLabels { node: HostName, network: NetworkName, missing: Vec<String> },
+    NodeLabels { node: HostName, id: NodeId, network: NetworkName, missing: Vec<String> },
     #[error("node {node} has no label {key:?}: {}", if has.is_empty() { "it has none".to_owned() } else { format!("it has {}", has.join(", ")) })]
     NoLabel { node: HostName, key: String, has: Vec<String> },
     #[error("label {key:?} is to be set and to be removed: ask for one of them")]

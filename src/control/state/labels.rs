@@ -37,7 +37,12 @@ pub(super) fn admit(network: &Network, node: &Node, profile: Option<&NodeProfile
     if missing.is_empty() {
         return Ok(());
     }
-    Err(StateError::NodeLabels { node: node.name.clone(), network: network.name.clone(), missing })
+    Err(StateError::NodeLabels {
+        node: node.name.clone(),
+        id: node.id,
+        network: network.name.clone(),
+        missing,
+    })
 }
 
 const MOST_LABELS: usize = 64;

@@ -82,7 +82,7 @@ impl Model {
         }
         match profile.map(|profile| profile.availability).unwrap_or_default() {
             Availability::Active => Ok(()),
-            Availability::Drain => Err(StateError::Drained { node: node.name.clone() }),
+            Availability::Drain => Err(StateError::Drained { node: node.name.clone(), id: node.id }),
         }
     }
 }

@@ -462,8 +462,11 @@ pub(super) fn node_that_is_drained_or_not_labelled_for_a_network() {
     refused(
         cluster.state.attach(node_id(1), &request(2, "only")),
         ErrorKind::Barred,
-        "network only is only for nodes that are labelled disk=ssd and zone=a, and node host-1 is not: attach on \
-         another node, or run on a manager: overlayd node update host-1 --label-add disk=ssd --label-add zone=a",
+        &format!(
+            "network only is only for nodes that are labelled disk=ssd and zone=a, and node host-1 is not: attach on \
+             another node, or run on a manager: overlayd node update {} --label-add disk=ssd --label-add zone=a",
+            node_id(1)
+        ),
     );
     let drain = || ProfileChange { availability: Some(Availability::Drain), ..ProfileChange::default() };
     let drained = update(drain()).unwrap();
@@ -471,8 +474,11 @@ pub(super) fn node_that_is_drained_or_not_labelled_for_a_network() {
     refused(
         cluster.state.attach(node_id(1), &request(2, "web")),
         ErrorKind::Conflict,
-        "node host-1 is drained and takes no new endpoints: attach on another node, or run on a manager: overlayd \
-         node update host-1 --availability active",
+        &format!(
+            "node host-1 is drained and takes no new endpoints: attach on another node, or run on a manager: overlayd \
+             node update {} --availability active",
+            node_id(1)
+        ),
     );
     cluster.state.attach(node_id(1), &request(1, "web")).expect("it has that one already");
     let version = cluster.state.version();
