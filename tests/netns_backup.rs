@@ -162,6 +162,8 @@ fn manager_restored_in_its_place_needs_no_hand_elsewhere() {
     assert_eq!((restored.cluster, restored.node), (cluster.id, cluster.node.id));
     assert!(restored.manager.to_string().contains(&address), "{restored:?}");
     await_nodes(swarm.agent(1), 2);
+    let refusal = swarm.agent(1).refused(&["unlock-key"]);
+    assert!(refusal.contains("a backup holds none"), "{refusal}");
     swarm.assert_joined(two, three);
     let one = swarm.attach(1, "red", "new");
     swarm.assert_joined(&one, two);

@@ -61,8 +61,9 @@ impl Inner {
         let Some(new) = request.rotate else {
             let key = self.store.unlock_key().ok_or_else(|| {
                 ApiError::conflict(
-                    "this manager has no unlock key: it did not make its cluster with `overlayd init --autolock`; \
-                     `overlayd unlock-key --rotate` gives it one, which locks it at each start from then on",
+                    "this manager has no unlock key, so nothing locks it when its agent is started: it was given none here, \
+                     by --autolock of `overlayd init` or `overlayd restore`, and a backup holds none; `overlayd unlock-key \
+                     --rotate` gives it one, which locks it at each start from then on",
                 )
             })?;
             return Ok(UnlockKeyResponse { key });

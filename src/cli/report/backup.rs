@@ -40,8 +40,35 @@ pub(in crate::cli) fn restore(restored: &RestoreResponse) -> String {
          Never start the agent that was manager before: delete its state directory.\n",
         restored.node, restored.cluster, made, restored.manager, restored.other_node_count,
     );
-    if let Some(key) = &restored.unlock_key {
-        write!(text, "\n{}", autolock::advice(key)).expect("a String takes all");
+    match &restored.unlock_key {
+        Some(key) => write!(text, "\n{}", autolock::advice(key)).expect("a String takes all"),
+        None => text.push_str(UNLOCKED),
     }
     text
+}
+
+/// A backup does not say whether its manager was locked.
+const UNLOCKED: &str = "It is not locked when its agent is started, even if the manager that was backed up was: \
+                        'overlayd unlock-key --rotate' locks it.\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unlock_key::UnlockKey;
+
+    #[test]
+    fn restored_manager_says_whether_it_is_locked_at_each_start() {
+        let mut restored = RestoreResponse {
+            cluster: ClusterId::from_entropy([0; 16]),
+            node: NodeId::from_entropy([0; 16]),
+            manager: "192.0.2.1:2377".parse().expect("an address"),
+            made_unix_seconds: 1_800_000_000,
+            other_node_count: 2,
+            unlock_key: None,
+        };
+        let says_so = |text: String| text.contains("It is not locked when its agent is started");
+        assert!(says_so(restore(&restored)));
+        restored.unlock_key = Some(UnlockKey::from_entropy([7; 32]));
+        assert!(!says_so(restore(&restored)));
+    }
 }

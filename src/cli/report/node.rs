@@ -151,6 +151,7 @@ mod tests {
         };
         assert_eq!(leave(&left).lines().count(), 1);
         left.untold = Some("no answer".into());
+        assert!(leave(&left).contains(" if it was a member still."));
         assert!(leave(&left).ends_with("\n    overlayd node rm --force 0000000000000000000000000\n"));
     }
 
