@@ -207,6 +207,13 @@ async fn client_finds_the_manager_that_works_and_names_those_that_do_not() {
     assert!(error.message.contains(&format!("{dead} cannot be reached")), "{error}");
     client.set_addresses(vec![server.address]);
     client.list_networks(ListNetworks {}).await.expect("the new address is used");
+    // Under another root than that of the manager: there is a way out.
+    let client = ManagerClient::new(Cluster::new(1).worker(3), vec![server.address]);
+    let error = client.list_networks(ListNetworks {}).await.expect_err("none is believed");
+    assert!(
+        error.message.contains("(wrong CA)") && error.message.contains("overlayd leave --force"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

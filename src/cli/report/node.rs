@@ -11,8 +11,9 @@ pub(in crate::cli) fn leave(left: &LeaveResponse) -> String {
     let mut text = format!("This node, {}, has left cluster {}.\n", left.node, left.cluster);
     if let Some(why) = &left.untold {
         text += &format!(
-            "No manager has heard of it ({why}), so the cluster goes on believing this node.\n\
-             To make every node refuse it, run on a manager:\n\n    overlayd node rm --force {}\n",
+            "No manager has heard of it ({why}), so the cluster goes on believing this node if it was a member still.\n\
+             To make every node refuse it, run on a manager, where 'overlayd node ls' shows it:\n\n    \
+             overlayd node rm --force {}\n",
             left.node
         );
     }

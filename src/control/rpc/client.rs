@@ -209,6 +209,13 @@ impl NoManager {
         let revoked = Refusal::ByPeer(AlertDescription::CertificateRevoked);
         self.0.iter().any(|error| error.proven_refusal() == Some(&revoked))
     }
+
+    /// Whether a manager has a certificate of a root that this node does not trust, or the other way round.
+    pub(super) fn has_another_root(&self) -> bool {
+        self.0.iter().any(|error| {
+            matches!(error.refusal(), Some(Refusal::WrongCa | Refusal::ByPeer(AlertDescription::UnknownCA)))
+        })
+    }
 }
 
 fn channel(dialer: &Arc<Dialer>) -> Channel {

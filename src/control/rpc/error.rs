@@ -100,7 +100,8 @@ const fn kind_of(code: Code) -> ErrorKind {
 /// The cause at the bottom, which names the manager and the reason.
 fn explain(status: &Status) -> String {
     if let Some(unreached) = NoManager::in_status(status) {
-        return unreached.to_string();
+        let hint = if unreached.has_another_root() { ANOTHER_ROOT } else { "" };
+        return format!("{unreached}{hint}");
     }
     let mut deepest: &dyn std::error::Error = status;
     while let Some(source) = deepest.source() {
@@ -128,6 +129,8 @@ fn explain(status: &Status) -> String {
 
 const NO_ANSWER: &str = "the manager did not answer in time: if something was to be changed, look whether it was before you \
                          ask for it again";
+const ANOTHER_ROOT: &str = "; a node that is of this cluster and was away while its root was replaced was removed from it: run \
+                            `overlayd leave --force` here, then `overlayd join` with a token of the cluster";
 const REMOVED: &str = "this node was removed from its cluster, and the others refuse it: run `overlayd leave \
                        --force` here, then `overlayd join` with a token of the cluster";
 
