@@ -77,7 +77,7 @@ pub(super) async fn init(
 ) -> Result<Formed, ApiError> {
     let data_ip = request.data_ip.unwrap_or(request.advertise.ip());
     for address in [request.advertise.ip(), data_ip] {
-        if address.is_unspecified() || address.is_multicast() {
+        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
             return Err(ApiError::invalid(format!(
                 "no other node can reach {address}: give an address of this machine"
             )));

@@ -37,7 +37,11 @@ impl Sockets {
         offload: OffloadConfig,
     ) -> Result<Self> {
         let tls = bind_tls(settings).await?;
-        let data = DataSockets::bind(settings.data, lanes, offload)?;
+        let is_advertised = settings.data.ip() == settings.advertise.ip();
+        let data = DataSockets::bind(settings.data, lanes, offload).with_context(|| {
+            let flag = if is_advertised { "--advertise-addr" } else { "--data-addr" };
+            format!("cannot receive encrypted data: give an address of this machine with {flag}")
+        })?;
         let underlay_mtu = underlay::mtu_at(settings.data.ip()).await?;
         Ok(Self { tls, data, underlay_mtu })
     }
@@ -47,8 +51,7 @@ impl DataSockets {
     /// Binds to an address, for so many lanes.
     pub(crate) fn bind(data: SocketAddr, lanes: LaneCount, offload: OffloadConfig) -> Result<Self> {
         let options = offloads::socket_options(offload);
-        let esp = Group::bind_esp(data, lanes, &options)
-            .context("cannot receive encrypted data: give an address of this machine with --data-addr")?;
+        let esp = Group::bind_esp(data, lanes, &options)?;
         let mut warnings = Vec::new();
         if let Some(refusal) = &esp.refusal {
             warnings.push(format!(

@@ -405,7 +405,8 @@ fn listen_address(text: &str, advertised: SocketAddr) -> Result<SocketAddr, CliE
 
 fn reachable_address(text: &str) -> Result<SocketAddr, String> {
     let address = address(text, CONTROL_PORT)?;
-    if address.ip().is_unspecified() || address.ip().is_multicast() {
+    let ip = address.ip();
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
         return Err("other nodes cannot reach it; give an address of an interface of this host".into());
     }
     Ok(address)

@@ -119,8 +119,13 @@ pub enum CliError {
         why: &'static str,
     },
     /// What was given for an unlock key.
-    #[error(transparent)]
-    UnlockKey(#[from] NotAnUnlockKey),
+    #[error("cannot take the unlock key from {from}")]
+    UnlockKey {
+        /// Where it is from.
+        from: String,
+        /// What is wrong.
+        source: NotAnUnlockKey,
+    },
     /// A key was sent, and whether it counts is not known.
     #[error(
         "{failure}\n\nShould the agent have taken the new unlock key all the same, it is:\n\n    {}",

@@ -12,17 +12,27 @@ use super::CliError;
 /// The first line of `file` if one is given; otherwise what is typed at the terminal, unseen, or
 /// the first line of standard input.
 pub(super) fn read(file: Option<&Path>, what: &'static str) -> Result<Zeroizing<String>, CliError> {
-    let (from, line) = match file {
-        Some(file) => (file.display().to_string(), File::open(file).and_then(first_line)),
-        None if io::stdin().is_terminal() => ("the terminal".to_owned(), ask(what)),
-        None => ("standard input".to_owned(), first_line(io::stdin())),
+    let line = match file {
+        Some(file) => File::open(file).and_then(first_line),
+        None if io::stdin().is_terminal() => ask(what),
+        None => first_line(io::stdin()),
     };
+    let from = source(file);
     let failed = |source| CliError::Secret { what: what.to_lowercase(), from: from.clone(), source };
     let line = line.map_err(failed)?;
     if line.is_empty() {
         return Err(failed(io::Error::new(io::ErrorKind::UnexpectedEof, "it is empty")));
     }
     Ok(line)
+}
+
+/// Where [`read`] reads it from.
+pub(super) fn source(file: Option<&Path>) -> String {
+    match file {
+        Some(file) => file.display().to_string(),
+        None if io::stdin().is_terminal() => "the terminal".to_owned(),
+        None => "standard input".to_owned(),
+    }
 }
 
 /// As [`read`], for a secret that is new: what is typed is asked for twice.

@@ -19,7 +19,8 @@ pub struct UnlockArguments {
 impl UnlockArguments {
     pub(in crate::cli) fn request(&self) -> Result<UnlockRequest, CliError> {
         let text = secret::read(self.key_file.as_deref(), "Unlock key")?;
-        Ok(UnlockRequest { key: text.parse()? })
+        let no_key = |source| CliError::UnlockKey { from: secret::source(self.key_file.as_deref()), source };
+        Ok(UnlockRequest { key: text.parse().map_err(no_key)? })
     }
 }
 

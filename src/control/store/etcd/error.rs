@@ -19,7 +19,7 @@ pub enum EtcdError {
     },
     /// No member answers, or none that has a leader. Nothing was asked of it that could have an effect.
     #[error(
-        "the cluster's state in etcd cannot be reached, so nothing was changed ({why}): traffic goes on; see to it \
+        "etcd cannot be reached, so nothing was changed ({why}); traffic of a cluster that runs goes on: see to it \
          that a majority of etcd's members run and can be reached from here, then try again"
     )]
     Unreachable {
