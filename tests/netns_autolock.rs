@@ -104,7 +104,7 @@ fn wrong_unlock_key_changes_nothing_and_is_answered_slowly() {
         let refusal = manager.refused(&["unlock", "--key-file", file.to_str().unwrap()]);
         let expected =
             if text.is_empty() { "cannot read the unlock key" } else { "this is not an unlock key" };
-        assert!(refusal.contains(expected), "{refusal}");
+        assert!(refusal.contains(expected) && refusal.contains(file.to_str().unwrap()), "{refusal}");
     }
     let refusal = manager.refused(&["unlock", "--key-file", "/nowhere/key"]);
     assert!(refusal.contains("/nowhere/key"), "{refusal}");

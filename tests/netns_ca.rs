@@ -94,6 +94,7 @@ fn root_that_cannot_be_used_is_refused_and_nothing_is_made() {
         let init = ["init", "--advertise-addr", &address, "--ca-cert", text(&cert), "--ca-key", text(&key)];
         let refusal = swarm.agent(1).refused(&init);
         assert!(refusal.contains(words), "{refusal:?} lacks {words:?}");
+        assert!(refusal.contains(text(&key)), "{refusal:?} does not name the file");
         let status: StatusResponse = swarm.agent(1).status();
         assert_eq!(status.cluster, None, "{words}");
     }

@@ -20,7 +20,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use self::ca::BroughtCa;
-pub(super) use self::ca::CaCommand;
+pub(super) use self::ca::{CaCommand, of_files};
 use super::{CliError, netns};
 use crate::api::VERSION;
 use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
@@ -217,6 +217,11 @@ pub struct InitArguments {
 }
 
 impl InitArguments {
+    /// The certificate and the key of a root that is brought.
+    pub(super) fn ca_files(&self) -> Option<(PathBuf, PathBuf)> {
+        self.ca.files()
+    }
+
     pub(super) fn request(self) -> Result<InitRequest, CliError> {
         let listen = match self.listen_addr {
             None => None,

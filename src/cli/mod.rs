@@ -7,6 +7,7 @@
 mod arguments;
 mod backup;
 mod logging;
+mod named_file;
 mod netns;
 mod report;
 mod rotation;
@@ -33,7 +34,7 @@ use crate::api::types::{ListTokensRequest, RemoveTokenRequest};
 use crate::api::{Client, ClientError};
 use crate::config::{ConfigError, DEFAULT_SOCKET};
 use crate::unlock_key::{NotAnUnlockKey, UnlockKey};
-use arguments::{BackupArguments, CaCommand, NodeCommand, StoreCommand, TokenArguments, TokenWish};
+use arguments::{BackupArguments, CaCommand, NodeCommand, StoreCommand, TokenArguments, TokenWish, of_files};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +126,16 @@ pub enum CliError {
         from: String,
         /// What is wrong.
         source: NotAnUnlockKey,
+    },
+    /// The agent refuses a CA.
+    #[error("{failure} (the CA is that of {} and {})", certificate.display(), key.display())]
+    BroughtCa {
+        /// The file of its certificate.
+        certificate: PathBuf,
+        /// The file of its key.
+        key: PathBuf,
+        /// Why it is refused.
+        failure: ClientError,
     },
     /// A key was sent, and whether it counts is not known.
     #[error(
@@ -218,8 +229,10 @@ impl Agent {
     async fn execute(&self, command: ClientCommand) -> Result<String, CliError> {
         match command {
             ClientCommand::Init(arguments) => {
+                let files = arguments.ca_files();
                 let request = arguments.request()?;
-                at_large(request.autolock.as_ref(), self.call(&request, report::init).await)
+                let outcome = self.call(&request, report::init).await;
+                of_files(files, at_large(request.autolock.as_ref(), outcome))
             }
             ClientCommand::Token(arguments) => self.token(&arguments).await,
             ClientCommand::Join(arguments) => self.call(&arguments.request(), report::join).await,
@@ -268,11 +281,13 @@ impl Agent {
                 self.call(&CaStatusRequest {}, report::ca::status).await
             }
             ClientCommand::Ca { command: Some(CaCommand::Rotate(arguments)) } => {
-                let (request, detach) = (arguments.request()?, arguments.detach);
-                if detach {
-                    return self.call(&request, report::ca::status).await;
-                }
-                rotation::follow(&self.client, &request, self.json).await
+                let (request, files) = (arguments.request()?, arguments.files());
+                let outcome = if arguments.detach {
+                    self.call(&request, report::ca::status).await
+                } else {
+                    rotation::follow(&self.client, &request, self.json).await
+                };
+                of_files(files, outcome)
             }
             ClientCommand::Stats => self.call(&StatsRequest {}, tables::stats).await,
         }

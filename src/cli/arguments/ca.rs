@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use zeroize::Zeroizing;
 
 use crate::api::types::{BroughtAuthority, RotateCaRequest};
-use crate::cli::CliError;
+use crate::cli::{CliError, named_file};
 
 /// Commands about the certificate authority.
 #[derive(Debug, Subcommand)]
@@ -33,8 +32,13 @@ pub struct RotateArguments {
 
 impl RotateArguments {
     pub(in crate::cli) fn request(&self) -> Result<RotateCaRequest, CliError> {
-        let files = self.cert.as_deref().zip(self.key.as_deref());
-        Ok(RotateCaRequest { authority: files.map(|(cert, key)| read(cert, key)).transpose()? })
+        let authority = self.files().map(|(cert, key)| read(&cert, &key)).transpose()?;
+        Ok(RotateCaRequest { authority })
+    }
+
+    /// The root that comes, and its key.
+    pub(in crate::cli) fn files(&self) -> Option<(PathBuf, PathBuf)> {
+        self.cert.clone().zip(self.key.clone())
     }
 }
 
@@ -51,16 +55,33 @@ pub(super) struct BroughtCa {
 
 impl BroughtCa {
     pub(super) fn read(&self) -> Result<Option<BroughtAuthority>, CliError> {
-        self.ca_cert.as_deref().zip(self.ca_key.as_deref()).map(|(cert, key)| read(cert, key)).transpose()
+        self.files().map(|(cert, key)| read(&cert, &key)).transpose()
+    }
+
+    pub(super) fn files(&self) -> Option<(PathBuf, PathBuf)> {
+        self.ca_cert.clone().zip(self.ca_key.clone())
+    }
+}
+
+/// Says which files an agent's refusal of a CA is about.
+pub(in crate::cli) fn of_files<T>(
+    files: Option<(PathBuf, PathBuf)>,
+    outcome: Result<T, CliError>,
+) -> Result<T, CliError> {
+    match (files, outcome) {
+        (Some((certificate, key)), Err(CliError::Agent(failure)))
+            if failure.to_string().contains("the CA") =>
+        {
+            Err(CliError::BroughtCa { certificate, key, failure })
+        }
+        (_, outcome) => outcome,
     }
 }
 
 /// Reads both files; what is in them is for the agent to judge.
 fn read(certificate: &Path, key: &Path) -> Result<BroughtAuthority, CliError> {
-    let read = |file: &Path| {
-        std::fs::read_to_string(file).map_err(|source| CliError::File { file: file.to_owned(), source })
-    };
-    Ok(BroughtAuthority { certificate_pem: read(certificate)?, key_pem: Zeroizing::new(read(key)?) })
+    let certificate_pem = named_file::read(certificate)?.to_string();
+    Ok(BroughtAuthority { certificate_pem, key_pem: named_file::read(key)? })
 }
 
 #[cfg(test)]

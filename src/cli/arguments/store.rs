@@ -1,13 +1,11 @@
 //! `overlayd store`, and an etcd as the command line names it: an address, and files.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use zeroize::Zeroizing;
 
 use crate::api::types::{EtcdRequest, MigrateStoreRequest};
-use crate::cli::{CliError, secret};
+use crate::cli::{CliError, named_file, secret};
 
 /// Commands about where the cluster's state is.
 #[derive(Debug, Subcommand)]
@@ -81,11 +79,12 @@ impl EtcdArguments {
 
     fn request(self, address: String) -> Result<EtcdRequest, CliError> {
         let client = self.store_cert.as_deref().zip(self.store_key.as_deref());
-        let client =
-            client.map(|(certificate, key)| Ok::<_, CliError>((read(certificate)?.to_string(), read(key)?)));
+        let client = client.map(|(certificate, key)| {
+            Ok::<_, CliError>((named_file::read(certificate)?.to_string(), named_file::read(key)?))
+        });
         let user = self.store_user.zip(self.store_password_file);
         let user = user.map(|(name, file)| Ok::<_, CliError>((name, secret::read(Some(&file), "Password")?)));
-        let ca = self.store_ca.as_deref().map(read).transpose()?;
+        let ca = self.store_ca.as_deref().map(named_file::read).transpose()?;
         Ok(EtcdRequest {
             address,
             ca_pem: ca.map(|pem| pem.to_string()),
@@ -93,11 +92,4 @@ impl EtcdArguments {
             user: user.transpose()?,
         })
     }
-}
-
-/// Reads a file; what is in it is for the agent to judge.
-fn read(file: &Path) -> Result<Zeroizing<String>, CliError> {
-    fs::read_to_string(file)
-        .map(Zeroizing::new)
-        .map_err(|source| CliError::File { file: file.to_owned(), source })
 }
