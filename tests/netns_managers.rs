@@ -119,6 +119,16 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     swarm.start(victim);
     assert!(eventually(PATIENCE, || are_reachable(swarm.agent(victim))), "{}", swarm.agent(victim).log());
 
+    // And then each of the others.
+    for other in (1..=3).filter(|other| *other != victim) {
+        let killed = boot_time();
+        swarm.agent(other).kill();
+        assert_moved(&workers, other, killed);
+        history.await_more(1);
+        swarm.start(other);
+        assert!(eventually(PATIENCE, is_whole), "{:?}\n{}", seen(), swarm.agent(other).log());
+    }
+
     // One does not run, and its kernel answers for it.
     let victim = await_manager_of(workers[0]);
     swarm.agent(victim).signal(Signal::STOP);
@@ -128,12 +138,14 @@ fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
     swarm.agent(victim).signal(Signal::CONT);
     assert!(eventually(PATIENCE, is_whole), "{:?}\n{}", seen(), swarm.agent(victim).log());
 
-    // A member of etcd dies, be it the leader or not, and then another.
-    for member in [0, 1] {
+    // Each member of etcd dies, the leader first.
+    let leader = etcd.leader();
+    for member in [leader, (leader + 1) % 3, (leader + 2) % 3] {
         etcd.kill(member);
         history.await_more(1);
 
         etcd.restart(member);
+        etcd.wait_for(member);
         history.await_more(1);
     }
 

@@ -129,14 +129,18 @@ impl Etcd {
     }
 
     fn try_ctl(&self, arguments: &[&str]) -> Output {
+        self.ask(0, arguments)
+    }
+
+    fn ask(&self, index: usize, arguments: &[&str]) -> Output {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &format!("{scheme}://{}", self.client(0))]);
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &format!("{scheme}://{}", self.client(index))]);
         if let Some(Tls { ca, certificate, key }) = &self.tls {
             command.arg("--cacert").arg(ca).arg("--cert").arg(certificate).arg("--key").arg(key);
         }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let running = (self.members[0].place.spawn)(command).expect("etcdctl, of Debian's etcd-client");
+        let running = (self.members[index].place.spawn)(command).expect("etcdctl, of Debian's etcd-client");
         running.wait_with_output().expect("it is ours")
     }
 
@@ -149,13 +153,36 @@ impl Etcd {
 
     /// Waits until the first member answers and has a leader.
     pub(crate) fn wait(&self) {
+        self.wait_for(0);
+    }
+
+    /// Waits until a member answers and has a leader.
+    pub(crate) fn wait_for(&self, index: usize) {
         for _ in 0..ATTEMPTS {
-            if self.try_ctl(&["endpoint", "health"]).status.success() {
+            if self.ask(index, &["endpoint", "health"]).status.success() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("etcd does not start");
+        panic!("member {index} of etcd does not start");
+    }
+
+    /// Waits until a member says that it is the leader, and names it.
+    pub(crate) fn leader(&self) -> usize {
+        for _ in 0..ATTEMPTS {
+            if let Some(leader) = (0..self.members.len()).find(|index| self.leads(*index)) {
+                return leader;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("etcd has no leader");
+    }
+
+    fn leads(&self, index: usize) -> bool {
+        let said = self.ask(index, &["endpoint", "status", "--write-out=json"]).stdout;
+        let said: serde_json::Value = serde_json::from_slice(&said).unwrap_or_default();
+        let status = &said[0]["Status"];
+        status["leader"].is_u64() && status["leader"] == status["header"]["member_id"]
     }
 
     fn data_dir(&self, index: usize) -> PathBuf {
