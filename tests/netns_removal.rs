@@ -5,15 +5,17 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use overlayd::api::types::{
     ChangeNodeResponse, InitResponse, InspectNodeResponse, JoinResponse, LeaveResponse, ListNodesResponse,
     NodeState, RemoveNodeResponse,
 };
+use overlayd::boot_time::BootTime;
 use overlayd::control::identity::NodeIdentity;
 use overlayd::control::key_channel::KeyChannel;
-use overlayd::control::rpc::messages::ListNodes;
+use overlayd::control::rpc::messages::{ListNetworks, ListNodes};
 use overlayd::control::rpc::{ErrorKind, ManagerClient};
 use overlayd::control::store::Store;
 use overlayd::control::tls::Credentials;
@@ -38,7 +40,11 @@ test_program! {
 }
 
 fn removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_tell_one_another() {
-    let (swarm, containers) = Swarm::formed(5, Family::V4, Underlay::default()).with_containers();
+    let swarm = Swarm::formed(5, Family::V4, Underlay::default());
+    swarm.agent(5).kill();
+    let stolen = credentials(swarm.agent(5));
+    swarm.start(5);
+    let (swarm, containers) = swarm.with_containers();
     let (last, others) = containers.split_last().unwrap();
     let condemned = swarm.agent(5).status().cluster.unwrap().node.id;
     // Of the others two hear nothing of the manager, and the condemned hears nothing of anybody.
@@ -49,9 +55,20 @@ fn removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_te
 
     let traffic = Traffic::new(last, others);
     let ended = AtomicBool::new(false);
-    let (removed, answered, sent) = std::thread::scope(|scope| {
+    // Its keys are also with somebody who has connections to all of them, and asks for more.
+    let is_connected = Barrier::new(others.len() + 2);
+    let (removed, answered, sent, shut) = std::thread::scope(|scope| {
         traffic.run(scope, &ended);
         assert!(eventually(PATIENCE, || traffic.arrived().iter().all(Option::is_some)), "{}", swarm.drops());
+        let knocking: Vec<_> = swarm.agents[..4]
+            .iter()
+            .map(|agent| scope.spawn(|| alone(&swarm, agent, knock(&stolen, agent, &is_connected))))
+            .collect();
+        let asking = scope.spawn(|| {
+            let manager = swarm.agent(1);
+            alone(&swarm, manager, ask_on(&stolen, manager, &is_connected))
+        });
+        is_connected.wait();
         let removed = boot_time();
         let done: RemoveNodeResponse = swarm.agent(1).ask(&["node", "rm", "--force", condemned.as_str()]);
         let answered = boot_time();
@@ -63,8 +80,16 @@ fn removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_te
         assert_eq!(swarm.agent(5).received(), received, "somebody still sends to it");
         let sent = traffic.sent.load(Ordering::Relaxed) - sent;
         ended.store(true, Ordering::Relaxed);
-        (removed, answered, sent)
+        let shut: Vec<_> = knocking.into_iter().map(|knocking| knocking.join().unwrap()).collect();
+        (removed, answered, sent, (shut, asking.join().unwrap()))
     });
+    let (channels, asked) = shut;
+    for (number, (cut, refused)) in (1..).zip(channels) {
+        let late = [cut, refused].map(|at| at.since(removed));
+        assert!(late.iter().all(|late| *late < SECOND), "agent {number} shuts it out after {late:?}");
+    }
+    let late = asked.since(removed);
+    assert!(late < SECOND, "the manager serves it for {late:?}");
     for (number, arrived) in (1..).zip(traffic.arrived()) {
         let late = arrived.unwrap().since(removed);
         assert!(late < SECOND, "host {number} was sent something {late:?} after the removal was asked for");
@@ -256,23 +281,69 @@ fn only_managers_remove_inspect_and_change_nodes_and_there_stays_one_manager() {
     }
 }
 
+/// What a dead agent shows of itself.
+fn credentials(agent: &Agent) -> Arc<Credentials> {
+    let identity: NodeIdentity = Store::open(&agent.state_dir()).unwrap().identity().unwrap().unwrap();
+    let trust = Trust::of(&identity).unwrap();
+    Credentials::new(identity, trust, wall_clock).unwrap()
+}
+
+/// Runs something on an agent's host: whoever has stolen keys may be anywhere.
+fn alone<T: Send>(swarm: &Swarm, agent: &Agent, work: impl Future<Output = T> + Send) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let in_time = async { tokio::time::timeout(PATIENCE, work).await.expect("it is not refused") };
+    swarm.host(agent).run_in(|| runtime.block_on(in_time)).unwrap()
+}
+
+/// Has a key channel to an agent until it ends, then asks for others until it is refused: when both were.
+async fn knock(stolen: &Credentials, agent: &Agent, is_connected: &Barrier) -> (BootTime, BootTime) {
+    let node = agent.status().cluster.unwrap().node;
+    let mut channel = KeyChannel::connect(stolen, node.advertise, node.id).await.unwrap();
+    is_connected.wait();
+    while let Ok(Some(_)) = channel.receive().await {}
+    let cut = boot_time();
+    loop {
+        match KeyChannel::connect(stolen, node.advertise, node.id).await {
+            Ok(channel) => drop(channel),
+            Err(error) => {
+                let alert = rustls::AlertDescription::CertificateRevoked;
+                assert_eq!(error.refusal(), Some(&Refusal::ByPeer(alert)), "{error}");
+                return (cut, boot_time());
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Asks a manager again and again until it refuses: when it did.
+async fn ask_on(stolen: &Arc<Credentials>, manager: &Agent, is_connected: &Barrier) -> BootTime {
+    let address = manager.status().cluster.unwrap().node.advertise;
+    let client = ManagerClient::new(Arc::clone(stolen), vec![address]);
+    client.list_networks(ListNetworks {}).await.unwrap();
+    is_connected.wait();
+    loop {
+        // What is asked as its connection is cut has no answer.
+        if let Err(refusal) = client.list_networks(ListNetworks {}).await
+            && refusal.kind != ErrorKind::Unavailable
+        {
+            assert_eq!(refusal.kind, ErrorKind::Removed, "{refusal}");
+            return boot_time();
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// Shows the certificate of a dead agent to every other one, on both protocols that ask for one.
 fn assert_refused_everywhere(swarm: &Swarm, removed: &Agent) {
-    let identity: NodeIdentity = Store::open(&removed.state_dir()).unwrap().identity().unwrap().unwrap();
-    let trust = Trust::of(&identity).unwrap();
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let credentials = credentials(removed);
     for agent in swarm.agents.iter().filter(|agent| agent.number != removed.number) {
         let node = agent.status().cluster.unwrap().node;
-        let credentials = Credentials::new(identity.clone(), trust.clone(), wall_clock).unwrap();
-        let attempt = || {
-            runtime().block_on(async {
-                let channel = KeyChannel::connect(&credentials, node.advertise, node.id).await;
-                let refusal = channel.map(drop).unwrap_err().refusal().cloned();
-                let manager = ManagerClient::new(credentials.clone(), vec![node.advertise]);
-                (refusal, manager.list_nodes(ListNodes {}).await.unwrap_err())
-            })
-        };
-        let (key, manager) = swarm.host(removed).run_in(attempt).unwrap();
+        let (key, manager) = alone(swarm, removed, async {
+            let channel = KeyChannel::connect(&credentials, node.advertise, node.id).await;
+            let refusal = channel.map(drop).unwrap_err().refusal().cloned();
+            let manager = ManagerClient::new(Arc::clone(&credentials), vec![node.advertise]);
+            (refusal, manager.list_nodes(ListNodes {}).await.unwrap_err())
+        });
         let Some(Refusal::ByPeer(alert)) = key else { panic!("agent {}: {key:?}", agent.number) };
         assert_eq!(alert, rustls::AlertDescription::CertificateRevoked, "agent {}", agent.number);
         if agent.number == 1 {
@@ -291,5 +362,6 @@ fn formed_with_containers(hosts: u8) -> (Swarm, InitResponse, Vec<Attached>) {
     (swarm, init, containers)
 }
 
+const PAUSE: Duration = Duration::from_millis(10);
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(15);
