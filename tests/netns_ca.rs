@@ -5,7 +5,9 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,9 +17,10 @@ use overlayd::api::types::{
 use overlayd::cluster::RotationStep;
 use overlayd::events::{Event, Recorded};
 use overlayd::lab::{Underlay, eventually};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::IsCa;
 use sha2::{Digest, Sha256};
 
+use support::certificates::root_files;
 use support::swarm::{Family, PATIENCE, Swarm};
 use support::test_program;
 
@@ -29,6 +32,7 @@ test_program! {
     certificate_of_the_old_root_is_worth_nothing_afterwards
     dead_node_is_named_and_machines_join_while_it_is_waited_for
     dead_node_that_is_removed_is_waited_for_no_more
+    rotation_goes_on_after_the_manager_was_killed_between_its_steps
     rotation_goes_on_after_the_manager_was_killed_in_each_step
     rotation_that_cannot_be_is_refused_and_nothing_changes
 }
@@ -49,7 +53,7 @@ fn root_is_the_same_on_every_node_and_in_the_token() {
 
 fn root_that_the_operator_brought_carries_traffic() {
     let swarm = Swarm::unformed(2, Underlay::default());
-    let (cert, key) = files(swarm.dir(), "own", &rcgen::PKCS_ECDSA_P384_SHA384, |_| {});
+    let (cert, key) = root_files(swarm.dir(), "own", &rcgen::PKCS_ECDSA_P384_SHA384, |_| {});
     let address = swarm.lab.host(1).v4().to_string();
     let init = ["init", "--advertise-addr", &address, "--ca-cert", text(&cert), "--ca-key", text(&key)];
     swarm.join(2, &swarm.agent(1).ask(&init));
@@ -73,13 +77,13 @@ fn root_that_cannot_be_used_is_refused_and_nothing_is_made() {
     let swarm = Swarm::unformed(1, Underlay::default());
     let address = swarm.lab.host(1).v4().to_string();
     let p256 = &rcgen::PKCS_ECDSA_P256_SHA256;
-    let (cert, key) = files(swarm.dir(), "good", p256, |_| {});
-    let (other_cert, other_key) = files(swarm.dir(), "other", p256, |_| {});
-    let leaf = files(swarm.dir(), "leaf", p256, |params| params.is_ca = IsCa::ExplicitNoCa);
+    let (cert, key) = root_files(swarm.dir(), "good", p256, |_| {});
+    let (other_cert, other_key) = root_files(swarm.dir(), "other", p256, |_| {});
+    let leaf = root_files(swarm.dir(), "leaf", p256, |params| params.is_ca = IsCa::ExplicitNoCa);
     let now = time::OffsetDateTime::now_utc();
-    let old = files(swarm.dir(), "old", p256, |params| params.not_after = now - time::Duration::DAY);
-    let short = files(swarm.dir(), "short", p256, |params| params.not_after = now + time::Duration::DAY);
-    let edwards = files(swarm.dir(), "edwards", &rcgen::PKCS_ED25519, |_| {});
+    let old = root_files(swarm.dir(), "old", p256, |params| params.not_after = now - time::Duration::DAY);
+    let short = root_files(swarm.dir(), "short", p256, |params| params.not_after = now + time::Duration::DAY);
+    let edwards = root_files(swarm.dir(), "edwards", &rcgen::PKCS_ED25519, |_| {});
     for ((cert, key), words) in [
         ((cert.clone(), other_key), "does not belong to the CA certificate"),
         ((other_cert, key.clone()), "does not belong to the CA certificate"),
@@ -117,7 +121,7 @@ fn root_is_replaced_under_traffic_without_a_loss() {
             pairs.map(|(from, to)| scope.spawn(move || from.pings_until(done, to, Duration::from_millis(2))));
         let said = swarm.agent(1).done(&["--json", "ca", "rotate"]);
         // And once more, to one that is brought.
-        let (cert, key) = files(swarm.dir(), "own", &rcgen::PKCS_ECDSA_P384_SHA384, |_| {});
+        let (cert, key) = root_files(swarm.dir(), "own", &rcgen::PKCS_ECDSA_P384_SHA384, |_| {});
         let told = swarm.agent(1).done(&["ca", "rotate", "--cert", text(&cert), "--key", text(&key)]);
         done.store(true, Ordering::Relaxed);
         for (pings, (from, to)) in pings.into_iter().zip(pairs) {
@@ -242,12 +246,70 @@ fn dead_node_that_is_removed_is_waited_for_no_more() {
     let swarm = Swarm::formed(3, Family::V4, Underlay::default());
     let dead = swarm.agent(3).status().cluster.unwrap().node.id;
     swarm.agent(3).kill();
-    swarm.agent(1).done(&["ca", "rotate", "--detach"]);
+    // Whoever watches it is told for whom it waits, and why.
+    let said = swarm.dir().join("said");
+    let mut watching = swarm.agent(1).command();
+    watching.args(["ca", "rotate"]).stdout(Stdio::null()).stderr(File::create(&said).unwrap());
+    let mut watching = watching.spawn().unwrap();
+    let said = || std::fs::read_to_string(&said).unwrap();
+    let is_named = || {
+        said().split("Step ").any(|step| {
+            step.matches("waiting for").count() == 1
+                && step.contains(&format!("({dead}): does not trust the new root yet, offline since"))
+        })
+    };
+    assert!(eventually(Duration::from_secs(10), is_named), "{}", said());
     let waiting = || rotation(&swarm).unwrap().waiting.iter().map(|node| node.node).collect::<Vec<_>>();
-    assert!(eventually(Duration::from_secs(10), || waiting() == [dead]), "{:?}", waiting());
+    assert_eq!(waiting(), [dead]);
+    assert_eq!(watching.try_wait().unwrap(), None, "{}", said());
     swarm.agent(1).done(&["node", "rm", "--force", dead.as_str()]);
-    await_end(&swarm);
+    let mut ended = None;
+    let is_over = || {
+        ended = watching.try_wait().unwrap();
+        ended.is_some()
+    };
+    assert!(eventually(Duration::from_secs(60), is_over), "{}", said());
+    assert!(ended.unwrap().success() && rotation(&swarm).is_none(), "{}", said());
     assert_eq!(root(&swarm, 1), root(&swarm, 2));
+}
+
+/// With all nodes there the steps take as long as it takes to tell of them.
+fn rotation_goes_on_after_the_manager_was_killed_between_its_steps() {
+    let (swarm, containers) = Swarm::formed(3, Family::V4, Underlay::default()).with_containers();
+    let [one, two, three] = containers.as_slice() else { unreachable!("three hosts") };
+    swarm.assert_joined(two, three);
+    let done = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pings = [(two, three), (three, two)]
+            .map(|(from, to)| scope.spawn(move || from.pings_until(done, to, Duration::from_millis(5))));
+        for kills in [1, 3] {
+            let old = root(&swarm, 1);
+            swarm.agent(1).done(&["ca", "rotate", "--detach"]);
+            let mut seen = Vec::new();
+            for _ in 0..kills {
+                std::thread::sleep(Duration::from_micros(rand::random_range(0..100_000)));
+                swarm.agent(1).kill();
+                swarm.start(1);
+                seen.push(rotation(&swarm).map(|rotation| rotation.step));
+            }
+            support::tell(&format!("found after each kill: {seen:?}"));
+            await_end(&swarm);
+            let new = root(&swarm, 1);
+            let is_alone = |number: usize| {
+                let roots = swarm.agent(number).ask::<CaResponse>(&["ca"]).roots;
+                matches!(roots.as_slice(), [root] if root.fingerprint_sha256 == new)
+            };
+            let everywhere = || [2, 3].into_iter().all(is_alone);
+            assert!(new != old && eventually(Duration::from_secs(5), everywhere), "{seen:?}");
+        }
+        done.store(true, Ordering::Relaxed);
+        for pings in pings {
+            let (sent, received) = pings.join().unwrap();
+            assert!(sent > 100 && received == sent, "{received} of {sent}\n{}", swarm.drops());
+        }
+    });
+    swarm.await_keys(2);
+    [two, three].iter().for_each(|other| swarm.assert_joined(one, other));
 }
 
 /// In each step another node is away, so that the step lasts until the manager was killed in it.
@@ -294,9 +356,9 @@ fn rotation_that_cannot_be_is_refused_and_nothing_changes() {
     let swarm = Swarm::pair();
     let before = root(&swarm, 1);
     let p256 = &rcgen::PKCS_ECDSA_P256_SHA256;
-    let (cert, key) = files(swarm.dir(), "good", p256, |_| {});
-    let (_, other_key) = files(swarm.dir(), "other", p256, |_| {});
-    let leaf = files(swarm.dir(), "leaf", p256, |params| params.is_ca = IsCa::ExplicitNoCa);
+    let (cert, key) = root_files(swarm.dir(), "good", p256, |_| {});
+    let (_, other_key) = root_files(swarm.dir(), "other", p256, |_| {});
+    let leaf = root_files(swarm.dir(), "leaf", p256, |params| params.is_ca = IsCa::ExplicitNoCa);
     let rotate = |cert: &Path, key: &Path| {
         swarm.agent(1).refused(&["ca", "rotate", "--cert", text(cert), "--key", text(key)])
     };
@@ -348,30 +410,6 @@ fn copy(from: &Path, to: &Path) {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
-}
-
-/// A root as an organisation makes it, in two files, but for what `change` changes.
-fn files(
-    dir: &Path,
-    name: &str,
-    algorithm: &'static rcgen::SignatureAlgorithm,
-    change: impl FnOnce(&mut CertificateParams),
-) -> (PathBuf, PathBuf) {
-    let key = KeyPair::generate_for(algorithm).unwrap();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "Example");
-    params.distinguished_name.push(DnType::CommonName, format!("Example root {name}"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let now = time::OffsetDateTime::now_utc();
-    params.not_before = now - time::Duration::HOUR;
-    params.not_after = now + time::Duration::days(3650);
-    change(&mut params);
-    let (cert, key_file) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-    std::fs::write(&cert, params.self_signed(&key).unwrap().pem()).unwrap();
-    std::fs::write(&key_file, key.serialize_pem()).unwrap();
-    (cert, key_file)
 }
 
 fn text(path: &Path) -> &str {

@@ -8,6 +8,7 @@ use overlayd::control::identity::{NodeIdentity, NodeKey};
 use overlayd::control::state::ClusterState;
 use overlayd::control::store::Store;
 use overlayd::io::clock::wall_clock;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde::Deserialize;
 
 use super::swarm::Agent;
@@ -68,6 +69,30 @@ pub(crate) fn shift_certificate(manager: &Agent, agent: &Agent, by: time::Durati
     let certificate = authority.issue(&key.request_pem().unwrap(), node, role, then, life).unwrap();
     let shifted = NodeIdentity::new(vec![certificate], &key, authority.root().clone()).unwrap();
     store.put_identity(&shifted).unwrap();
+}
+
+/// A root as an organisation makes it, in two files, but for what `change` changes.
+pub(crate) fn root_files(
+    dir: &Path,
+    name: &str,
+    algorithm: &'static rcgen::SignatureAlgorithm,
+    change: impl FnOnce(&mut CertificateParams),
+) -> (PathBuf, PathBuf) {
+    let key = KeyPair::generate_for(algorithm).unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Example");
+    params.distinguished_name.push(DnType::CommonName, format!("Example root {name}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now - time::Duration::HOUR;
+    params.not_after = now + time::Duration::days(3650);
+    change(&mut params);
+    let (cert, key_file) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    std::fs::write(&cert, params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    (cert, key_file)
 }
 
 /// As the manager keeps it.
