@@ -126,6 +126,7 @@ fn followers_see_events_as_they_happen() {
     let swarm = Swarm::unformed(1, Underlay::default());
     let agent = swarm.agent(1);
     let mut follower = agent.command().arg("events").stdout(Stdio::piped()).spawn().unwrap();
+    let mut program = agent.command().args(["--json", "events"]).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(follower.stdout.take().unwrap()).lines();
     // It has its place in the log once it has been asked for.
     let (told, lines_told) = std::sync::mpsc::channel();
@@ -135,9 +136,30 @@ fn followers_see_events_as_they_happen() {
         lines_told.try_iter().any(|line| line.contains("asked for network/remove no-such-network, failed: "))
     });
     assert!(seen);
+    // And as JSON, a line each.
+    let (recorded, records) = std::sync::mpsc::channel();
+    let lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    let parsing = std::thread::spawn(move || {
+        lines.for_each(|line| {
+            recorded.send(serde_json::from_str::<Recorded>(&line.unwrap()).unwrap()).unwrap()
+        })
+    });
+    let mut numbers = Vec::new();
+    let recorded = eventually(Duration::from_secs(10), || {
+        let _refused = agent.command().args(["rm", "no-such-network"]).output().unwrap();
+        let refusals = records.try_iter().filter(|record| {
+            numbers.push(record.number);
+            matches!(&record.event, Event::LocalRequest { request, failure: Some(_), .. } if request == "network/remove")
+        });
+        refusals.count() > 0
+    });
+    assert!(recorded && numbers.is_sorted_by(|one, next| one + 1 == *next), "{numbers:?}");
     agent.signal(rustix::process::Signal::TERM);
-    assert!(follower.wait().unwrap().success(), "the end of the agent is the end of the stream");
-    reading.join().unwrap();
+    for (mut follower, reading) in [(follower, reading), (program, parsing)] {
+        assert!(follower.wait().unwrap().success(), "the end of the agent is the end of the stream");
+        reading.join().unwrap();
+    }
+    assert!(records.try_iter().any(|record| matches!(record.event, Event::AgentStopped { .. })));
     assert!(lines_told.try_iter().any(|line| line.ends_with("agent stops")));
     // The stream ends before the process does, which writes the last line.
     let kept = || std::fs::read_to_string(agent.state_dir().join("events.jsonl")).unwrap();
