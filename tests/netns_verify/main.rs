@@ -304,6 +304,6 @@ fn differing(agent: &Agent, item: Verified) -> VerifiedItem {
     found.unwrap()
 }
 
-/// What the agents promise, and a little for the machine.
-const SOON: Duration = Duration::from_secs(10);
+/// What the agents promise.
+const SOON: Duration = Duration::from_secs(5);
 const V4_PREFIX: &str = "10.77.0.";

@@ -5,19 +5,20 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use overlayd::api::types::{AttachResponse, TokenResponse};
+use overlayd::api::types::{AttachResponse, CaStatusResponse, TokenResponse};
 use overlayd::cluster::Role;
 use overlayd::io::clock::boot_time;
 use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Container, Host, Underlay, eventually};
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 
-use super::support::cut_off::{cut_tcp, mend_tcp};
+use super::support::cut_off::{cut_tcp, mend_tcp, plug_in, unplug};
 use super::support::swarm::{Attached, Family, Swarm, V4_SUBNET, V6_SUBNET};
 use super::support::tell;
-use super::{assert_equal, ip};
+use super::{SOON, ip};
 
 /// Lives through so many steps of a seed, and asserts that all is equal afterwards.
 pub(crate) fn live(seed: u64, steps: usize) {
@@ -36,6 +37,8 @@ struct Mix {
     /// Containers of which nobody was promised anything.
     others: Vec<Container>,
     next: u32,
+    /// What is to happen before anything happens again.
+    coming: Vec<u32>,
 }
 
 /// A container on a node, attached to a network.
@@ -52,7 +55,8 @@ impl Mix {
         swarm.create(&["--encrypted", "--subnet", "10.79.0.0/24", "--node-label", "zone=a", "green"]);
         swarm.create(&["--subnet", "10.78.0.0/24", "plain"]);
         let rng = StdRng::seed_from_u64(seed);
-        let mut mix = Self { rng, swarm, attached: Vec::new(), others: Vec::new(), next: 0 };
+        let mut mix =
+            Self { rng, swarm, attached: Vec::new(), others: Vec::new(), next: 0, coming: Vec::new() };
         for number in 1..=3 {
             mix.label(number, "--label-add", "zone=a");
             NETWORKS.iter().for_each(|network| drop(mix.attach(number, network)));
@@ -64,7 +68,11 @@ impl Mix {
     fn step(&mut self) -> String {
         let number = self.rng.random_range(1..=3);
         let moment = Duration::from_millis(self.rng.random_range(0..120));
-        match self.rng.random_range(0..13) {
+        if self.coming.is_empty() {
+            self.coming = (0..KINDS).collect();
+            self.coming.shuffle(&mut self.rng);
+        }
+        match self.coming.pop().expect("some kinds") {
             0 | 1 => {
                 let network = NETWORKS[self.rng.random_range(0..NETWORKS.len())];
                 self.attach(number, network)
@@ -100,7 +108,7 @@ impl Mix {
                 self.swarm.start(number);
                 format!("restart of agent {number}")
             }
-            8 => self.partition(number),
+            8 => self.cut_off(number),
             9 => {
                 let done = self.swarm.agent(number).command().arg("rekey").output().unwrap();
                 format!("rekey by agent {number}: {}", done.status)
@@ -113,6 +121,9 @@ impl Mix {
                 format!("label of agent {number} taken and given {moment:?} later")
             }
             11 => self.replace_address(number),
+            12 => self.partition(number),
+            13 => self.outage(),
+            14 => self.rotate(),
             _ => self.rejoin(),
         }
     }
@@ -168,7 +179,8 @@ impl Mix {
         format!("kill -9 of agent {number}")
     }
 
-    fn partition(&mut self, number: usize) -> String {
+    /// A node's TCP alone is cut: no session, no key exchange.
+    fn cut_off(&mut self, number: usize) -> String {
         let hosts = self.swarm.lab.all();
         let others: Vec<&Host> =
             hosts.iter().filter(|host| host.name() != hosts[number - 1].name()).collect();
@@ -176,7 +188,48 @@ impl Mix {
         cut_tcp(&hosts[number - 1], &others);
         std::thread::sleep(lasts);
         mend_tcp(&hosts[number - 1], &others);
+        format!("agent {number} without TCP for {lasts:?}")
+    }
+
+    /// A host hears nothing at all, and nobody hears it, perhaps until its sessions and key channels are given up.
+    fn partition(&mut self, number: usize) -> String {
+        let host = self.swarm.lab.host(number);
+        let lasts = Duration::from_millis(self.rng.random_range(200..5_000));
+        unplug(host);
+        std::thread::sleep(lasts);
+        plug_in(host);
         format!("agent {number} alone for {lasts:?}")
+    }
+
+    /// The manager is dead, or hangs, for longer than a session may be silent, and something happens meanwhile.
+    fn outage(&mut self) -> String {
+        let lasts = Duration::from_millis(self.rng.random_range(2_500..5_000));
+        let hangs = self.rng.random_bool(0.5);
+        let manager = self.swarm.agent(1);
+        if hangs {
+            manager.signal(Signal::STOP);
+        } else {
+            manager.kill();
+        }
+        let ended = boot_time() + lasts;
+        let index = self.attached.iter().position(|held| held.number != 1);
+        let gone = index.map(|index| self.attached.swap_remove(index).attached.container.name().to_owned());
+        let (number, is_killed) = (self.rng.random_range(2..=3), self.rng.random_bool(0.5));
+        let killed = is_killed.then(|| self.kill(number));
+        std::thread::sleep(ended.since(boot_time()));
+        if hangs {
+            self.swarm.agent(1).signal(Signal::CONT);
+        } else {
+            self.swarm.start(1);
+        }
+        let what = if hangs { "hangs" } else { "is dead" };
+        format!("the manager {what} for {lasts:?}, meanwhile the end of {gone:?}, {killed:?}")
+    }
+
+    /// The root is replaced, while the steps that follow go on, unless it is being replaced.
+    fn rotate(&self) -> String {
+        let done = self.swarm.agent(1).command().args(["ca", "rotate", "--detach"]).output().unwrap();
+        format!("rotation of the root: {}", done.status)
     }
 
     fn label(&self, number: usize, flag: &str, label: &str) {
@@ -223,9 +276,12 @@ impl Mix {
         self.swarm.agent(1).done(&["node", "rm", "--force", &id]);
         self.swarm.agent(3).done(&["leave", "--force"]);
         self.attached.retain(|held| held.number != 3);
-        let token: TokenResponse = self.swarm.agent(1).ask(&["token", &Role::Worker.to_string()]);
-        let join = ["join", "--token", &token.token, &manager.to_string()];
-        let joins = || self.swarm.agent(3).command().args(join).output().unwrap().status.success();
+        let joins = || {
+            // Where the root is being replaced, a token may be void as soon as it is printed.
+            let token: TokenResponse = self.swarm.agent(1).ask(&["token", &Role::Worker.to_string()]);
+            let join = ["join", "--token", &token.token, &manager.to_string()];
+            self.swarm.agent(3).command().args(join).output().unwrap().status.success()
+        };
         assert!(eventually(Duration::from_secs(10), joins), "{}", self.swarm.agent(3).log());
         self.label(3, "--label-add", "zone=a");
         self.attach(3, "red");
@@ -237,9 +293,11 @@ impl Mix {
     }
 
     fn settle(&self, seed: u64) {
-        let ended = boot_time();
-        self.swarm.agents.iter().for_each(assert_equal);
-        tell(&format!("seed {seed}: all equal after {:?}", boot_time().since(ended)));
+        self.await_equal(seed);
+        let rotation = || self.swarm.agent(1).ask::<CaStatusResponse>(&["ca", "status"]).rotation;
+        let is_over = eventually(Duration::from_secs(20), || rotation().is_none());
+        assert!(is_over, "{}", self.swarm.agent(1).done(&["ca", "status"]));
+        self.await_equal(seed);
         for from in &self.attached {
             let others =
                 self.attached.iter().filter(|to| to.network == from.network && to.number != from.number);
@@ -248,6 +306,20 @@ impl Mix {
             }
         }
     }
+
+    /// What is there is what should be, on every node, within five seconds from now.
+    fn await_equal(&self, seed: u64) {
+        let now = boot_time();
+        for agent in &self.swarm.agents {
+            let is_equal = || agent.command().args(["status", "--verify"]).output().unwrap().status.success();
+            let in_time = eventually(SOON.saturating_sub(boot_time().since(now)), is_equal);
+            let took = boot_time().since(now);
+            assert!(in_time && took < SOON, "agent {}, {took:?}:\n{}", agent.number, agent.verification());
+        }
+        tell(&format!("seed {seed}: all equal after {:?}", boot_time().since(now)));
+    }
 }
 
+/// So many kinds of steps there are.
+const KINDS: u32 = 16;
 const NETWORKS: [&str; 3] = ["red", "green", "plain"];
