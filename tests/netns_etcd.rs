@@ -16,6 +16,7 @@ use overlayd::lab::{Underlay, eventually};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use support::etcd::{Etcd, Place, Tls};
+use support::kills::assert_changes_survive;
 use support::swarm::{Agent, Family, PATIENCE, Swarm};
 use support::test_program;
 
@@ -24,6 +25,17 @@ test_program! {
     state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there
     locked_manager_has_its_state_in_etcd_once_it_is_unlocked
     etcd_that_cannot_be_used_is_refused_with_what_to_do
+    killed_manager_or_etcd_has_all_that_was_acknowledged_and_nothing_half_done
+    ; soak:
+    manager_and_etcd_killed_a_hundred_times_each_have_all_that_was_acknowledged
+}
+
+fn killed_manager_or_etcd_has_all_that_was_acknowledged_and_nothing_half_done() {
+    assert_changes_survive_kills(2);
+}
+
+fn manager_and_etcd_killed_a_hundred_times_each_have_all_that_was_acknowledged() {
+    assert_changes_survive_kills(100);
 }
 
 fn traffic_goes_on_without_etcd_and_changes_are_refused_until_it_is_back() {
@@ -258,6 +270,36 @@ impl Authority {
         std::fs::write(&files[1], key.serialize_pem()).unwrap();
         files.into()
     }
+}
+
+/// Kills the manager and its etcd in turn, at random instants while several change the cluster, and starts them
+/// again, sometimes to kill them as they start.
+fn assert_changes_survive_kills(kills_of_each: usize) {
+    let swarm = Swarm::idle(2, Underlay::default());
+    swarm.start(1);
+    let mut etcd = etcd_on_host_1(&swarm);
+    let made = init(&swarm, &etcd.url(), &[]);
+    let moment = |most| std::thread::sleep(Duration::from_micros(rand::random_range(0..most)));
+    assert_changes_survive(&swarm, &made, 2 * kills_of_each, |number| {
+        let is_twice = number % 8 >= 6;
+        if number % 2 == 0 {
+            swarm.agent(1).kill();
+            if is_twice {
+                swarm.agent(1).spawn(swarm.lab.host(1), &[]);
+                moment(300_000);
+                swarm.agent(1).kill();
+            }
+            swarm.start(1);
+        } else {
+            etcd.kill(0);
+            moment(300_000);
+            etcd.restart(0);
+            if is_twice {
+                moment(300_000);
+                etcd.restart(0);
+            }
+        }
+    });
 }
 
 fn etcd_on_host_1(swarm: &Swarm) -> Etcd {

@@ -9,11 +9,8 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use overlayd::api::Client;
 use overlayd::api::types::{AttachResponse, ListNetworksResponse};
 use overlayd::boot_time::BootTime;
 use overlayd::drop_reason::DropReason;
@@ -22,8 +19,7 @@ use overlayd::io::netlink::{Link, Netlink};
 use overlayd::lab::{Container, Ping, Underlay, eventually};
 use rustix::process::Signal;
 
-use support::changes::{Changers, Tally};
-use support::simulated::SimulatedNode;
+use support::kills::assert_changes_survive;
 use support::swarm::{Agent, Attached, Family, Swarm, refused};
 use support::test_program;
 
@@ -277,39 +273,15 @@ fn assert_changes_survive_kills(kills: usize) {
     let swarm = Swarm::idle(2, Underlay::default());
     swarm.start(1);
     let init = swarm.init(Family::V4);
-    swarm.create(&["--encrypted", "--subnet", "10.64.0.0/12", "red"]);
-    let token = init.worker_token.parse().unwrap();
-    let tally = swarm.lab.host(2).run_in(|| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.unwrap().block_on(async {
-            let nodes =
-                join_all((0..3).map(|number| SimulatedNode::join(init.manager, &token, number))).await;
-            let operator = Client::new(&swarm.agent(1).socket);
-            let changers = Arc::new(Changers::of(init.manager, operator, nodes).await);
-            for round in 0..kills {
-                let at_work = Arc::clone(&changers);
-                let changing = tokio::spawn(async move { at_work.change_until_it_dies().await });
-                tokio::time::sleep(Duration::from_micros(rand::random_range(0..500_000))).await;
-                changers.end();
-                swarm.agent(1).kill();
-                tokio::time::timeout(Duration::from_secs(60), changing).await.unwrap().unwrap();
-                if round % 4 == 3 {
-                    swarm.agent(1).spawn(swarm.lab.host(1), &[]);
-                    tokio::time::sleep(Duration::from_micros(rand::random_range(0..300_000))).await;
-                    swarm.agent(1).kill();
-                }
-                swarm.start(1);
-                changers.check().await;
-            }
-            changers.tally()
-        })
+    assert_changes_survive(&swarm, &init, kills, |round| {
+        swarm.agent(1).kill();
+        if round % 4 == 3 {
+            swarm.agent(1).spawn(swarm.lab.host(1), &[]);
+            std::thread::sleep(Duration::from_micros(rand::random_range(0..300_000)));
+            swarm.agent(1).kill();
+        }
+        swarm.start(1);
     });
-    let Tally { acknowledged, unanswered, made } = tally.unwrap();
-    support::tell(&format!(
-        "{kills} times killed: {acknowledged} changes acknowledged and all there, {unanswered} without an \
-         answer, of which {made} were made, each whole"
-    ));
-    assert!(acknowledged > 0 && unanswered > 0, "nothing was changed meanwhile");
 }
 
 /// Kills an agent at many moments of a command of agent 2, and asserts each time that what was

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use overlayd::api::types::{
@@ -12,10 +13,10 @@ use overlayd::api::types::{
     ListNetworksRequest, ListNodesRequest, ListTokensRequest, NodeChange, NodeUpdate, RemoveNetworkRequest,
     RemoveNodeRequest, RemoveTokenRequest, TokenRequest,
 };
-use overlayd::api::{Client, ClientError};
+use overlayd::api::{Client, ClientError, ErrorKind as Kind};
 use overlayd::cluster::{NodeProfile, Role, TokenState};
 use overlayd::control::enrol::{EnrolError, EnrolRefusal};
-use overlayd::control::rpc::messages::{Attach, Detach};
+use overlayd::control::rpc::messages::{Attach, Detach, ListNetworks};
 use overlayd::control::rpc::{ErrorKind, ManagerError};
 use overlayd::id::{EndpointId, Epoch, NetworkId};
 use rand::seq::IteratorRandom;
@@ -31,6 +32,7 @@ pub(crate) struct Changers {
     nodes: Vec<SimulatedNode>,
     ledger: Mutex<Ledger>,
     is_over: AtomicBool,
+    is_enough: AtomicBool,
 }
 
 impl Changers {
@@ -38,26 +40,62 @@ impl Changers {
     pub(crate) async fn of(manager: SocketAddr, operator: Client, nodes: Vec<SimulatedNode>) -> Self {
         let Found { things, epochs } = Found::read(&operator).await;
         let ledger = Mutex::new(Ledger { known: things, epochs, ..Ledger::default() });
-        Self { manager, operator, nodes, ledger, is_over: AtomicBool::new(false) }
+        Self {
+            manager,
+            operator,
+            nodes,
+            ledger,
+            is_over: AtomicBool::default(),
+            is_enough: AtomicBool::default(),
+        }
     }
 
-    /// Goes on until the manager dies, which is said before by [`Self::end`].
+    /// Each goes on until a change of its own fails, as [`Self::end`] says that they may, or [`Self::stop`].
     pub(crate) async fn change_until_it_dies(&self) {
-        self.is_over.store(false, Ordering::Relaxed);
-        let endpoints =
-            self.nodes.iter().map(|node| async { while self.change_endpoint(node).await.is_ok() {} });
+        let goes_on = || !self.is_enough.load(Ordering::Relaxed);
+        let endpoints = self
+            .nodes
+            .iter()
+            .map(|node| async move { while goes_on() && self.change_endpoint(node).await.is_ok() {} });
         tokio::join!(
             join_all(endpoints),
-            async { while self.change_network().await.is_ok() {} },
-            async { while self.change_guests().await.is_ok() {} },
-            async { while self.rotate_token().await.is_ok() {} },
-            async { while self.change_label().await.is_ok() {} },
+            async { while goes_on() && self.change_network().await.is_ok() {} },
+            async { while goes_on() && self.change_guests().await.is_ok() {} },
+            async { while goes_on() && self.rotate_token().await.is_ok() {} },
+            async { while goes_on() && self.change_label().await.is_ok() {} },
         );
     }
 
-    /// The manager is about to be killed.
+    /// All is well: changes must not fail.
+    pub(crate) fn begin(&self) {
+        self.is_over.store(false, Ordering::Relaxed);
+        self.is_enough.store(false, Ordering::Relaxed);
+    }
+
+    /// The manager, or what its state is in, is about to be killed.
     pub(crate) fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// It was killed and started again, and whatever did not fail is enough.
+    pub(crate) fn stop(&self) {
+        self.is_enough.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until everybody is served again, and whatever was asked for before is done or not: a manager makes
+    /// one change after the other.
+    pub(crate) async fn settle(&self) {
+        let last = TokenRequest { role: Role::Worker, rotate: true };
+        while let Err(error) = self.operator.call(&last).await {
+            assert!(lives_through(&error), "{error}");
+            tokio::time::sleep(PAUSE).await;
+        }
+        for node in &self.nodes {
+            while let Err(error) = node.client.list_networks(ListNetworks {}).await {
+                assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
 
     /// Compares what the manager has, now that it was started again, with what it acknowledged.
@@ -168,9 +206,13 @@ impl Changers {
                         return Ok(vec![(node, Some(id.to_string())), (token, Some(used))]);
                     }
                     Err(EnrolError::Refused(EnrolRefusal::Busy { retry_seconds })) => {
-                        tokio::time::sleep(std::time::Duration::from_secs(retry_seconds)).await;
+                        tokio::time::sleep(Duration::from_secs(retry_seconds)).await;
                     }
-                    Err(EnrolError::Connect(_) | EnrolError::NoAnswer) => return Err(self.died("joining")),
+                    Err(
+                        EnrolError::Connect(_)
+                        | EnrolError::NoAnswer
+                        | EnrolError::Refused(EnrolRefusal::Unavailable(_)),
+                    ) => return Err(self.died("joining")),
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -203,13 +245,9 @@ impl Changers {
     }
 
     async fn call<C: Call>(&self, call: C) -> Result<C::Response, Died> {
-        self.operator.call(&call).await.map_err(|error| match error {
-            ClientError::Refused(error) => panic!("{}: {error:?}", C::PATH),
-            lost @ (ClientError::NoAgent { .. }
-            | ClientError::NotPermitted { .. }
-            | ClientError::Unreachable { .. }
-            | ClientError::Silent { .. }
-            | ClientError::Garbled { .. }) => self.died(&lost.to_string()),
+        self.operator.call(&call).await.map_err(|error| {
+            assert!(lives_through(&error), "{}: {error:?}", C::PATH);
+            self.died(&error.to_string())
         })
     }
 
@@ -400,10 +438,23 @@ impl Found {
     }
 }
 
+/// Whether an answer is one of somebody who does not find the manager, or of a manager that does not find its state.
+fn lives_through(error: &ClientError) -> bool {
+    match error {
+        ClientError::Refused(error) => error.kind == Kind::Unavailable,
+        ClientError::NotPermitted { .. } => false,
+        ClientError::NoAgent { .. }
+        | ClientError::Unreachable { .. }
+        | ClientError::Silent { .. }
+        | ClientError::Garbled { .. } => true,
+    }
+}
+
 fn json(thing: &impl Serialize) -> String {
     serde_json::to_string(thing).unwrap()
 }
 
+const PAUSE: Duration = Duration::from_millis(20);
 const MANAGER_TOKEN: &str = "the managers' token";
 /// So many that have ended are remembered.
 const REMEMBERED_TOKENS: usize = 256;

@@ -13,6 +13,7 @@ pub(crate) mod etcd;
 pub(crate) mod followers;
 pub(crate) mod frames;
 pub(crate) mod keyed;
+pub(crate) mod kills;
 pub(crate) mod long_stream;
 pub(crate) mod paced;
 pub(crate) mod simulated;
