@@ -1,13 +1,19 @@
 //! The `overlayd` binary: parses the command line and starts what it names.
 
+use std::alloc::System;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use zeroizing_alloc::ZeroAlloc;
 
 use overlayd::cli::{self, Cli, CliError, Command};
 use overlayd::{agent, bench, demo};
+
+/// Keys pass through buffers of libraries that do not wipe them; what is freed has nothing of them.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let Cli { socket, json, command } = match Cli::try_parse() {

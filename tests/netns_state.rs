@@ -10,23 +10,35 @@ use std::time::Duration;
 
 use data_encoding::{BASE64, HEXLOWER, HEXUPPER};
 use memchr::memmem;
-use overlayd::api::types::TokenResponse;
+use overlayd::api::types::{IssueTokenResponse, TokenResponse};
 use overlayd::control::state::ClusterState;
 use overlayd::control::store::{KEY_FILE, LOCK_FILE, STATE_FILE, Store};
 use overlayd::lab::Underlay;
 use overlayd::membership::JoinToken;
 use rustix::process::Signal;
 
+use support::certificates::root_files;
+use support::simulated::SimulatedNode;
 use support::swarm::{Agent, Family, Swarm};
 use support::test_program;
 
 test_program! {
     nothing_of_the_cluster_can_be_read_in_the_state_files
     root_key_is_in_memory_only_while_it_is_used
+    root_key_that_was_brought_is_in_memory_only_while_it_is_used
 }
 
 fn nothing_of_the_cluster_can_be_read_in_the_state_files() {
-    let swarm = Swarm::formed(2, Family::V4, Underlay::default());
+    let swarm = Swarm::unformed(2, Underlay::default());
+    let init = swarm.init(Family::V4);
+    let node = swarm.join(2, &init).node;
+    swarm.agent(1).done(&[
+        "node",
+        "update",
+        node.id.as_str(),
+        "--label-add",
+        "key-of-a-node=value-of-a-node",
+    ]);
     swarm.create(&["--encrypted", "--label", "label-of-the-test=its-value", "name-of-the-network"]);
     let _containers = [1, 2].map(|number| {
         let (container, name) = (format!("container-{number}"), format!("name-of-endpoint-{number}"));
@@ -41,6 +53,25 @@ fn nothing_of_the_cluster_can_be_read_in_the_state_files() {
             secrets.text(token.secret().reveal().as_str());
             secrets.bytes(token.secret().as_bytes());
         }
+    }
+    // One that is used, two that are not, and one that was removed; all but the first admit a node once.
+    let once = [&["--ttl", "1h"][..], &["--once"], &["--once", "--ttl", "1h"], &["--once"]].map(|flags| {
+        let issued: IssueTokenResponse = swarm.agent(1).ask(&[&["token", "worker"], flags].concat());
+        let token: JoinToken = issued.token.parse().unwrap();
+        secrets.text(&issued.token);
+        secrets.text(token.secret().reveal().as_str());
+        secrets.bytes(token.secret().as_bytes());
+        (token, issued.info.name.to_string())
+    });
+    swarm.agent(1).done(&["token", "rm", &once[3].1]);
+    let joins = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let joining = SimulatedNode::try_join(init.manager, &once[1].0, 1, "name-of-a-node");
+        names.text(runtime.block_on(joining).unwrap().node.id.as_str());
+    };
+    swarm.lab.host(2).run_in(joins).unwrap();
+    for text in ["name-of-a-node", "key-of-a-node", "value-of-a-node"] {
+        names.text(text);
     }
     for text in ["name-of-the-network", "label-of-the-test", "its-value", "name-of-endpoint", "container-"] {
         names.text(text);
@@ -86,17 +117,71 @@ fn root_key_is_in_memory_only_while_it_is_used() {
     let init = swarm.init(Family::V4);
     swarm.join(2, &init);
     let after_init = memory(agent);
+    let (file, secret) = (swarm.dir().join("backup"), swarm.dir().join("passphrase"));
+    std::fs::write(&secret, "correct horse battery\n").unwrap();
+    let [file, secret] = [file, secret].map(|path| path.to_str().unwrap().to_owned());
+    agent.done(&["backup", "--passphrase-file", &secret, &file]);
+    let after_backup = memory(agent);
     stop(agent);
     let (mut root, mut own) = (Secrets::default(), Secrets::default());
     root.key(&root_key(agent));
     own.key(&node_key(agent));
     swarm.start(1);
     swarm.join(3, &init);
-    for (when, memory) in [("after init", after_init), ("after a restart", memory(agent))] {
+    let after_restart = memory(agent);
+    agent.done(&["ca", "rotate"]);
+    let after_rotation = memory(agent);
+    stop(agent);
+    // The old root and the new one are looked for everywhere; the node's own key is another one by now.
+    root.key(&root_key(agent));
+    let mut new = Secrets::default();
+    new.key(&node_key(agent));
+    for (when, own, memory) in [
+        ("after init", &own, after_init),
+        ("after a backup", &own, after_backup),
+        ("after a restart", &own, after_restart),
+        ("after a rotation", &new, after_rotation),
+    ] {
         assert!(!own.found_in(&memory).is_empty(), "{when}: the key that is always in use was not found");
         let found = root.found_in(&memory);
         assert!(found.is_empty(), "{when}: {found:?}");
     }
+}
+
+fn root_key_that_was_brought_is_in_memory_only_while_it_is_used() {
+    let swarm = Swarm::unformed(2, Underlay::default());
+    let agent = swarm.agent(1);
+    let brought = |name| {
+        let (cert, key) = root_files(swarm.dir(), name, &rcgen::PKCS_ECDSA_P256_SHA256, |_| {});
+        let [cert, key] = [cert, key].map(|path| path.to_str().unwrap().to_owned());
+        let mut root = Secrets::default();
+        let pem = std::fs::read_to_string(&key).unwrap();
+        let lines: Vec<_> = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        root.key(&BASE64.decode(lines.concat().as_bytes()).unwrap());
+        // The second line has the end of the secret.
+        root.text(lines[1]);
+        (cert, key, root)
+    };
+    let (cert, key, first) = brought("first");
+    let address = swarm.lab.host(1).v4().to_string();
+    let init = agent.ask(&["init", "--advertise-addr", &address, "--ca-cert", &cert, "--ca-key", &key]);
+    swarm.join(2, &init);
+    let after_init = memory(agent);
+    let (cert, key, second) = brought("second");
+    agent.done(&["ca", "rotate", "--cert", &cert, "--key", &key]);
+    let after_rotation = memory(agent);
+    stop(agent);
+    let mut own = Secrets::default();
+    own.key(&node_key(agent));
+    for (when, root, memory) in [
+        ("after init", &first, &after_init),
+        ("after a rotation", &first, &after_rotation),
+        ("after a rotation to it", &second, &after_rotation),
+    ] {
+        let found = root.found_in(memory);
+        assert!(found.is_empty(), "{when}: {found:?}");
+    }
+    assert!(!own.found_in(&after_rotation).is_empty(), "the key that is always in use was not found");
 }
 
 /// What is looked for, in every form in which it may be written.

@@ -21,7 +21,15 @@ pub(super) fn roots(member: &Member) -> Result<CaResponse, ApiError> {
 /// Has a manager begin to replace the root.
 pub(super) async fn rotate(member: &Member, request: RotateCaRequest) -> Result<CaStatusResponse, ApiError> {
     let brought = request.authority.map(|brought| (brought.certificate_pem, brought.key_pem));
-    member.client.rotate_ca(RotateCa { brought }).await?;
+    let request = RotateCa { brought };
+    match member.manager() {
+        // A key that is brought passes through no connection: what was sent stays in buffers for as long as it lives.
+        Some(manager) if request.brought.is_some() => {
+            manager.require_service()?;
+            manager.rotate(request).await?
+        }
+        Some(_) | None => member.client.rotate_ca(request).await?,
+    };
     status(member).await
 }
 

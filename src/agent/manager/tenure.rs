@@ -87,7 +87,7 @@ impl Manager {
     }
 
     /// Refuses everybody while this node does not serve.
-    pub(super) fn require_service(&self) -> Result<(), ManagerError> {
+    pub(in crate::agent) fn require_service(&self) -> Result<(), ManagerError> {
         if *self.store.borrow() { self.require_office() } else { Err(no_store()) }
     }
 
