@@ -1,12 +1,12 @@
 //! The sockets that this process has bound, by the kernel's tables (proc(5)), not by its own notes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A socket that listens, or that datagrams come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnSocket {
     /// Its transport.
     pub transport: Transport,
@@ -15,7 +15,7 @@ pub struct OwnSocket {
 }
 
 /// A transport.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// TCP; connections are left out.
     Tcp,
@@ -30,7 +30,7 @@ pub enum Transport {
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub fn of_this_process() -> io::Result<BTreeSet<OwnSocket>> {
+pub fn of_this_process() -> io::Result<Vec<OwnSocket>> {
     let mut before = look()?;
     for _ in 0..MOST_LOOKS {
         let now = look()?;
@@ -39,10 +39,11 @@ pub fn of_this_process() -> io::Result<BTreeSet<OwnSocket>> {
         }
         before = now;
     }
-    Ok(before)
+    Ok(before.into_values().collect())
 }
 
-fn look() -> io::Result<BTreeSet<OwnSocket>> {
+/// By inode: lanes have sockets at the same address, and a row that was shown twice is one.
+fn look() -> io::Result<BTreeMap<u64, OwnSocket>> {
     let mut own = BTreeSet::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         // One that was closed meanwhile is none.
@@ -51,7 +52,7 @@ fn look() -> io::Result<BTreeSet<OwnSocket>> {
         let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
         own.extend(inode.and_then(|inode| inode.parse::<u64>().ok()));
     }
-    let mut sockets = BTreeSet::new();
+    let mut sockets = BTreeMap::new();
     for (table, transport) in TABLES {
         let rows = match fs::read_to_string(format!("/proc/thread-self/net/{table}")) {
             Ok(rows) => rows,
@@ -60,9 +61,8 @@ fn look() -> io::Result<BTreeSet<OwnSocket>> {
             Err(error) => return Err(error),
         };
         let bound = rows.lines().filter_map(|row| bound(row, transport));
-        sockets.extend(
-            bound.filter(|(inode, _)| own.contains(inode)).map(|(_, at)| OwnSocket { transport, at }),
-        );
+        let bound = bound.filter(|(inode, _)| own.contains(inode));
+        sockets.extend(bound.map(|(inode, at)| (inode, OwnSocket { transport, at })));
     }
     Ok(sockets)
 }
@@ -103,6 +103,7 @@ const TCP_LISTEN: &str = "0A";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::{Domain, Socket, Type};
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     #[test]
@@ -114,12 +115,29 @@ mod tests {
         let (tcp_at, udp_at) = (tcp.local_addr().expect("bound"), udp.local_addr().expect("bound"));
         let connection = TcpStream::connect(tcp_at).expect("a connection");
         let found = of_this_process().expect("/proc");
-        let has = |transport, at| found.contains(&OwnSocket { transport, at });
-        assert!(has(Transport::Tcp, tcp_at) && has(Transport::Udp, udp_at), "{found:?}");
-        assert!(!has(Transport::Tcp, connection.local_addr().expect("bound")), "{found:?}");
+        let at =
+            |transport, at| found.iter().filter(|socket| **socket == OwnSocket { transport, at }).count();
+        assert_eq!((at(Transport::Tcp, tcp_at), at(Transport::Udp, udp_at)), (1, 1));
+        assert_eq!(at(Transport::Tcp, connection.local_addr().expect("bound")), 0);
         drop(udp);
         let found = of_this_process().expect("/proc");
         assert!(!found.contains(&OwnSocket { transport: Transport::Udp, at: udp_at }));
+    }
+
+    #[test]
+    fn sockets_that_share_an_address_are_each_found() {
+        let share = || {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).expect("a socket");
+            socket.set_reuse_port(true).expect("the option");
+            socket
+        };
+        let (one, two) = (share(), share());
+        one.bind(&"127.0.0.1:0".parse::<SocketAddr>().expect("an address").into()).expect("a port");
+        let at = one.local_addr().expect("bound").as_socket().expect("of IPv4");
+        two.bind(&at.into()).expect("the same port");
+        let shared = OwnSocket { transport: Transport::Udp, at };
+        let found = of_this_process().expect("/proc");
+        assert_eq!(found.iter().filter(|socket| **socket == shared).count(), 2);
     }
 
     #[test]
