@@ -143,6 +143,9 @@ fn state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there() {
     assert!(eventually(PATIENCE, is_worker), "{}", swarm.agent(2).log());
     assert!(swarm.agent(2).refused(&["store"]).contains("this node is a worker"));
     swarm.agent(3).done(&["create", "since"]);
+    // By then nobody shares a network with it.
+    let is_alone = || swarm.agent(3).inspect("red").endpoints.len() == 1;
+    assert!(eventually(PATIENCE, is_alone), "{:?}", swarm.agent(3).inspect("red"));
     swarm.agent(1).spawn(swarm.host(swarm.agent(1)), &[]);
     let ended = swarm.agent(1).await_exit(PATIENCE);
     assert_eq!(ended.and_then(|status| status.code()), Some(1), "{}", swarm.agent(1).log());

@@ -75,7 +75,14 @@ fn is_to_be_tried(role: Role, is_news: bool, session: &SessionStatus) -> bool {
 pub(crate) async fn hear_out(mut channel: KeyChannel, keys: Arc<Keys>) -> Option<NodeId> {
     let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await;
     let Ok(Ok(Some(frame))) = frame else { return Some(channel.peer().node) };
-    let Ok(Message::Whereabouts(at)) = Message::decode(&frame) else { return Some(channel.peer().node) };
+    let Ok(Message::Whereabouts(at)) = Message::decode(&frame) else {
+        let node = channel.peer().node;
+        // One that was replaced may share nothing with anybody any more, and hears of it from nobody else.
+        if channel.peer().role == Role::Manager && tell_removals(&mut channel, &keys).await.is_some() {
+            channel.close().await;
+        }
+        return Some(node);
+    };
     let at = match channel.peer().role {
         Role::Manager => said_again(&mut channel, &keys, at).await,
         Role::Worker => Some(at),
@@ -89,15 +96,22 @@ pub(crate) async fn hear_out(mut channel: KeyChannel, keys: Arc<Keys>) -> Option
 /// Where a manager is that says so again after it was told who was removed. One that was replaced
 /// meanwhile sees it by that and ends: turning to it would be turning away from the other.
 async fn said_again(channel: &mut KeyChannel, keys: &Keys, at: Whereabouts) -> Option<Whereabouts> {
-    let newest = keys.dataplane.removed().borrow().signed.clone();
-    let Some(signed) = newest else { return Some(at) };
-    let removals = Message::Removals(Box::new(SignedRemovals::clone(&signed)));
-    channel.send(&removals.encode()).await.ok()?;
+    if keys.dataplane.removed().borrow().signed.is_none() {
+        return Some(at);
+    }
+    tell_removals(channel, keys).await?;
     let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await.ok()?.ok()??;
     match Message::decode(&frame) {
         Ok(Message::Whereabouts(at)) => Some(at),
         Ok(_) | Err(_) => None,
     }
+}
+
+/// Passes on who was removed, as far as anybody was and it can be.
+async fn tell_removals(channel: &mut KeyChannel, keys: &Keys) -> Option<()> {
+    let newest = keys.dataplane.removed().borrow().signed.clone();
+    let removals = Message::Removals(Box::new(SignedRemovals::clone(&*newest?)));
+    channel.send(&removals.encode()).await.ok()
 }
 
 /// Says where this node is to those who may not know.
