@@ -170,6 +170,7 @@ mod tests {
         assert_eq!(done(&[&worker, &manager], one.as_str()), Some(one));
         assert_eq!(done(&[&worker, &manager], two.as_str()), None);
     }
+
     /// A node of a name that others have too.
     fn status(n: u8, role: Role) -> messages::NodeStatus {
         messages::NodeStatus {

@@ -6,14 +6,17 @@
 
 use std::ops::AddAssign;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
 use crate::id::{LinkSlot, PortSlot, VtepSlot};
 
 /// The counters of one lane.
 #[derive(Debug)]
 pub struct LaneCounters {
+    /// When the turn began that drops are of, in microseconds.
+    turn: Cell,
     drops: [Cell; DropReason::COUNT],
     ports: Blocks,
     links: Blocks,
@@ -24,11 +27,17 @@ impl LaneCounters {
     /// All zero.
     pub fn new() -> Self {
         Self {
+            turn: Cell::zero(),
             drops: [const { Cell::zero() }; DropReason::COUNT],
             ports: Blocks::new(),
             links: Blocks::new(),
             vteps: Blocks::new(),
         }
+    }
+
+    /// From now on it is `now`, for what is dropped.
+    pub(crate) fn begin_turn(&self, now: BootTime) {
+        self.turn.0.store(now.as_nanos() / 1000, Ordering::Relaxed);
     }
 
     /// Packets dropped for one reason.
@@ -50,6 +59,7 @@ impl LaneCounters {
             bytes_received: cells.bytes_in.get(),
             drops: cells.drops.get(),
             last_drop: cells.last_drop(),
+            last_drop_at: cells.last_drop_at(),
         })
     }
 
@@ -73,7 +83,7 @@ impl LaneCounters {
 
     pub(crate) fn drop_frames_at_port(&self, port: PortSlot, reason: DropReason, frames: usize) {
         self.drop_unplaced(reason, frames as u64);
-        self.ports.with(port.index(), |cells| cells.drop(reason, frames as u64));
+        self.ports.with(port.index(), |cells| cells.drop(reason, frames as u64, &self.turn));
     }
 
     pub(crate) fn drop_at_link(&self, link: LinkSlot, reason: DropReason) {
@@ -88,7 +98,7 @@ impl LaneCounters {
 
     /// For drops that are counted elsewhere already.
     pub(crate) fn note_drops_at_link(&self, link: LinkSlot, reason: DropReason, packets: u64) {
-        self.links.with(link.index(), |cells| cells.drop(reason, packets));
+        self.links.with(link.index(), |cells| cells.drop(reason, packets, &self.turn));
     }
 
     /// For a drop that is counted elsewhere already.
@@ -98,7 +108,7 @@ impl LaneCounters {
 
     /// For drops that are counted elsewhere already.
     pub(crate) fn note_drops_at_vtep(&self, vtep: VtepSlot, reason: DropReason, packets: u64) {
-        self.vteps.with(vtep.index(), |cells| cells.drop(reason, packets));
+        self.vteps.with(vtep.index(), |cells| cells.drop(reason, packets, &self.turn));
     }
 
     pub(crate) fn sent_by_port(&self, port: PortSlot, bytes: usize) {
@@ -162,17 +172,21 @@ pub struct PortCounters {
     pub drops: u64,
     /// Why the last of them was.
     pub last_drop: Option<DropReason>,
+    /// When that was, as far as the lane knows the time.
+    pub last_drop_at: BootTime,
 }
 
 impl AddAssign for PortCounters {
-    /// Sums up over lanes; of the last drops it keeps one.
+    /// Sums up over lanes; of the last drops it keeps the later.
     fn add_assign(&mut self, other: Self) {
         self.frames_sent += other.frames_sent;
         self.bytes_sent += other.bytes_sent;
         self.frames_received += other.frames_received;
         self.bytes_received += other.bytes_received;
         self.drops += other.drops;
-        self.last_drop = other.last_drop.or(self.last_drop);
+        if other.last_drop.is_some() && other.last_drop_at >= self.last_drop_at {
+            (self.last_drop, self.last_drop_at) = (other.last_drop, other.last_drop_at);
+        }
     }
 }
 
@@ -191,17 +205,21 @@ pub struct PeerCounters {
     pub drops: u64,
     /// Why the last of them was.
     pub last_drop: Option<DropReason>,
+    /// When that was, as far as the lane knows the time.
+    pub last_drop_at: BootTime,
 }
 
 impl AddAssign for PeerCounters {
-    /// Sums up over lanes; of the last drops it keeps one.
+    /// Sums up over lanes; of the last drops it keeps the later.
     fn add_assign(&mut self, other: Self) {
         self.packets_sent += other.packets_sent;
         self.bytes_sent += other.bytes_sent;
         self.packets_received += other.packets_received;
         self.bytes_received += other.bytes_received;
         self.drops += other.drops;
-        self.last_drop = other.last_drop.or(self.last_drop);
+        if other.last_drop.is_some() && other.last_drop_at >= self.last_drop_at {
+            (self.last_drop, self.last_drop_at) = (other.last_drop, other.last_drop_at);
+        }
     }
 }
 
@@ -231,8 +249,8 @@ struct Cells {
     packets_in: Cell,
     bytes_in: Cell,
     drops: Cell,
-    /// One more than the index in [`DropReason::ALL`]; zero for none.
-    last_drop: AtomicU8,
+    /// When, in microseconds, above one octet: one more than the index in [`DropReason::ALL`]; zero for none.
+    last_drop: AtomicU64,
 }
 
 impl Cells {
@@ -243,7 +261,7 @@ impl Cells {
             packets_in: Cell::zero(),
             bytes_in: Cell::zero(),
             drops: Cell::zero(),
-            last_drop: AtomicU8::new(0),
+            last_drop: AtomicU64::new(0),
         }
     }
 
@@ -255,6 +273,7 @@ impl Cells {
             bytes_received: self.bytes_in.get(),
             drops: self.drops.get(),
             last_drop: self.last_drop(),
+            last_drop_at: self.last_drop_at(),
         }
     }
 
@@ -268,14 +287,18 @@ impl Cells {
         self.bytes_in.add(bytes as u64);
     }
 
-    fn drop(&self, reason: DropReason, packets: u64) {
+    fn drop(&self, reason: DropReason, packets: u64, turn: &Cell) {
         self.drops.add(packets);
-        self.last_drop.store(reason as u8 + 1, Ordering::Relaxed);
+        self.last_drop.store(turn.get() << 8 | (u64::from(reason as u8) + 1), Ordering::Relaxed);
     }
 
     fn last_drop(&self) -> Option<DropReason> {
-        let index = usize::from(self.last_drop.load(Ordering::Relaxed)).checked_sub(1)?;
-        DropReason::ALL.get(index).copied()
+        let [reason, ..] = self.last_drop.load(Ordering::Relaxed).to_le_bytes();
+        DropReason::ALL.get(usize::from(reason).checked_sub(1)?).copied()
+    }
+
+    fn last_drop_at(&self) -> BootTime {
+        BootTime::from_nanos((self.last_drop.load(Ordering::Relaxed) >> 8) * 1000)
     }
 
     fn reset(&self) {
@@ -332,6 +355,28 @@ mod tests {
         assert_eq!(counters.link(link).last_drop, Some(DropReason::NoKey));
         assert_eq!(counters.dropped(DropReason::NoKey), 1);
         assert_eq!(counters.drops().iter().sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn of_the_last_drops_of_several_lanes_the_latest_is_told() {
+        let lanes = [LaneCounters::new(), LaneCounters::new()];
+        let link = LinkSlot::new(1);
+        let last = || {
+            let mut sum = PeerCounters::default();
+            lanes.iter().for_each(|lane| sum += lane.link(link));
+            (sum.drops, sum.last_drop)
+        };
+        assert_eq!(last(), (0, None));
+        for (at, (lane, reason)) in (1..).zip([
+            (1, DropReason::ForbiddenInner),
+            (0, DropReason::PeerIpSpoofed),
+            (0, DropReason::Replayed),
+            (1, DropReason::NoKey),
+        ]) {
+            lanes[lane].begin_turn(BootTime::from_nanos(at * 1_000_000));
+            lanes[lane].drop_at_link(link, reason);
+            assert_eq!(last(), (at, Some(reason)));
+        }
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Turns {
             self.next_expiry = self.ingress.expire(now);
         }
         self.wire.now = now;
+        self.shared.counters.begin_turn(now);
         self.wire.ports.wake(&self.epoll, &self.shared.counters, now);
         while let Some(port) = self.wire.ports.next_lost() {
             self.wire.give_up_port(&self.epoll, port);
