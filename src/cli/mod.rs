@@ -128,7 +128,7 @@ pub enum CliError {
         source: NotAnUnlockKey,
     },
     /// The agent refuses a CA.
-    #[error("{failure} (the CA is that of {} and {})", certificate.display(), key.display())]
+    #[error("{failure} (the CA that was given is that of {} and {})", certificate.display(), key.display())]
     BroughtCa {
         /// The file of its certificate.
         certificate: PathBuf,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
+use crate::api::ClientError;
 use crate::api::types::{BroughtAuthority, RotateCaRequest};
 use crate::cli::{CliError, named_file};
 
@@ -63,15 +64,13 @@ impl BroughtCa {
     }
 }
 
-/// Says which files an agent's refusal of a CA is about.
+/// Says, where an agent refuses what came with a CA, which files that is.
 pub(in crate::cli) fn of_files<T>(
     files: Option<(PathBuf, PathBuf)>,
     outcome: Result<T, CliError>,
 ) -> Result<T, CliError> {
     match (files, outcome) {
-        (Some((certificate, key)), Err(CliError::Agent(failure)))
-            if failure.to_string().contains("the CA") =>
-        {
+        (Some((certificate, key)), Err(CliError::Agent(failure @ ClientError::Refused(_)))) => {
             Err(CliError::BroughtCa { certificate, key, failure })
         }
         (_, outcome) => outcome,
