@@ -12,6 +12,7 @@ mod courtesy;
 mod event;
 mod inventory;
 mod lane;
+mod moderation;
 mod ports;
 mod turn;
 

@@ -18,6 +18,7 @@ use super::courtesy::Courtesy;
 use super::event::{DataSocket, LaneEvent};
 use super::inventory::Inventory;
 use super::lane::{LaneConfig, Shared};
+use super::moderation::Moderation;
 use super::ports::Ports;
 use crate::boot_time::BootTime;
 use crate::datapath::{
@@ -46,6 +47,7 @@ pub(super) struct Turns {
     epoll: Epoll,
     busy_poll: BusyPoll,
     courtesy: Courtesy,
+    moderation: Moderation,
     shared: Arc<Shared>,
 }
 
@@ -73,6 +75,7 @@ impl Turns {
             epoll,
             busy_poll: BusyPoll::new(config.busy_poll),
             courtesy: Courtesy::new(),
+            moderation: Moderation::new(),
             shared,
         })
     }
@@ -104,6 +107,10 @@ impl Turns {
             // A turn that time began is nobody's word in a conversation.
             if !ready.is_empty() {
                 self.busy_poll.served(from, now, work);
+            }
+            if let Some(pause) = self.moderation.pause() {
+                std::thread::sleep(pause);
+                now = clock::boot_time();
             }
         }
     }
@@ -158,7 +165,9 @@ impl Turns {
                         ControlFlow::Break(()) => self.wire.give_up_port(&self.epoll, port),
                         ControlFlow::Continue(Work { packets, bytes }) => {
                             work.add(packets, bytes);
-                            let turn = (packets >= FRAMES_PER_TURN, bytes);
+                            let is_full = packets >= FRAMES_PER_TURN;
+                            self.moderation.took(Work { packets, bytes }, is_full, now);
+                            let turn = (is_full, bytes);
                             if let Some(rest) = self.courtesy.served(port, turn, now, cpu::preemptions) {
                                 self.wire.ports.rest(port, now + rest);
                             }
