@@ -55,7 +55,9 @@ start_agent() {
     shift 2
     if [ -n "$AGENT_CONFIG" ]; then set -- --config "$AGENT_CONFIG" "$@"; fi
     mkdir -p "$dir"
-    ip netns exec "$namespace" "$OVERLAYD" agent --state-dir "$dir/state" --socket "$dir/agent.sock" "$@" \
+    # A session of its own, as a daemon has: it outlives the terminal, and where the scheduler shares
+    # processors among sessions (autogroup), two agents get two shares, as two daemons do.
+    setsid ip netns exec "$namespace" "$OVERLAYD" agent --state-dir "$dir/state" --socket "$dir/agent.sock" "$@" \
         >>"$dir/log" 2>&1 </dev/null &
     echo $! >"$dir/pid"
     for ((i = 0; i < 100; i++)); do
