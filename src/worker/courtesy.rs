@@ -20,25 +20,23 @@ use crate::id::PortSlot;
 pub(super) struct Courtesy {
     /// The last two ports that had a stream, and when; the latest first.
     streams: [Option<(PortSlot, BootTime)>; 2],
-    /// How often the lane had been made to leave its processor when that was last asked.
-    preemptions: u64,
-    wanted_until: BootTime,
 }
 
 impl Courtesy {
     pub(super) fn new() -> Self {
-        Self { streams: [None; 2], preemptions: 0, wanted_until: BootTime::from_nanos(0) }
+        Self { streams: [None; 2] }
     }
 
     /// A port has had its turn, of so many frames with so many octets, or of all that it may have. For how
-    /// long it is to be left alone now. `preemptions` is asked only where it matters.
+    /// long it is to be left alone now. `is_wanted` is whether others want the processor, and is asked only
+    /// where it matters.
     #[inline]
     pub(super) fn served(
         &mut self,
         port: PortSlot,
         (is_flood, octets): (bool, usize),
         now: BootTime,
-        preemptions: impl FnOnce() -> u64,
+        is_wanted: impl FnOnce() -> bool,
     ) -> Option<Duration> {
         if !is_flood {
             if octets >= STREAM_OCTETS {
@@ -50,11 +48,7 @@ impl Courtesy {
         if !self.streams.iter().flatten().any(is_beside) {
             return None;
         }
-        let preemptions = preemptions();
-        if std::mem::replace(&mut self.preemptions, preemptions) != preemptions {
-            self.wanted_until = now + WANTED;
-        }
-        (now < self.wanted_until).then_some(REST)
+        is_wanted().then_some(REST)
     }
 
     fn note_stream(&mut self, port: PortSlot, now: BootTime) {
@@ -70,8 +64,6 @@ const STREAM_OCTETS: usize = 16 * 1024;
 /// A stream that has had nothing for so long has ended or waits for something else than processors. The
 /// scheduler may keep its threads waiting for some milliseconds each.
 const AWAY: Duration = Duration::from_millis(20);
-/// So long others are believed to want the processor after they took it.
-const WANTED: Duration = Duration::from_millis(50);
 /// Some nine times as long as a turn of a flood takes.
 const REST: Duration = Duration::from_millis(1);
 
@@ -92,34 +84,31 @@ mod tests {
     #[test]
     fn flood_beside_a_stream_rests_where_the_processor_is_wanted() {
         let mut courtesy = Courtesy::new();
-        assert_eq!(courtesy.served(STREAMER, STREAM, at(0), || 0), None);
-        assert_eq!(courtesy.served(FLOODER, FLOOD, at(1), || 7), Some(REST));
-        assert_eq!(courtesy.served(FLOODER, FLOOD, at(2), || 7), Some(REST), "wanted a moment ago");
-        assert_eq!(courtesy.served(STREAMER, STREAM, at(90), || 0), None);
-        assert_eq!(courtesy.served(FLOODER, FLOOD, at(91), || 7), None, "nobody wants it any more");
-        assert_eq!(courtesy.served(FLOODER, FLOOD, at(92), || 8), Some(REST));
+        assert_eq!(courtesy.served(STREAMER, STREAM, at(0), || true), None);
+        assert_eq!(courtesy.served(FLOODER, FLOOD, at(1), || true), Some(REST));
+        assert_eq!(courtesy.served(FLOODER, FLOOD, at(2), || false), None);
     }
 
     #[test]
     fn flood_alone_or_beside_words_or_another_flood_does_not_rest() {
         let mut courtesy = Courtesy::new();
-        for (millis, wanted) in (0..100).zip(1..) {
-            assert_eq!(courtesy.served(FLOODER, FLOOD, at(millis), || wanted), None);
-            assert_eq!(courtesy.served(STREAMER, WORD, at(millis), || wanted), None);
-            assert_eq!(courtesy.served(PortSlot::new(3), FLOOD, at(millis), || wanted), None);
+        for millis in 0..100 {
+            assert_eq!(courtesy.served(FLOODER, FLOOD, at(millis), || true), None);
+            assert_eq!(courtesy.served(STREAMER, WORD, at(millis), || true), None);
+            assert_eq!(courtesy.served(PortSlot::new(3), FLOOD, at(millis), || true), None);
         }
         // Its own stream is no other's.
-        assert_eq!(courtesy.served(FLOODER, STREAM, at(100), || 0), None);
-        assert_eq!(courtesy.served(FLOODER, FLOOD, at(101), || 101), None);
+        assert_eq!(courtesy.served(FLOODER, STREAM, at(100), || true), None);
+        assert_eq!(courtesy.served(FLOODER, FLOOD, at(101), || true), None);
     }
 
     #[test]
     fn stream_is_remembered_for_a_while_also_behind_the_floods_own() {
         let mut courtesy = Courtesy::new();
-        assert_eq!(courtesy.served(STREAMER, STREAM, at(0), || 0), None);
-        assert_eq!(courtesy.served(FLOODER, STREAM, at(1), || 0), None);
-        assert_eq!(courtesy.served(FLOODER, STREAM, at(2), || 0), None);
-        assert_eq!(courtesy.served(FLOODER, FLOOD, at(19), || 1), Some(REST));
-        assert_eq!(courtesy.served(FLOODER, FLOOD, at(20), || 2), None);
+        assert_eq!(courtesy.served(STREAMER, STREAM, at(0), || true), None);
+        assert_eq!(courtesy.served(FLOODER, STREAM, at(1), || true), None);
+        assert_eq!(courtesy.served(FLOODER, STREAM, at(2), || true), None);
+        assert_eq!(courtesy.served(FLOODER, FLOOD, at(19), || true), Some(REST));
+        assert_eq!(courtesy.served(FLOODER, FLOOD, at(20), || true), None);
     }
 }

@@ -8,6 +8,7 @@
 
 mod busy_poll;
 mod command;
+mod contention;
 mod courtesy;
 mod event;
 mod inventory;

@@ -1,113 +1,55 @@
-//! When a lane lets frames gather before it looks again.
+//! When a lane pauses between the turns of a fast sender, for whoever is to receive what it sends.
 //!
-//! A container that sends single frames fast wakes its lane for every few of them, and the lane takes the
-//! processor from the programs at both ends: more is sent than whoever is to receive it finds the time to
-//! read. Where many have come within a short time a lane therefore sleeps for a moment after a turn that
-//! left none waiting, as a network card moderates its interrupts (`rx-usecs` of ethtool). Turns that are
-//! full follow each other at once, so nothing is slowed down that needs all of a lane; super-frames have
-//! gathered already. Owned by `turn`.
+//! A container that sends single frames as fast as it can gets most of what its processor can do, and
+//! its lane much of the rest. The lane is woken for every few frames, or finds a full queue when the
+//! scheduler has kept it waiting, and sends that in one burst; either way the program at the far end does
+//! not find the time to read, and loses what its socket buffer cannot hold after all the work has been
+//! done. So where the processor is wanted by others a lane sleeps for a moment after each turn that had
+//! many single frames, as a network card moderates its interrupts (`rx-usecs` of ethtool): they leave in
+//! even batches, and what is too much is dropped by the container's own kernel, where it costs least.
+//! Super-frames are a stream's, which knows how fast it may send. Owned by `turn`.
 
 use std::time::Duration;
 
 use super::busy_poll::Work;
-use crate::boot_time::BootTime;
 
-/// What has lately come from the TAPs of one lane.
-#[derive(Debug)]
-pub(super) struct Moderation {
-    since: BootTime,
-    /// Single frames since then.
-    frames: usize,
-    /// Something in this turn must not wait.
-    is_urgent: bool,
+/// How long to sleep after a turn that took `work` off the TAPs; `is_wanted` is whether others want the
+/// processor, and is asked only where it matters.
+#[inline]
+pub(super) fn pause_after(work: Work, is_wanted: impl FnOnce() -> bool) -> Option<Duration> {
+    let is_fast = work.packets >= MANY && work.bytes <= work.packets * LONGEST_SINGLE;
+    (is_fast && is_wanted()).then_some(PAUSE)
 }
 
-impl Moderation {
-    pub(super) fn new() -> Self {
-        Self { since: BootTime::from_nanos(0), frames: 0, is_urgent: false }
-    }
-
-    /// A turn that began at `now` has taken `work` from a TAP, and has left some there or not.
-    #[inline]
-    pub(super) fn took(&mut self, work: Work, left_some: bool, now: BootTime) {
-        if now.since(self.since) >= WINDOW {
-            (self.since, self.frames) = (now, 0);
-        }
-        self.frames += work.packets;
-        self.is_urgent |= left_some || work.bytes > work.packets * LONGEST_SINGLE;
-    }
-
-    /// How long to sleep after this turn.
-    #[inline]
-    pub(super) fn pause(&mut self) -> Option<Duration> {
-        let is_urgent = std::mem::take(&mut self.is_urgent);
-        if is_urgent || self.frames < MANY {
-            return None;
-        }
-        self.frames = 0;
-        Some(PAUSE)
-    }
-}
-
-/// So many within `WINDOW` are a sender at full speed: 80,000 frames a second.
+/// What comes while a pause lasts, at 160,000 frames a second.
 const MANY: usize = 16;
-const WINDOW: Duration = Duration::from_micros(200);
+/// On average; what is longer is a super-frame.
+const LONGEST_SINGLE: usize = 2048;
 /// The kernel lets a sleeper wait for up to 50 µs more (`PR_SET_TIMERSLACK`).
 const PAUSE: Duration = Duration::from_micros(50);
-/// On average; what is longer is a stream's, merged by the container's kernel.
-const LONGEST_SINGLE: usize = 2048;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(micros: u64) -> BootTime {
-        BootTime::from_nanos(1_000_000_000 + micros * 1000)
-    }
 
     fn singles(packets: usize) -> Work {
         Work { packets, bytes: packets * 1400 }
     }
 
     #[test]
-    fn fast_sender_s_frames_gather() {
-        let mut moderation = Moderation::new();
-        let mut pauses = 0;
-        for turn in 0..100 {
-            moderation.took(singles(4), false, at(turn * 25));
-            pauses += usize::from(moderation.pause().is_some());
-        }
-        assert_eq!(pauses, 25, "one for each sixteen frames");
+    fn fast_sender_s_lane_pauses_where_others_want_the_processor() {
+        assert_eq!(pause_after(singles(64), || true), Some(PAUSE));
+        assert_eq!(pause_after(singles(16), || true), Some(PAUSE));
+        assert_eq!(pause_after(singles(64), || false), None);
     }
 
     #[test]
-    fn slow_sender_s_frames_leave_at_once() {
-        let mut moderation = Moderation::new();
-        for turn in 0..100 {
-            moderation.took(singles(1), false, at(turn * 20));
-            assert_eq!(moderation.pause(), None, "50,000 a second");
-        }
-    }
-
-    #[test]
-    fn what_is_left_waiting_does_not_wait_longer() {
-        let mut moderation = Moderation::new();
-        for turn in 0..100 {
-            moderation.took(singles(64), true, at(turn * 50));
-            moderation.took(singles(1), false, at(turn * 50));
-            assert_eq!(moderation.pause(), None);
-        }
-        moderation.took(singles(1), false, at(5_000));
-        assert_eq!(moderation.pause(), Some(PAUSE), "the flood has been taken");
-    }
-
-    #[test]
-    fn stream_does_not_wait_behind_a_flood() {
-        let mut moderation = Moderation::new();
-        moderation.took(Work { packets: 3, bytes: 180_000 }, false, at(0));
-        moderation.took(singles(30), false, at(0));
-        assert_eq!(moderation.pause(), None);
-        moderation.took(singles(30), false, at(60));
-        assert_eq!(moderation.pause(), Some(PAUSE), "it has nothing in this turn");
+    fn words_and_streams_leave_at_once() {
+        assert_eq!(pause_after(singles(15), || unreachable!("it does not matter")), None);
+        let stream = Work { packets: 16, bytes: 16 * 20_000 };
+        assert_eq!(pause_after(stream, || unreachable!("it does not matter")), None);
+        let mut beside_a_flood = singles(64);
+        beside_a_flood.add(4, 240_000);
+        assert_eq!(pause_after(beside_a_flood, || unreachable!("it does not matter")), None);
     }
 }

@@ -14,11 +14,12 @@ use arc_swap::cache::Cache;
 
 use super::busy_poll::{BusyPoll, Work};
 use super::command::Command;
+use super::contention::Contention;
 use super::courtesy::Courtesy;
 use super::event::{DataSocket, LaneEvent};
 use super::inventory::Inventory;
 use super::lane::{LaneConfig, Shared};
-use super::moderation::Moderation;
+use super::moderation;
 use super::ports::Ports;
 use crate::boot_time::BootTime;
 use crate::datapath::{
@@ -47,7 +48,9 @@ pub(super) struct Turns {
     epoll: Epoll,
     busy_poll: BusyPoll,
     courtesy: Courtesy,
-    moderation: Moderation,
+    contention: Contention,
+    /// What this turn took off the TAPs.
+    taken: Work,
     shared: Arc<Shared>,
 }
 
@@ -75,7 +78,8 @@ impl Turns {
             epoll,
             busy_poll: BusyPoll::new(config.busy_poll),
             courtesy: Courtesy::new(),
-            moderation: Moderation::new(),
+            contention: Contention::new(),
+            taken: Work::default(),
             shared,
         })
     }
@@ -108,7 +112,10 @@ impl Turns {
             if !ready.is_empty() {
                 self.busy_poll.served(from, now, work);
             }
-            if let Some(pause) = self.moderation.pause() {
+            let taken = std::mem::take(&mut self.taken);
+            if let Some(pause) =
+                moderation::pause_after(taken, || self.contention.is_wanted(now, cpu::preemptions))
+            {
                 std::thread::sleep(pause);
                 now = clock::boot_time();
             }
@@ -165,10 +172,11 @@ impl Turns {
                         ControlFlow::Break(()) => self.wire.give_up_port(&self.epoll, port),
                         ControlFlow::Continue(Work { packets, bytes }) => {
                             work.add(packets, bytes);
-                            let is_full = packets >= FRAMES_PER_TURN;
-                            self.moderation.took(Work { packets, bytes }, is_full, now);
-                            let turn = (is_full, bytes);
-                            if let Some(rest) = self.courtesy.served(port, turn, now, cpu::preemptions) {
+                            self.taken.add(packets, bytes);
+                            let turn = (packets >= FRAMES_PER_TURN, bytes);
+                            let contention = &mut self.contention;
+                            let is_wanted = || contention.is_wanted(now, cpu::preemptions);
+                            if let Some(rest) = self.courtesy.served(port, turn, now, is_wanted) {
                                 self.wire.ports.rest(port, now + rest);
                             }
                         }
