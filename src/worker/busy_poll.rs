@@ -4,7 +4,8 @@
 //! sleep: 10 to 30 µs, four times in a request and its response. In a conversation, where single packets
 //! come soon after each other, a lane therefore polls for a while, and gives its processor to whoever
 //! wants it after every look. The window grows and shrinks with success, as that of the kernel's own
-//! polling hypervisor does (`virt/kvm/kvm_main.c`, `grow_halt_poll_ns`).
+//! polling hypervisor does (`virt/kvm/kvm_main.c`, `grow_halt_poll_ns`). There are two: who asks now and
+//! then has his answer soon after each question, and nothing to do for long after each answer.
 //!
 //! A stream is served better by a lane that sleeps: more has gathered when it wakes. So does a processor
 //! that others want: only a sleeper is preferred by the scheduler when its packet comes. Owned by `turn`.
@@ -18,13 +19,25 @@ use crate::boot_time::BootTime;
 pub(super) struct BusyPoll {
     /// The longest window; zero switches polling off.
     longest: Duration,
-    window: Duration,
+    /// After each `Direction`.
+    windows: [Duration; 2],
+    /// Of what was served last.
+    last: Direction,
     /// When the lane last had something to do.
     served: BootTime,
     /// Until then it does not poll.
     resting_until: BootTime,
     /// Turns in a row that came right behind the one before.
     streak: u32,
+}
+
+/// Where the last word went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// From the wire to a container.
+    In,
+    /// From a container, to the wire or to another.
+    Out,
 }
 
 /// What a lane has done in one turn.
@@ -51,7 +64,8 @@ impl BusyPoll {
     pub(super) fn new(longest: Duration) -> Self {
         Self {
             longest,
-            window: Duration::ZERO,
+            windows: [Duration::ZERO; 2],
+            last: Direction::In,
             served: BootTime::from_nanos(0),
             resting_until: BootTime::from_nanos(0),
             streak: 0,
@@ -60,7 +74,7 @@ impl BusyPoll {
 
     /// Whether to look again without sleeping.
     pub(super) fn is_patient(&self, now: BootTime) -> bool {
-        now.since(self.served) < self.window && now >= self.resting_until
+        now.since(self.served) < self.windows[self.last as usize] && now >= self.resting_until
     }
 
     /// A look without sleep found nothing and gave the processor away from `from` until `now`.
@@ -72,23 +86,24 @@ impl BusyPoll {
 
     /// A sleep was ended by something to do.
     pub(super) fn woken(&mut self, now: BootTime) {
-        self.window = if now.since(self.served) < self.longest {
-            (self.window * 2).max(SHORTEST).min(self.longest)
-        } else if self.window > SHORTEST {
-            self.window / 2
+        let window = &mut self.windows[self.last as usize];
+        *window = if now.since(self.served) < self.longest {
+            (*window * 2).max(SHORTEST).min(self.longest)
+        } else if *window > SHORTEST {
+            *window / 2
         } else {
             Duration::ZERO
         };
     }
 
     /// The lane had something to do from `from` on and has done it.
-    pub(super) fn served(&mut self, from: BootTime, now: BootTime, work: Work) {
+    pub(super) fn served(&mut self, from: BootTime, now: BootTime, work: Work, direction: Direction) {
         let is_close = from.since(self.served) < CLOSE;
         self.streak = if is_close { self.streak.saturating_add(1) } else { 0 };
         if self.streak >= STREAM || !work.is_light() {
             self.rest(now);
         }
-        self.served = now;
+        (self.served, self.last) = (now, direction);
     }
 
     fn rest(&mut self, now: BootTime) {
@@ -122,14 +137,14 @@ mod tests {
 
     fn served_at_zero(longest: Duration) -> BusyPoll {
         let mut poll = BusyPoll::new(longest);
-        poll.served(at(0), at(0), WORD);
+        poll.served(at(0), at(0), WORD, Direction::In);
         poll
     }
 
     /// Sleeps for `micros` from `from` on, then has something to do.
     fn sleep(poll: &mut BusyPoll, from: u64, micros: u64) -> u64 {
         poll.woken(at(from + micros));
-        poll.served(at(from + micros), at(from + micros), WORD);
+        poll.served(at(from + micros), at(from + micros), WORD, Direction::In);
         from + micros
     }
 
@@ -143,6 +158,24 @@ mod tests {
             now = sleep(&mut poll, now, 30);
         }
         assert!(poll.is_patient(at(now + 99)) && !poll.is_patient(at(now + 100)));
+    }
+
+    #[test]
+    fn answers_are_awaited_though_questions_are_rare() {
+        let mut poll = served_at_zero(LONGEST);
+        let mut now = 0;
+        for _ in 0..5 {
+            now += 2_000;
+            poll.woken(at(now));
+            poll.served(at(now), at(now), WORD, Direction::Out);
+            now += 70;
+            poll.woken(at(now));
+            poll.served(at(now), at(now), WORD, Direction::In);
+            assert!(!poll.is_patient(at(now)), "the next question is long in coming");
+        }
+        poll.woken(at(now + 2_000));
+        poll.served(at(now + 2_000), at(now + 2_000), WORD, Direction::Out);
+        assert!(poll.is_patient(at(now + 2_070)));
     }
 
     #[test]
@@ -192,7 +225,7 @@ mod tests {
         assert!(poll.is_patient(at(now)));
         for _ in 0..4 {
             now += 2;
-            poll.served(at(now), at(now), WORD);
+            poll.served(at(now), at(now), WORD, Direction::In);
         }
         assert!(!poll.is_patient(at(now)), "one packet every 2 µs");
 
@@ -200,7 +233,7 @@ mod tests {
         let mut now = sleep(&mut poll, now, 30);
         assert!(poll.is_patient(at(now)));
         now += 5;
-        poll.served(at(now), at(now), Work { packets: 1, bytes: 60_000 });
+        poll.served(at(now), at(now), Work { packets: 1, bytes: 60_000 }, Direction::In);
         assert!(!poll.is_patient(at(now)), "a super-frame");
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 
-use super::busy_poll::{BusyPoll, Work};
+use super::busy_poll::{BusyPoll, Direction, Work};
 use super::command::Command;
 use super::contention::Contention;
 use super::courtesy::Courtesy;
@@ -108,11 +108,12 @@ impl Turns {
             }
             let work = self.turn(&ready, now);
             let from = std::mem::replace(&mut now, clock::boot_time());
+            let taken = std::mem::take(&mut self.taken);
             // A turn that time began is nobody's word in a conversation.
             if !ready.is_empty() {
-                self.busy_poll.served(from, now, work);
+                let direction = if taken.packets > 0 { Direction::Out } else { Direction::In };
+                self.busy_poll.served(from, now, work, direction);
             }
-            let taken = std::mem::take(&mut self.taken);
             if let Some(pause) =
                 moderation::pause_after(taken, || self.contention.is_wanted(now, cpu::preemptions))
             {
