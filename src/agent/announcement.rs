@@ -4,6 +4,9 @@
 //! each node that has no session with it: after a move of its own, or when its state was restored at
 //! another address, nobody could find it otherwise. Certificates prove who speaks, as on every key
 //! channel; an address that a manager says is one more to try, where its certificate is asked for again.
+//!
+//! A node that does not connect to a peer by itself dials it once for this. A manager is believed once it has
+//! been told who was removed and says so again: one that was replaced meanwhile ends by that list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -3,6 +3,9 @@
 //!
 //! What the node sees of its own interface counts at once, whether a manager can be told or not; of the
 //! others it knows what the view says.
+//!
+//! A smaller MTU comes into the tables first, so that nothing longer than fits is ever sealed: until the
+//! interface of a container follows, it is told by ICMP. What peers send that have not heard yet is up to them.
 
 mod home;
 mod narrow;

@@ -1,4 +1,6 @@
 //! Endpoints that a manager took from this node, as their networks are not for it any more.
+//!
+//! The interfaces of a node that was removed stay until `leave --force`: nobody tells it anything any more.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -2,6 +2,9 @@
 //!
 //! Each container is listened to (`watch`), so that what changes in it is looked at at once; whether
 //! containers still are, and whether the manager knows the same endpoints, is asked every two seconds.
+//!
+//! Mending only ever adds to an interface whose frames go to a lane, and lanes forward by their tables alone: at
+//! no moment could anything leave in plaintext.
 
 use std::sync::PoisonError;
 use std::time::Duration;

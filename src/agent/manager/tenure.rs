@@ -1,6 +1,8 @@
 //! For how long this node serves as a manager: until the cluster's state says that it is none, and while it
 //! reaches that state. Who is cut off from it cannot know what the others have acknowledged meanwhile, so it
 //! ends its sessions, and the nodes go to another manager.
+//!
+//! Whether it reaches the state it finds by asking for the head, which also finds what the watch has not told.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

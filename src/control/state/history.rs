@@ -1,5 +1,8 @@
 //! What a model that was read anew takes over from the one before it: when which part changed last. So nodes
 //! are told of what another manager changed, and not of all there is.
+//!
+//! It is found by comparing the two, and needs no history of etcd: neither a compaction nor a watch that was
+//! interrupted can lose a change.
 
 use std::collections::BTreeSet;
 

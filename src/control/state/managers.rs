@@ -1,5 +1,9 @@
 //! Which nodes are managers, and which were: a node that is made a worker may hold a certificate that says
 //! otherwise for as long as it lives, so every node is told not to believe it.
+//!
+//! That is told in the list of removed nodes, with the version of the change: what a manager's certificate of no
+//! later version signs or serves is refused (`membership::signed`, `control::trust`). What is in force is signed
+//! anew in the same transaction, which is why another manager has to make it.
 
 use std::collections::BTreeMap;
 

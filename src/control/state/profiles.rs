@@ -1,4 +1,9 @@
 //! What managers say of a node, and what follows from it for its endpoints.
+//!
+//! A profile is a table of its own, which no session touches. Labels are in no view and no certificate: they are
+//! held against those that a network asks for when an endpoint is given and whenever they change, in the same
+//! transaction that signs the membership. A membership that names a node is the word that it had the labels, and
+//! peers that go by nothing else enforce them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -8,6 +8,8 @@
 //! Every change is one transaction that writes the head and stands under the condition that the head's
 //! last change is the one that it was decided on. What became of a transaction whose answer was lost
 //! is read from the row of its writer. Rows are read at one revision of etcd.
+//! It was made, was not, or may be yet: then it is sent again until one of the first two holds, and
+//! where that cannot be told in time, the caller hears that it is not known.
 //!
 //! Calls block until etcd has answered, on whatever thread; the connections live on a thread of
 //! their own (`etcd`). How rows are sealed is the business of `seal`.
