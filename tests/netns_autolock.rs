@@ -6,19 +6,20 @@
 mod support;
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use memchr::memmem;
 use overlayd::api::types::{InitResponse, UnlockKeyResponse};
 use overlayd::boot_time::BootTime;
-use overlayd::control::store::KEY_FILE;
+use overlayd::control::store::{KEY_FILE, STATE_FILE};
 use overlayd::io::clock::boot_time;
 use overlayd::lab::{Container, Underlay, eventually};
 use overlayd::unlock_key::UnlockKey;
 use rustix::process::Signal;
 
-use support::swarm::{Agent, Family, Swarm, refused};
+use support::swarm::{Agent, Family, PATIENCE, Swarm, refused};
 use support::test_program;
 
 test_program! {
@@ -196,9 +197,25 @@ fn whoever_asked_has_the_key_at_whatever_moment_the_agent_dies() {
         } else {
             command.args(init);
         }
-        let asked = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // The moment is what is tried here.
-        std::thread::sleep(undisturbed * attempt / 10);
+        let before = on_disk(manager);
+        let mut asked = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // The moment is what is tried here: once so many files were replaced, or all is done, and a bit later.
+        let (replacements, later) = (attempt % 5, undisturbed * (attempt / 5) / 10);
+        let mut seen = vec![before];
+        let mut has_come = || {
+            let now = on_disk(manager);
+            if seen.last() != Some(&now) {
+                seen.push(now);
+            }
+            let is_done = asked.try_wait().unwrap().is_some();
+            is_done || (replacements < 4 && seen.len() > replacements as usize)
+        };
+        let begin = boot_time();
+        while !has_come() {
+            assert!(since(begin) < PATIENCE, "attempt {attempt}: {command:?} does not end");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(later);
         manager.kill();
         let output = asked.wait_with_output().unwrap();
         let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -215,6 +232,14 @@ fn whoever_asked_has_the_key_at_whatever_moment_the_agent_dies() {
         }
     }
     assert!(locked > 2, "the agent died too early each time");
+}
+
+/// What tells one key file and state file from those that take their places.
+fn on_disk(agent: &Agent) -> [Option<(u64, i64, i64)>; 2] {
+    [KEY_FILE, STATE_FILE].map(|file| {
+        let found = std::fs::metadata(agent.state_dir().join(file)).ok()?;
+        Some((found.ino(), found.ctime(), found.ctime_nsec()))
+    })
 }
 
 /// A swarm whose manager is locked at each start.
