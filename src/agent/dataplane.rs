@@ -315,6 +315,30 @@ impl DataPlane {
         self.placement.lock().await.port(endpoint).map(|(slot, _)| slot)
     }
 
+    /// The slots of all local endpoints, and which holds of them these are.
+    pub(crate) async fn ports(&self) -> Vec<(PortSlot, PortHold)> {
+        self.placement.lock().await.ports()
+    }
+
+    /// Has every lane look things up in tables that are made anew, of the view alone.
+    pub(crate) async fn publish_anew(&self) -> Result<(), LaneGone> {
+        let mut placement = self.placement.lock().await;
+        placement.forget_tables();
+        self.publish(&mut placement).await
+    }
+
+    /// Makes every lane forget the keys in a slot that no link holds; does nothing to those of a link.
+    pub(crate) async fn forget_stray_keys(&self, slot: LinkSlot) -> Result<(), LaneGone> {
+        // Held to the end, so that no link is given the slot meanwhile.
+        let placement = self.placement.lock().await;
+        if placement.link(slot).is_none() {
+            for lane in &self.lanes {
+                lane.execute(Command::DropLink(slot)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has others refuse who was removed; before the lanes, which may take their time.
     fn tell_removed(&self, placement: &Placement) {
         self.removed.send_if_modified(|told| {
@@ -369,16 +393,11 @@ pub(crate) const ANSWER_TIME: Duration = Duration::from_millis(250);
 mod tests {
     use super::super::testbed::{PaperCluster, endpoint_id, network_id, peer};
     use super::*;
-    use crate::datapath::FloodLimit;
-    use crate::io::udp::{UdpOptions, UdpSocket};
-    use crate::wire::traffic_class::Dscp;
-    use crate::wire::vxlan::LeftChecksums;
-    use crate::worker::{self, LaneConfig};
 
     #[tokio::test]
     async fn keys_that_come_after_their_link_ended_reach_no_lane() {
         let mut cluster = PaperCluster::new();
-        let dataplane = dataplane(&cluster);
+        let dataplane = cluster.dataplane();
         let view = cluster.view(vec![cluster.network(1, 1, &[2])], &[]);
         dataplane.follow(view).await.expect("followed");
         let key = (network_id(1), peer(2));
@@ -401,7 +420,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_peer_at_a_time_is_asked_for_a_membership() {
-        let dataplane = dataplane(&PaperCluster::new());
+        let dataplane = PaperCluster::new().dataplane();
         let at = |milliseconds: u64| BootTime::from_nanos(milliseconds * 1_000_000);
         assert!(dataplane.may_ask(network_id(1), at(0)) && dataplane.may_ask(network_id(2), at(100)));
         assert!(!dataplane.may_ask(network_id(1), at(249)));
@@ -411,7 +430,7 @@ mod tests {
     #[tokio::test]
     async fn late_word_of_a_port_that_is_gone_takes_no_later_one_away() {
         let (cluster, mut told) = (PaperCluster::new(), 0);
-        let dataplane = dataplane(&cluster);
+        let dataplane = cluster.dataplane();
         let [one, two] = [1, 2].map(|network| endpoint_id(network, 1));
         let hold = async || dataplane.placement.lock().await.port(one).expect("held").1;
         dataplane.add_port(one, Vec::new(), RateLimits::default()).await.expect("a lane");
@@ -425,22 +444,5 @@ mod tests {
             assert_eq!((dataplane.port(again).await, told), (Some(slot), 1));
             dataplane.remove_port(again).await.expect("a lane");
         }
-    }
-
-    fn dataplane(cluster: &PaperCluster) -> DataPlane {
-        let tables = Arc::new(ArcSwap::default());
-        let config = LaneConfig {
-            id: LaneId::new(0).expect("a lane"),
-            esp: UdpSocket::bind(([127, 0, 0, 1], 0).into(), &UdpOptions::default())
-                .expect("a socket")
-                .into(),
-            vxlan: None,
-            tables: Arc::clone(&tables),
-            flood: FloodLimit { frames_per_second: 1, burst: 1 }.into(),
-            busy_poll: std::time::Duration::ZERO,
-            dscp: Dscp::Hidden,
-            checksums: LeftChecksums::Passed,
-        };
-        DataPlane::new(&cluster.identity, vec![Arc::new(worker::spawn(config).expect("a lane"))], tables)
     }
 }

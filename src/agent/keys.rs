@@ -53,6 +53,10 @@ pub(crate) struct LinkStatus {
     pub(crate) established: Option<Established>,
     /// SPIs of the generation before, which this node still receives on.
     pub(crate) lingering: Vec<Spi>,
+    /// SPIs of a generation to come, in and out, which lanes may have already.
+    pub(crate) coming: [Vec<Spi>; 2],
+    /// SPIs of the last generation, when it is over without another: nothing can be sealed with them.
+    pub(crate) over: Vec<Spi>,
 }
 
 impl Keys {
@@ -164,6 +168,8 @@ impl Keys {
             failure: None,
             established: None,
             lingering: Vec::new(),
+            coming: Default::default(),
+            over: Vec::new(),
         }));
     }
 

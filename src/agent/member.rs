@@ -27,7 +27,7 @@ use super::standing::{Standing, merge, session_request};
 use super::superseded;
 use super::tasks::{Tasks, Watched};
 use super::underlay::{self, Home, Underlay};
-use super::{audit, chronicle};
+use super::{audit, chronicle, upkeep};
 use crate::cluster::{Node, Role, View};
 use crate::config::AgentConfig;
 use crate::control::identity::NodeIdentity;
@@ -159,6 +159,8 @@ impl Member {
         let (relisten, listening) = mpsc::channel(1);
         tasks.spawn("the TLS port", underlay::listen_on((tls, listening), Arc::clone(&credentials), doors));
         let (rekeys, wished) = mpsc::channel(64);
+        let upkeep = upkeep::keep(Arc::clone(&keys), rekeys.clone(), Arc::clone(&attachments));
+        tasks.spawn("the lanes' upkeep", upkeep);
         let asked = (connected, wished);
         let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
         tasks.spawn("the key exchange", peers);

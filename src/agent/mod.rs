@@ -21,6 +21,7 @@ mod heard;
 #[cfg(test)]
 mod histories;
 mod keys;
+mod lane_state;
 mod leftovers;
 mod log_limit;
 mod manager;
@@ -46,6 +47,7 @@ mod tasks;
 mod testbed;
 mod tokens;
 mod underlay;
+mod upkeep;
 mod verification;
 
 use std::sync::Arc;

@@ -378,6 +378,16 @@ impl Placement {
         peers
     }
 
+    /// Carries nothing over: the next tables are made of the view alone.
+    pub(crate) fn forget_tables(&mut self) {
+        self.built.clear();
+    }
+
+    /// Every local endpoint's slot, and which hold of it that is.
+    pub(crate) fn ports(&self) -> Vec<(PortSlot, PortHold)> {
+        self.ports.iter().filter_map(|(endpoint, _)| self.port(*endpoint)).collect()
+    }
+
     /// The tables for the lanes.
     pub(crate) fn tables(&mut self) -> Tables {
         let mut builder = TablesBuilder::default();

@@ -17,7 +17,7 @@ pub(crate) struct Slots<K> {
 }
 
 /// A slot from the moment that a key is given it to its release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Hold {
     /// The slot.
     pub(crate) slot: u32,

@@ -5,13 +5,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::authority::first_identity;
+use super::dataplane::DataPlane;
 use crate::cluster::{Endpoint, Membership, Network, NetworkView, Node, Role, Subnet, View};
 use crate::control::ca::CertificateAuthority;
 use crate::control::identity::NodeIdentity;
-use crate::id::{ClusterId, EndpointId, Epoch, MacAddr, NetworkId, NodeId, Version, Vni};
+use crate::datapath::FloodLimit;
+use crate::forward::Tables;
+use crate::id::{ClusterId, EndpointId, Epoch, LaneId, MacAddr, NetworkId, NodeId, Version, Vni};
 use crate::io::clock::wall_clock;
+use crate::io::udp::{UdpOptions, UdpSocket};
 use crate::membership::{Removals, Roots, SignedMembership, SignedRemovals};
+use crate::wire::traffic_class::Dscp;
+use crate::wire::vxlan::LeftChecksums;
+use crate::worker::{self, LaneConfig};
 
 pub(super) struct PaperCluster {
     /// Of the manager, which is the node under test as well.
@@ -29,6 +38,29 @@ impl PaperCluster {
 
     pub(super) fn this(&self) -> NodeId {
         self.identity.node()
+    }
+
+    /// A data plane of this node with one lane.
+    pub(super) fn dataplane(&self) -> DataPlane {
+        self.dataplane_over(&Arc::default())
+    }
+
+    /// The same, whose lane looks things up in `tables`.
+    pub(super) fn dataplane_over(&self, tables: &Arc<ArcSwap<Tables>>) -> DataPlane {
+        let config = LaneConfig {
+            id: LaneId::new(0).expect("a lane"),
+            esp: UdpSocket::bind(([127, 0, 0, 1], 0).into(), &UdpOptions::default())
+                .expect("a socket")
+                .into(),
+            vxlan: None,
+            tables: Arc::clone(tables),
+            flood: FloodLimit { frames_per_second: 1, burst: 1 }.into(),
+            busy_poll: Duration::ZERO,
+            dscp: Dscp::Hidden,
+            checksums: LeftChecksums::Passed,
+        };
+        let lane = Arc::new(worker::spawn(config).expect("a lane"));
+        DataPlane::new(&self.identity, vec![lane], Arc::clone(tables))
     }
 
     pub(super) fn sign(&self, membership: &Membership) -> SignedMembership {

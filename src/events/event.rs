@@ -154,6 +154,11 @@ pub enum Event {
         /// What was done.
         what: Reason,
     },
+    /// A lane had not what it was given, and has it again.
+    LanesMended {
+        /// What was done.
+        what: Reason,
+    },
     /// Something that an agent left behind when it died, or when it could not remove it, was removed.
     LeftoverRemoved {
         /// What it was, and where.
@@ -295,6 +300,7 @@ impl fmt::Display for Event {
             Self::InterfaceMended { endpoint, network, netns, what } => {
                 write!(f, "endpoint {endpoint} of {network} in {netns}: {what}")
             }
+            Self::LanesMended { what } => write!(f, "lanes mended: {what}"),
             Self::LeftoverRemoved { what } => write!(f, "leftover removed: {what}"),
             Self::CertificateRenewed { expires_unix_seconds } => {
                 let expires = std::time::UNIX_EPOCH + std::time::Duration::from_secs(*expires_unix_seconds);

@@ -116,6 +116,16 @@ impl Exchange {
 }
 
 impl Link {
+    /// SPIs of the generation to come, in and out: lanes may have them already.
+    pub fn coming(&self) -> [&[Spi]; 2] {
+        let outbound: &[Spi] = match &self.exchange {
+            Exchange::Idle | Exchange::Offered(_) => &[],
+            Exchange::Installing(established) => &established.outbound,
+            Exchange::Accepting(pending, _) | Exchange::Answered(pending) => &pending.established.outbound,
+        };
+        [self.exchange.inbound(), outbound]
+    }
+
     /// Initiator: sends an offer. Our inbound SAs are one for each lane of the sending peer, spread
     /// over our receiving lanes.
     pub(super) fn begin<R: CryptoRng>(&mut self, env: &mut Env<'_, R>) {

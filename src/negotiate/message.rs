@@ -104,7 +104,8 @@ impl LinkFrame {
 pub struct ExchangeId(std::num::NonZeroU64);
 
 impl ExchangeId {
-    pub(super) fn new(number: u64) -> Option<Self> {
+    /// The name that is this number, unless it is zero.
+    pub fn new(number: u64) -> Option<Self> {
         std::num::NonZeroU64::new(number).map(Self)
     }
 

@@ -201,6 +201,16 @@ impl Attachments {
         self.events.record(Event::InterfaceMended { endpoint, network, netns, what });
     }
 
+    /// Takes note that a lane was not as it should be, and what was done.
+    pub(crate) fn told_mended_lanes(&self, what: &str) {
+        tracing::warn!(
+            what,
+            "a lane was mended; it is a bug that it had to be: please report it with this log"
+        );
+        self.mendings.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.events.record(Event::LanesMended { what: Reason::of(what) });
+    }
+
     pub(super) async fn is_there(&self, attachment: &Attachment) -> Result<bool, ApiError> {
         let netns = attachment.netns.clone();
         blocking(move || container::open(&netns).map(|found| found.is_some())).await

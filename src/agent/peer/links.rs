@@ -86,8 +86,11 @@ impl Peer {
 
     /// Carries out what a link wants done, in order.
     pub(super) async fn act(&mut self, network: NetworkId) -> Result<(), LaneGone> {
-        while let Some(linked) = self.links.get_mut(&network) {
-            let Some(action) = linked.link.poll_action() else { break };
+        loop {
+            // Before each action: the lanes have no keys that are not noted, whoever keeps the next one waiting.
+            self.note(network);
+            let Some(linked) = self.links.get_mut(&network) else { return Ok(()) };
+            let Some(action) = linked.link.poll_action() else { return Ok(()) };
             let held = ((network, self.spec.node.id), linked.spec.hold);
             match action {
                 Action::Send(frame) => self.send(&frame).await,
@@ -139,8 +142,6 @@ impl Peer {
                 }
             }
         }
-        self.note(network);
-        Ok(())
     }
 
     /// What `overlayd peers` shows.
@@ -148,6 +149,7 @@ impl Peer {
         let Some(linked) = self.links.get(&network) else { return };
         let established = linked.link.established().cloned();
         let lingering = linked.link.lingering().to_vec();
+        let coming = linked.link.coming().map(<[_]>::to_vec);
         self.keys.set_status((network, self.id()), |status| {
             status.state = match (&established, &self.channel, &status.failure) {
                 (Some(_), ..) => PeerState::Established,
@@ -158,8 +160,11 @@ impl Peer {
             if established.is_some() {
                 status.failure = None;
             }
-            status.established = established;
-            status.lingering = lingering;
+            let before = std::mem::replace(&mut status.established, established);
+            if let (Some(before), None) = (before, &status.established) {
+                status.over = before.outbound;
+            }
+            (status.lingering, status.coming) = (lingering, coming);
         });
     }
 }
