@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// An unlock key. Serialization reveals it: for the agent's socket, never for a log.
+/// An unlock key. Serialization reveals it: for the agent's socket and for other managers, never for a log.
 #[derive(Clone)]
 pub struct UnlockKey(Zeroizing<[u8; UnlockKey::BYTES]>);
 

@@ -7,11 +7,12 @@ mod support;
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use memchr::memmem;
-use overlayd::api::types::{InitResponse, UnlockKeyResponse};
+use overlayd::api::types::{InitResponse, TokenResponse, UnlockKeyResponse};
 use overlayd::boot_time::BootTime;
 use overlayd::control::store::{KEY_FILE, STATE_FILE};
 use overlayd::io::clock::boot_time;
@@ -19,6 +20,7 @@ use overlayd::lab::{Container, Underlay, eventually};
 use overlayd::unlock_key::UnlockKey;
 use rustix::process::Signal;
 
+use support::etcd::{Etcd, Place};
 use support::swarm::{Agent, Family, PATIENCE, Swarm, refused};
 use support::test_program;
 
@@ -28,6 +30,7 @@ test_program! {
     changed_unlock_key_replaces_the_earlier_one
     nothing_in_the_state_directory_opens_it
     manager_has_an_unlock_key_once_it_is_given_one
+    manager_that_is_added_to_a_locked_one_takes_its_key_until_it_is_a_worker
     whoever_asked_has_the_key_at_whatever_moment_the_agent_dies
 }
 
@@ -176,6 +179,64 @@ fn manager_has_an_unlock_key_once_it_is_given_one() {
     assert!(restarted());
     unlock(swarm.agent(1), &key.trim().parse().unwrap());
     assert!(eventually(Duration::from_secs(10), connected));
+}
+
+fn manager_that_is_added_to_a_locked_one_takes_its_key_until_it_is_a_worker() {
+    let swarm = Swarm::unformed(2, Underlay::default());
+    let host = swarm.lab.host(1);
+    let etcd = Etcd::at(vec![Place::within(&Path::new("/run/netns").join(host.name()), host.v4())], None);
+    let (one, two, address) = (swarm.agent(1), swarm.agent(2), host.v4().to_string());
+    let init = ["init", "--autolock", "--advertise-addr", &address, "--store", &etcd.url()];
+    let mut made: Option<InitResponse> = None;
+    let is_made = || {
+        made = one.try_ask(&init);
+        made.is_some()
+    };
+    assert!(eventually(PATIENCE, is_made), "{}", one.refused(&init));
+    let (made, is_manager) = (made.unwrap(), || two.try_ask::<UnlockKeyResponse>(&["unlock-key"]));
+    let token: TokenResponse = one.ask(&["token", "manager"]);
+    swarm.join(2, &InitResponse { worker_token: token.token, ..made.clone() });
+    let first = made.unlock_key.unwrap();
+    assert!(eventually(PATIENCE, || is_manager().is_some_and(|told| told.key == first)), "{}", two.log());
+    for form in [first.as_bytes().as_slice(), first.reveal().as_bytes(), b"\"open\""] {
+        let key_file = std::fs::read(two.state_dir().join(KEY_FILE)).unwrap();
+        assert!(memmem::find(&key_file, form).is_none(), "the second manager's state is not locked");
+    }
+
+    // Each opens by itself, whether the other is there or not.
+    for agent in [1, 2] {
+        swarm.agent(agent).kill();
+    }
+    for (number, network) in [(2, "red"), (1, "blue")] {
+        let agent = swarm.agent(number);
+        swarm.start(number);
+        assert!(agent.status().locked);
+        unlock(agent, &first);
+        assert!(eventually(PATIENCE, || agent
+            .command()
+            .args(["create", network])
+            .status()
+            .unwrap()
+            .success()));
+    }
+
+    // A new key is that of the one manager.
+    let second = two.ask::<UnlockKeyResponse>(&["unlock-key", "--rotate"]).key;
+    two.kill();
+    swarm.start(2);
+    refused(&mut unlock_with(two, &first), 1);
+    unlock(two, &second);
+    assert_eq!(one.ask::<UnlockKeyResponse>(&["unlock-key"]).key, first);
+
+    let id = two.status().cluster.unwrap().node.id.to_string();
+    assert!(eventually(PATIENCE, || one.command().args(["node", "demote", &id]).status().unwrap().success()));
+    let key_file = || std::fs::read_to_string(two.state_dir().join(KEY_FILE)).unwrap();
+    let is_open = || key_file().contains("\"open\"") && !key_file().contains("\"locked\"");
+    assert!(eventually(PATIENCE, is_open), "{}", two.log());
+    two.kill();
+    swarm.start(2);
+    let status = two.status();
+    assert!(!status.locked && status.cluster.is_some(), "a worker is locked: {status:?}");
 }
 
 fn whoever_asked_has_the_key_at_whatever_moment_the_agent_dies() {

@@ -39,6 +39,7 @@ use crate::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, RemoveT
 use crate::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 use crate::control::rpc::{ErrorKind, ManagerApi, ManagerError, Updates};
 use crate::control::state::{self, ClusterState, StateError};
+use crate::control::store::Store;
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerIdentity;
 use crate::control::trust::Trust;
@@ -54,6 +55,8 @@ use self::token_clock::TokenClock;
 /// The manager of a cluster, on the node that keeps its state.
 pub(crate) struct Manager {
     pub(super) state: ClusterState,
+    /// What this node keeps for itself.
+    own: Store,
     pub(super) credentials: Arc<Credentials>,
     token_clock: TokenClock,
     pub(super) events: Events,
@@ -68,7 +71,7 @@ pub(crate) struct Manager {
 impl Manager {
     /// Serves `state`.
     pub(crate) fn new(
-        state: ClusterState,
+        (state, own): (ClusterState, Store),
         credentials: Arc<Credentials>,
         events: Events,
     ) -> Result<Arc<Self>, StoredAuthorityError> {
@@ -79,6 +82,7 @@ impl Manager {
         let token_clock = TokenClock::since(state.tokens_changed(), boot_time());
         let manager = Self {
             state,
+            own,
             credentials,
             token_clock,
             events,
@@ -395,7 +399,6 @@ pub(super) mod tests {
     use crate::control::ca::CertificateAuthority;
     use crate::control::renewal;
     use crate::control::state::{NewCluster, Tokens};
-    use crate::control::store::Store;
     use crate::id::{ClusterId, Version};
     use crate::membership::SignedMembership;
 
@@ -456,9 +459,9 @@ pub(super) mod tests {
             certificate_life: life,
             tokens: Tokens { worker: rand::random(), manager: rand::random() },
         };
-        let state = ClusterState::create(store, new, payload_signer(&credentials)).expect("a state");
+        let state = ClusterState::create(store.clone(), new, payload_signer(&credentials)).expect("a state");
         state.add_node(node(identity.node(), Role::Manager, 1)).expect("added");
-        (Manager::new(state, credentials, Events::default()).expect("a manager"), dir)
+        (Manager::new((state, store), credentials, Events::default()).expect("a manager"), dir)
     }
 
     fn worker(manager: &Manager) -> PeerIdentity {

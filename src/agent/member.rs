@@ -297,8 +297,8 @@ async fn start_manager(
         if store.shared_store()?.is_some() || !ClusterState::exists(&store)? {
             return Ok(None);
         }
-        let state = ClusterState::open(store, payload_signer(&credentials))?;
-        Ok(Some(Manager::new(state, credentials, events)?))
+        let state = ClusterState::open(store.clone(), payload_signer(&credentials))?;
+        Ok(Some(Manager::new((state, store), credentials, events)?))
     })
     .await?
 }

@@ -2,7 +2,8 @@
 //!
 //! Where the cluster's state lies here, this node is a manager from the beginning. Where managers share it, it
 //! is one as soon as the view names it, its certificate says so, and the state can be read; and until the state
-//! says that it is none any more. It ends with whatever opened the state being forgotten.
+//! says that it is none any more. It ends with whatever opened the state being forgotten. A node that learns how the
+//! state is opened from a manager with an unlock key takes that key first: the state opens with it on no machine else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,11 +23,11 @@ use crate::cluster::{Role, View};
 use crate::control::enrol;
 use crate::control::listener::{EnrolStream, ManagerDoors};
 use crate::control::renewal::Signer;
-use crate::control::rpc::messages::{Renewed, StoreAccessRequest};
+use crate::control::rpc::messages::{Renewed, StoreAccess, StoreAccessRequest};
 use crate::control::rpc::{self, ManagerClient, ManagerError};
 use crate::control::session::SessionStatus;
 use crate::control::state::ClusterState;
-use crate::control::store::Store;
+use crate::control::store::{Store, StoreError};
 use crate::control::tls::Credentials;
 use crate::control::tls::peer::PeerStream;
 use crate::events::{Event, Events};
@@ -187,7 +188,13 @@ impl Candidate {
             (true, Role::Manager) => {
                 let access = self.client.store_access(StoreAccessRequest {}).await?;
                 let store = self.store.clone();
-                blocking(move || store.put_shared_store(&access.shared)).await?;
+                let is_locked = access.unlock_key.is_some();
+                blocking(move || keep_access(&store, &access)).await?;
+                if is_locked {
+                    tracing::info!(
+                        "this node is locked at each start from now on, as the other managers are"
+                    );
+                }
                 Ok(Step::Done)
             }
             (true, Role::Worker) => {
@@ -196,6 +203,11 @@ impl Candidate {
             }
             (false, Role::Manager) if *self.session.borrow() == SessionStatus::Connected => {
                 office.recertify.notify_one();
+                Ok(Step::Waiting)
+            }
+            (false, Role::Worker) if self.store.unlock_key().is_some() => {
+                // It died while it left its office.
+                self.leave_office();
                 Ok(Step::Waiting)
             }
             (false, Role::Manager | Role::Worker) => Ok(Step::Waiting),
@@ -221,18 +233,29 @@ impl Candidate {
             return Ok(Step::Waiting);
         }
         let (credentials, events) = (Arc::clone(&self.credentials), self.events.clone());
-        let manager = tokio::task::spawn_blocking(move || Manager::new(state, credentials, events));
+        let own = (state, self.store.clone());
+        let manager = tokio::task::spawn_blocking(move || Manager::new(own, credentials, events));
         Ok(Step::Taken(manager.await??))
     }
 
     /// Forgets what only a manager has, and believes others as every node does.
     fn leave_office(&self) {
-        if let Err(error) = self.store.forget_shared_store() {
-            tracing::error!(%error, "what opens the cluster's store was not forgotten");
+        // What is left is what every worker has, and workers lock nothing.
+        let unlocked = || self.store.unlock_key().map_or(Ok(()), |_| self.store.set_unlock_key(None));
+        if let Err(error) = self.store.forget_shared_store().and_then(|()| unlocked()) {
+            tracing::error!(%error, "what opens the cluster's store was not forgotten, or the state is locked still");
         }
         self.credentials.change_trust(crate::control::trust::Trust::with_unknown);
         removals::refuse(&self.credentials, &self.dataplane.removed().borrow());
     }
+}
+
+/// Keeps what opens the cluster's state: locked, before it is there, if it is so where it comes from.
+fn keep_access(store: &Store, access: &StoreAccess) -> Result<(), StoreError> {
+    if let Some(key) = access.unlock_key.as_ref().filter(|_| store.unlock_key().is_none()) {
+        store.set_unlock_key(Some(key))?;
+    }
+    store.put_shared_store(&access.shared)
 }
 
 /// How far a node is on its way to the office.

@@ -217,6 +217,11 @@ impl Swarm {
 impl Drop for Swarm {
     fn drop(&mut self) {
         if !std::thread::panicking() {
+            // Whatever was lived through, no lane had anything else than it was given.
+            for agent in &self.agents {
+                let log = std::fs::read_to_string(agent.log_file()).unwrap_or_default();
+                assert!(!log.contains("a lane was mended"), "agent {} said:\n{log}", agent.number);
+            }
             return;
         }
         for agent in &self.agents {

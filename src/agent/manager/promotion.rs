@@ -70,7 +70,7 @@ impl Manager {
     pub(super) fn store_access(&self) -> Result<StoreAccess, ManagerError> {
         let shared = self.state.shared_store();
         let shared = shared.ok_or_else(|| ManagerError::new(ErrorKind::Conflict, ONE_MANAGER))?;
-        Ok(StoreAccess { shared })
+        Ok(StoreAccess { shared, unlock_key: self.own.unlock_key() })
     }
 
     /// Whether this node is the cluster's only manager; not if it is none any more, and another the only one.

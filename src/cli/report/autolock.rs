@@ -25,7 +25,8 @@ pub(in crate::cli) fn unlock_key_alone(response: &UnlockKeyResponse) -> String {
 pub(super) fn advice(key: &UnlockKey) -> String {
     format!(
         "To unlock this manager whenever its agent was started, run 'overlayd unlock' and give it:\n\n    {}\n\n\
-         Keep it, and not on this machine: without it nothing of the state can be read again.\n",
+         Keep it, and not on this machine: without it nothing of the state can be read again. Managers that are added\n\
+         later take the same key; 'overlayd unlock-key --rotate' changes that of the manager that it is run on alone.\n",
         key.reveal().as_str()
     )
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::store::SharedStore;
 use crate::id::NodeId;
+use crate::unlock_key::UnlockKey;
 
 /// Asks which nodes a manager has sessions with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -29,4 +30,7 @@ pub struct StoreAccessRequest {}
 pub struct StoreAccess {
     /// The store that managers share.
     pub shared: SharedStore,
+    /// The unlock key of the manager that says so: who keeps the same is to be locked as it is.
+    #[serde(default)]
+    pub unlock_key: Option<UnlockKey>,
 }
