@@ -4,23 +4,30 @@
 
 mod support;
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use overlayd::api::types::{ChangeNodeResponse, InspectNodeResponse, ListNodesResponse};
-use overlayd::cluster::Availability;
+use overlayd::api::types::{ChangeNodeResponse, InitResponse, InspectNodeResponse, ListNodesResponse};
+use overlayd::cluster::{Availability, Node};
+use overlayd::control::key_channel::KeyChannel;
+use overlayd::control::rpc::messages::{Attach, InspectNetwork};
 use overlayd::drop_reason::DropReason;
-use overlayd::id::NodeId;
+use overlayd::id::{BootId, EndpointId, Epoch, LaneCount, NodeId};
 use overlayd::io::clock::boot_time;
-use overlayd::lab::{Underlay, eventually};
+use overlayd::lab::{Host, Underlay, eventually};
+use overlayd::membership::SignedMembership;
+use overlayd::negotiate::{Action, Hello, Message, Reason, SpiPool};
 
 use support::cut_off::{Traffic, cut_tcp, mend_tcp};
+use support::simulated::SimulatedNode;
 use support::swarm::{Agent, Attached, Family, Swarm, V4_SUBNET};
-use support::test_program;
+use support::{keyed, test_program};
 
 test_program! {
     drained_node_takes_no_new_containers_and_keeps_those_that_it_has
     node_that_loses_its_label_is_cut_off_within_a_second_by_peers_that_no_manager_reaches
+    peer_gives_a_node_without_the_label_no_keys_whatever_its_view_and_an_older_or_forged_record_say
 }
 
 fn drained_node_takes_no_new_containers_and_keeps_those_that_it_has() {
@@ -72,9 +79,7 @@ fn node_that_loses_its_label_is_cut_off_within_a_second_by_peers_that_no_manager
     let text = swarm.agent(2).done(&["inspect", "red"]);
     assert!(text.contains("Only nodes:  labelled zone=a"), "{text}");
     let ids: Vec<NodeId> = swarm.agents.iter().map(id_of).collect();
-    let update = |id: NodeId, flag, label| {
-        swarm.agent(1).ask::<ChangeNodeResponse>(&["node", "update", id.as_str(), flag, label])
-    };
+    let update = |id: NodeId, flag, text| label(&swarm, &id, flag, text);
     for id in &ids {
         update(*id, "--label-add", "zone=a");
     }
@@ -136,9 +141,196 @@ fn node_that_loses_its_label_is_cut_off_within_a_second_by_peers_that_no_manager
     assert!(swarm.agent(5).status().warnings.iter().all(|told| !told.contains("was taken back")));
 }
 
+/// The agent of host 2 hears nothing of the manager any more, whose last view of the network has the node in it.
+/// The nodes live on host 3, and do what they like.
+fn peer_gives_a_node_without_the_label_no_keys_whatever_its_view_and_an_older_or_forged_record_say() {
+    let swarm = Swarm::idle(3, Underlay::default());
+    let config = swarm.dir().join("debug.toml");
+    std::fs::write(&config, "[log]\nlevel = \"info,overlayd::agent::peer=debug\"\n").unwrap();
+    for agent in &swarm.agents[..2] {
+        agent.spawn(swarm.host(agent), &["--config", config.to_str().unwrap()]);
+        agent.await_ready();
+    }
+    let init = swarm.init(Family::V4);
+    swarm.join(2, &init);
+    swarm.create(&["--encrypted", "--subnet", V4_SUBNET, "--node-label", "zone=a", "red"]);
+    swarm.create(&["--encrypted", "--subnet", "10.78.0.0/24", "blue"]);
+    let (agent, host) = (swarm.agent(2), swarm.lab.host(3));
+    for other in [1, 2] {
+        ip(swarm.lab.host(other), &["route", "add", SIMULATED, "via", &host.v4().to_string()]);
+    }
+    ip(host, &["route", "add", "local", SIMULATED, "dev", "lo"]);
+    label(&swarm, &id_of(agent), "--label-add", "zone=a");
+    let _containers = ["red", "blue"].map(|network| swarm.attach(2, network, network));
+    host.run_in(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(ask_without_the_label(&swarm, &init));
+    })
+    .unwrap();
+}
+
+async fn ask_without_the_label(swarm: &Swarm, init: &InitResponse) {
+    let agent = swarm.agent(2);
+    let peer = agent.status().cluster.unwrap().node;
+    let [honest, condemned] = two_above(init, peer.id).await;
+    let id = condemned.node.id;
+    for node in [&honest, &condemned] {
+        label(swarm, &node.node.id, "--label-add", "zone=a");
+        for network in ["red", "blue"] {
+            let (id, network) = (EndpointId::from_entropy(rand::random()), network.parse().unwrap());
+            node.client.attach(Attach { id, network, name: None, ips: vec![], mac: None }).await.unwrap();
+        }
+    }
+    let old = record(&condemned, "red").await;
+    let blue = record(&condemned, "blue").await;
+    assert!(eventually(PATIENCE, || shared(agent, &id) == ["blue", "red"]), "{:?}", agent.peers());
+
+    // With the label it has keys.
+    let mut asking = Asking::connected(&condemned, &peer).await;
+    assert_eq!(asking.ask(&old).await, Ok(()));
+    assert_eq!(asking.ask(&blue).await, Ok(()));
+
+    // That it has lost it, the agent hears from another node alone.
+    let [manager, deaf] = [1, 2].map(|number| swarm.lab.host(number));
+    cut_tcp(manager, &[deaf]);
+    label(swarm, &id, "--label-rm", "zone");
+    let new = record(&honest, "red").await;
+    assert_eq!(shared(agent, &id), ["blue", "red"]);
+    let mut telling = Asking::connected(&honest, &peer).await;
+    telling.pass(&new).await;
+    assert!(eventually(PATIENCE, || shared(agent, &id) == ["blue"]), "{:?}", agent.peers());
+
+    // It goes on as if it had not heard, passes on what it was told before, and what it says itself.
+    let mut forged = new.claim().unwrap();
+    forged.nodes.insert(id);
+    forged.epoch = Epoch::new(forged.epoch.get() + 1);
+    let identity = condemned.credentials.identity();
+    let forged = SignedMembership::sign(&forged, |payload| identity.signature(payload)).unwrap();
+    assert!(asking.ask(&old).await.is_err());
+    for record in [&old, &forged] {
+        asking.pass(record).await;
+        assert!(asking.ask(record).await.is_err());
+        let mut anew = Asking::connected(&condemned, &peer).await;
+        anew.pass(record).await;
+        assert!(anew.ask(record).await.is_err());
+        // The agent listens to it, of what they do share.
+        assert_eq!(anew.ask(&blue).await, Ok(()));
+        assert_eq!(shared(agent, &id), ["blue"]);
+        asking = anew;
+    }
+    let forgery = || agent.log().contains("signed by a node that is no manager");
+    assert!(eventually(PATIENCE, forgery), "{}", agent.log());
+}
+
+/// Two nodes with larger ids, which therefore connect and offer.
+async fn two_above(init: &InitResponse, id: NodeId) -> [SimulatedNode; 2] {
+    let token = init.worker_token.parse().unwrap();
+    let mut above = Vec::new();
+    for number in 0.. {
+        let node = SimulatedNode::join(init.manager, &token, number).await;
+        above.extend((node.node.id > id).then_some(node));
+        if above.len() == 2 {
+            break;
+        }
+    }
+    above.try_into().ok().expect("two")
+}
+
+/// The record of who may hold a network's keys, as a manager gives it to a member.
+async fn record(node: &SimulatedNode, network: &str) -> SignedMembership {
+    let network = InspectNetwork { name: network.parse().unwrap() };
+    node.client.inspect_network(network).await.unwrap().view.membership
+}
+
+/// The encrypted networks that an agent shares with a node.
+fn shared(agent: &Agent, node: &NodeId) -> Vec<String> {
+    let peers = agent.peers().peers.into_iter().filter(|peer| peer.node == *node);
+    let mut networks: Vec<_> = peers.map(|peer| peer.network_name.to_string()).collect();
+    networks.sort_unstable();
+    networks
+}
+
+/// A node with a key channel to an agent, on which it does what it likes.
+struct Asking<'n> {
+    node: &'n SimulatedNode,
+    agent: Node,
+    channel: KeyChannel,
+    hello: Hello,
+    /// What the agent said of itself.
+    theirs: Hello,
+    spis: SpiPool,
+}
+
+impl<'n> Asking<'n> {
+    async fn connected(node: &'n SimulatedNode, agent: &Node) -> Self {
+        let mut channel = KeyChannel::connect(&node.credentials, agent.advertise, agent.id).await.unwrap();
+        let hello = Hello { boot_id: BootId::from_entropy(rand::random()), lanes: LaneCount::ONE.get() };
+        channel.send(&Message::Hello(hello).encode()).await.unwrap();
+        let theirs = loop {
+            if let Message::Hello(theirs) = next(&mut channel).await {
+                break theirs;
+            }
+        };
+        Self { node, agent: agent.clone(), channel, hello, theirs, spis: SpiPool::default() }
+    }
+
+    async fn pass(&mut self, record: &SignedMembership) {
+        self.channel.send(&Message::Membership(Box::new(record.clone())).encode()).await.unwrap();
+    }
+
+    /// Asks for keys as a member by a record; why it is refused.
+    async fn ask(&mut self, record: &SignedMembership) -> Result<(), Reason> {
+        let membership = record.claim().unwrap();
+        let link = &mut keyed::link(self.node, &self.agent, &membership, self.hello);
+        keyed::with_env(&mut self.spis, |env| link.handle_channel_up(env, self.theirs));
+        loop {
+            while let Some(action) = link.poll_action() {
+                match action {
+                    Action::Send(frame) => self.channel.send(&frame).await.unwrap(),
+                    Action::Install(install) => {
+                        keyed::with_env(&mut self.spis, |env| link.handle_installed(env, install.exchange));
+                    }
+                    Action::Established(_) => return Ok(()),
+                    Action::Refused { by_peer, reason } => {
+                        assert!(by_peer, "{reason}");
+                        return Err(reason);
+                    }
+                    Action::RetireInbound { .. }
+                    | Action::DropLink
+                    | Action::MembershipStale { .. }
+                    | Action::PassMembership => {}
+                }
+            }
+            if let Message::Link(frame) = next(&mut self.channel).await
+                && frame.network() == membership.network
+            {
+                let export = |context: &[u8; 32]| *self.channel.export(context);
+                keyed::with_env(&mut self.spis, |env| link.handle_frame(env, frame, &export));
+            }
+        }
+    }
+}
+
+async fn next(channel: &mut KeyChannel) -> Message {
+    let received = tokio::time::timeout(PATIENCE, channel.receive()).await;
+    Message::decode(&received.expect("it answers").unwrap().expect("it stays")).unwrap()
+}
+
+fn label(swarm: &Swarm, id: &NodeId, flag: &str, label: &str) -> ChangeNodeResponse {
+    swarm.agent(1).ask(&["node", "update", id.as_str(), flag, label])
+}
+
+fn ip(host: &Host, arguments: &[&str]) {
+    let mut command = Command::new("ip");
+    command.args(arguments);
+    assert!(host.spawn(command).unwrap().wait().unwrap().success(), "ip {arguments:?}");
+}
+
 fn id_of(agent: &Agent) -> NodeId {
     agent.status().cluster.unwrap().node.id
 }
 
+/// Where [`SimulatedNode`]s say that they are.
+const SIMULATED: &str = "198.18.0.0/16";
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -39,7 +39,8 @@ pub(crate) async fn keep(peer: SimulatedNode, agent: Node, membership: Arc<Membe
     }
 }
 
-fn link(peer: &SimulatedNode, agent: &Node, membership: &Membership, hello: Hello) -> Link {
+/// What a node has with an agent before there are keys, by the membership that it goes by.
+pub(crate) fn link(peer: &SimulatedNode, agent: &Node, membership: &Membership, hello: Hello) -> Link {
     let config = LinkConfig {
         local: peer.node.id,
         peer: agent.id,
@@ -97,6 +98,10 @@ fn received(channel: &KeyChannel, frame: &Bytes, link: &mut Link, spis: &mut Spi
     }
 }
 
-fn with_env<T>(spis: &mut SpiPool, call: impl FnOnce(&mut Env<'_, rand::rngs::ThreadRng>) -> T) -> T {
+/// Does something with a link, now.
+pub(crate) fn with_env<T>(
+    spis: &mut SpiPool,
+    call: impl FnOnce(&mut Env<'_, rand::rngs::ThreadRng>) -> T,
+) -> T {
     call(&mut Env { now: boot_time(), rng: &mut rand::rng(), spis })
 }
