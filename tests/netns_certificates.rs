@@ -189,26 +189,41 @@ fn clocks_that_move_two_days_either_way_drop_nothing() {
     std::thread::scope(|scope| {
         let pings = [(one, two), (two, one)]
             .map(|(from, to)| scope.spawn(move || from.pings_until(done, to, Duration::from_millis(10))));
-        for (number, off, days) in
-            [(2, "+2d", 2), (2, "-2d", -2), (2, "+0", 0), (1, "+2d", 2), (1, "-2d", -2)]
-        {
-            clocks[number - 1].set(off);
-            for agent in [1, 2] {
-                swarm.agent(agent).ask::<RekeyResponse>(&["rekey"]);
-            }
-            // New connections with the clock as it is now.
+        for days in [[0, 2, -2], [0, -2, 2], [0, 0, 0], [2, 0, 0], [-2, 0, 2]] {
+            // Agent 3 has traffic until it is started again.
+            let moved = &AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let pings = [(one, three), (three, one), (two, three), (three, two)].map(|(from, to)| {
+                    scope.spawn(move || from.pings_until(moved, to, Duration::from_millis(2)))
+                });
+                for (clock, days) in clocks.iter().zip(days) {
+                    clock.set(&format!("{days:+}d"));
+                }
+                for agent in [1, 2, 3] {
+                    swarm.agent(agent).ask::<RekeyResponse>(&["rekey"]);
+                }
+                moved.store(true, Ordering::Relaxed);
+                for pings in pings {
+                    let (sent, received) = pings.join().unwrap();
+                    assert!(sent > 0 && received == sent, "{received} of {sent}\n{}", swarm.drops());
+                }
+            });
+            // New connections with the clocks as they are now.
             swarm.agent(3).kill();
             start(3);
             await_keys();
             [one, two].iter().for_each(|other| swarm.assert_joined(other, three));
             await_ready(&swarm);
-            let day = (wall_clock() + time::Duration::days(days)).date().to_string();
-            let log = swarm.agent(number).log();
-            let mut told = log.lines().filter(|line| line.contains("key channel is up"));
-            assert!(
-                told.next_back().unwrap().contains(&day),
-                "the clock of agent {number} is not {off}:\n{log}"
-            );
+            for (agent, days) in swarm.agents.iter().zip(days) {
+                let day = (wall_clock() + time::Duration::days(days)).date().to_string();
+                let log = agent.log();
+                let mut told = log.lines().filter(|line| line.contains("key channel is up"));
+                assert!(
+                    told.next_back().unwrap().contains(&day),
+                    "the clock of agent {} is not off by {days} days:\n{log}",
+                    agent.number
+                );
+            }
         }
         // A certificate that was made two days ago by the manager's clock.
         swarm.join(4, &init);
