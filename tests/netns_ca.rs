@@ -21,10 +21,12 @@ use rcgen::IsCa;
 use sha2::{Digest, Sha256};
 
 use support::certificates::root_files;
+use support::managers::three_managers_and_two_workers;
 use support::swarm::{Family, PATIENCE, Swarm};
 use support::test_program;
 
 test_program! {
+    rotation_goes_on_by_other_managers_after_the_one_that_took_a_step_was_killed
     root_is_the_same_on_every_node_and_in_the_token
     root_that_the_operator_brought_carries_traffic
     root_that_cannot_be_used_is_refused_and_nothing_is_made
@@ -347,6 +349,74 @@ fn rotation_goes_on_after_the_manager_was_killed_in_each_step() {
     assert!(new != old && [2, 3].iter().all(|number| root(&swarm, *number) == new));
 }
 
+/// Each step waits for a manager that is dead. Before that one is back, another dies that may have taken the
+/// step, so it is for the others to take the next, which waits for the one that died.
+fn rotation_goes_on_by_other_managers_after_the_one_that_took_a_step_was_killed() {
+    let (swarm, _etcd) = three_managers_and_two_workers();
+    swarm.create_encrypted("red");
+    let (four, five) = (swarm.attach(4, "red", "c4"), swarm.attach(5, "red", "c5"));
+    swarm.assert_joined(&four, &five);
+    let ids = [1, 2, 3].map(|number| swarm.agent(number).status().cluster.unwrap().node.id);
+    let await_step = |asked: usize, step: RotationStep, dead: usize| {
+        let mut last = None;
+        let waits = || {
+            last = rotation_by(&swarm, asked);
+            let waiting = last.iter().flat_map(|last| last.waiting.iter().map(|node| &node.node));
+            last.as_ref().is_some_and(|last| last.step == step) && waiting.eq([&ids[dead - 1]])
+        };
+        assert!(eventually(PATIENCE, waits), "not {step:?}: {last:?}\n{}", swarm.agent(asked).log());
+    };
+    let await_end_by = |asked: usize, old: &str| {
+        let is_over = || rotation_by(&swarm, asked).is_none() && root(&swarm, asked) != old;
+        assert!(eventually(PATIENCE, is_over), "{:?}", rotation_by(&swarm, asked));
+    };
+    let done = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pings = [(&four, &five), (&five, &four)]
+            .map(|(from, to)| scope.spawn(move || from.pings_until(done, to, Duration::from_millis(5))));
+        let old = root(&swarm, 4);
+        swarm.agent(3).kill();
+        swarm.agent(1).done(&["ca", "rotate", "--detach"]);
+        await_step(2, RotationStep::Trust, 3);
+        swarm.agent(1).kill();
+        swarm.start(3);
+        await_step(2, RotationStep::Reissue, 1);
+        swarm.agent(2).kill();
+        swarm.start(1);
+        await_step(3, RotationStep::Retire, 2);
+        swarm.agent(3).kill();
+        swarm.start(2);
+        await_end_by(2, &old);
+        swarm.start(3);
+
+        // And at any instant.
+        let old = root(&swarm, 1);
+        swarm.agent(1).done(&["ca", "rotate", "--detach"]);
+        std::thread::sleep(Duration::from_micros(rand::random_range(0..200_000)));
+        swarm.agent(1).kill();
+        support::tell(&format!("killed in {:?}", rotation_by(&swarm, 2).map(|rotation| rotation.step)));
+        swarm.start(1);
+        await_end_by(1, &old);
+        done.store(true, Ordering::Relaxed);
+        for pings in pings {
+            let (sent, received) = pings.join().unwrap();
+            assert!(sent > 100 && received == sent, "{received} of {sent}\n{}", swarm.drops());
+        }
+    });
+    let new = root(&swarm, 1);
+    let is_everywhere = || swarm.agents.iter().all(|agent| trusted(&swarm, agent.number) == [new.as_str()]);
+    assert!(
+        eventually(PATIENCE, is_everywhere),
+        "{:?}",
+        [1, 2, 3, 4, 5].map(|number| trusted(&swarm, number))
+    );
+    // What was signed anew is believed, and there are keys by the new certificates.
+    swarm.agent(4).done(&["rekey"]);
+    let _late = swarm.attach(3, "red", "c3");
+    swarm.agent(4).await_keys(2);
+    swarm.assert_joined(&four, &five);
+}
+
 fn rotation_that_cannot_be_is_refused_and_nothing_changes() {
     let swarm = Swarm::pair();
     let before = root(&swarm, 1);
@@ -375,7 +445,18 @@ fn rotation_that_cannot_be_is_refused_and_nothing_changes() {
 }
 
 fn rotation(swarm: &Swarm) -> Option<CaRotation> {
-    swarm.agent(1).ask::<CaStatusResponse>(&["ca", "status"]).rotation
+    rotation_by(swarm, 1)
+}
+
+/// As one of the managers has it, once it can be asked.
+fn rotation_by(swarm: &Swarm, number: usize) -> Option<CaRotation> {
+    let mut told = None;
+    let is_told = eventually(PATIENCE, || {
+        told = swarm.agent(number).try_ask::<CaStatusResponse>(&["ca", "status"]);
+        told.is_some()
+    });
+    assert!(is_told, "{}", swarm.agent(number).log());
+    told.unwrap().rotation
 }
 
 fn await_end(swarm: &Swarm) {
@@ -393,9 +474,15 @@ fn await_connected(swarm: &Swarm, nodes: usize) {
 
 /// The one root that an agent trusts.
 fn root(swarm: &Swarm, number: usize) -> String {
+    let trusted = trusted(swarm, number);
+    let [root] = trusted.as_slice() else { panic!("agent {number} trusts {trusted:?}") };
+    root.clone()
+}
+
+/// The roots that an agent trusts.
+fn trusted(swarm: &Swarm, number: usize) -> Vec<String> {
     let answer: CaResponse = swarm.agent(number).ask(&["ca"]);
-    let [root] = answer.roots.as_slice() else { panic!("agent {number} trusts {answer:?}") };
-    root.fingerprint_sha256.clone()
+    answer.roots.into_iter().map(|root| root.fingerprint_sha256).collect()
 }
 
 fn copy(from: &Path, to: &Path) {

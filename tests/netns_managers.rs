@@ -7,26 +7,25 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use overlayd::api::types::{
-    AttachResponse, CreateNetworkResponse, DetachResponse, InitResponse, ListNetworksResponse,
-    ListNodesResponse, RemoveNetworkResponse, StoreResponse, TokenResponse,
+    AttachResponse, CreateNetworkResponse, DetachResponse, ListNetworksResponse, RemoveNetworkResponse,
+    StoreResponse,
 };
 use overlayd::boot_time::BootTime;
 use overlayd::cluster::{ManagerState, Role};
 use overlayd::control::store::Store;
 use overlayd::events::{Event, Recorded};
-use overlayd::id::NodeId;
 use overlayd::io::clock::boot_time;
-use overlayd::lab::{Container, Host, Underlay, eventually};
+use overlayd::lab::{Container, Host, eventually};
 use rustix::process::Signal;
 
 use support::cut_off::{cut_overlayd, mend_overlayd, plug_in, unplug};
-use support::etcd::{Etcd, Place};
+use support::etcd::Etcd;
+use support::managers::{are_reachable, managers, three_managers_and_two_workers};
 use support::swarm::{Agent, PATIENCE, Swarm};
 use support::test_program;
 
@@ -61,41 +60,6 @@ fn managers_and_members_of_etcd_that_die_lose_nothing_and_give_nothing_twice() {
     });
     history.check(swarm.agent(1));
     make_and_unmake(&swarm);
-}
-
-/// A manager that made the cluster, one that joined as such, one that was promoted; a member of etcd beside each.
-fn three_managers_and_two_workers() -> (Swarm, Etcd) {
-    let swarm = Swarm::unformed(5, Underlay::default());
-    let places = (1..=3).map(|number| {
-        let host = swarm.lab.host(number);
-        Place::within(&Path::new("/run/netns").join(host.name()), host.v4())
-    });
-    let etcd = Etcd::at(places.collect(), None);
-    let address = swarm.lab.host(1).v4().to_string();
-    let init = ["init", "--advertise-addr", &address, "--store", &etcd.url()];
-    let mut made = None;
-    let is_made = eventually(PATIENCE, || {
-        made = swarm.agent(1).try_ask::<InitResponse>(&init);
-        made.is_some()
-    });
-    assert!(is_made, "{}", swarm.agent(1).refused(&init));
-    let made = made.unwrap();
-    let token: TokenResponse = swarm.agent(1).ask(&["token", "manager"]);
-    let joined = swarm.join(2, &InitResponse { worker_token: token.token, ..made.clone() });
-    assert_eq!(joined.node.role, Role::Manager);
-    // Any manager admits; the token is the cluster's.
-    let second = InitResponse { manager: joined.node.advertise, ..made.clone() };
-    assert!(eventually(PATIENCE, || managers(swarm.agent(1)).len() == 2 && are_reachable(swarm.agent(2))));
-    let third = swarm.join(3, &second);
-    for number in [4, 5] {
-        swarm.join(number, &made);
-    }
-    swarm.agent(2).done(&["node", "promote", third.node.id.as_str()]);
-    for agent in &swarm.agents[..3] {
-        let is_whole = || managers(agent).len() == 3 && are_reachable(agent);
-        assert!(eventually(PATIENCE, is_whole), "{:?}\n{}", managers(agent), swarm.agent(3).log());
-    }
-    (swarm, etcd)
 }
 
 fn live_through_disasters(swarm: &Swarm, etcd: &mut Etcd, history: &History) {
@@ -277,18 +241,6 @@ fn manager_of(agent: &Agent) -> Option<usize> {
     let manager = managers.into_iter().find(|manager| manager.connected)?;
     let IpAddr::V4(address) = manager.node.advertise.ip() else { panic!("of IPv4") };
     Some(usize::from(address.octets()[3]))
-}
-
-/// The managers as one of them lists them.
-fn managers(agent: &Agent) -> Vec<(NodeId, ManagerState)> {
-    let listed: Option<ListNodesResponse> = agent.try_ask(&["node", "ls"]);
-    let nodes = listed.into_iter().flat_map(|listed| listed.nodes);
-    nodes.filter_map(|summary| Some((summary.node.id, summary.manager?))).collect()
-}
-
-fn are_reachable(agent: &Agent) -> bool {
-    let managers = managers(agent);
-    !managers.is_empty() && managers.iter().all(|(_, state)| *state == ManagerState::Reachable)
 }
 
 /// What was acknowledged, and for how long it was there at least.

@@ -58,9 +58,11 @@ impl Etcd {
     /// A member at each place; they answer a while later.
     pub(crate) fn at(places: Vec<Place>, tls: Option<Tls>) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let mut ports = free_ports(2 * places.len()).into_iter();
+        let mut port = || ports.next().expect("two for each");
         let members = places.into_iter().map(|place| Member {
-            client_port: free_port(),
-            peer_port: free_port(),
+            client_port: port(),
+            peer_port: port(),
             place,
             keeper: None,
         });
@@ -233,9 +235,11 @@ const KEEPER: &str = r#"
 /// Each of which takes 50 ms and more.
 const ATTEMPTS: u32 = 400;
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
+/// So many, each another one: members may be at one address.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners = (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
+    let listeners: Vec<_> = listeners.collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
 }
 
 fn collect(dir: &Path, all: &mut Vec<u8>) {

@@ -15,6 +15,7 @@ pub(crate) mod frames;
 pub(crate) mod keyed;
 pub(crate) mod kills;
 pub(crate) mod long_stream;
+pub(crate) mod managers;
 pub(crate) mod paced;
 pub(crate) mod simulated;
 pub(crate) mod streams;
