@@ -18,6 +18,7 @@ use overlayd::io::netns::NetNs;
 use overlayd::io::tap::Tap;
 use overlayd::lab::{Underlay, eventually};
 
+use mix::Form;
 use support::swarm::{Agent, Attached, Family, Swarm, V4_SUBNET, V6_SUBNET};
 use support::test_program;
 
@@ -26,9 +27,11 @@ test_program! {
     what_somebody_set_in_a_container_is_told_and_left
     leftovers_are_found_at_the_start_removed_and_told_once
     all_is_equal_soon_after_whatever_happened
+    all_is_equal_soon_after_whatever_happened_to_managers_on_etcd
     host_and_cluster_are_looked_at_too
     ; soak:
     all_is_equal_soon_after_many_mixes
+    all_is_equal_soon_after_many_mixes_of_managers_on_etcd
 }
 
 fn what_a_container_cannot_do_without_is_given_again() {
@@ -172,12 +175,25 @@ fn leftovers_are_found_at_the_start_removed_and_told_once() {
 }
 
 fn all_is_equal_soon_after_whatever_happened() {
-    mix::live(4, 16);
+    mix::live_through_each(Form::Embedded, 0);
+}
+
+fn all_is_equal_soon_after_whatever_happened_to_managers_on_etcd() {
+    // A member of etcd dies, a worker becomes a manager, a manager is removed, among others.
+    mix::live(Form::Etcd, 2, 7);
 }
 
 fn all_is_equal_soon_after_many_mixes() {
+    live_through_many(Form::Embedded);
+}
+
+fn all_is_equal_soon_after_many_mixes_of_managers_on_etcd() {
+    live_through_many(Form::Etcd);
+}
+
+fn live_through_many(form: Form) {
     let seeds = std::env::var("OVERLAYD_MIX").ok().map(|seed| vec![seed.parse().unwrap()]);
-    seeds.unwrap_or_else(|| (0..20).collect()).into_iter().for_each(|seed| mix::live(seed, 30));
+    seeds.unwrap_or_else(|| (0..20).collect()).into_iter().for_each(|seed| mix::live(form, seed, 30));
 }
 
 fn host_and_cluster_are_looked_at_too() {
