@@ -101,6 +101,11 @@ impl CommandRing {
 
     /// Hands a command over and waits until the lane has carried it out.
     pub(super) async fn execute(&self, command: Command) -> Result<(), LaneGone> {
+        self.hand_over(command).await?.await.map_err(|_| LaneGone)
+    }
+
+    /// Hands a command over; what comes back tells when the lane has carried it out.
+    pub(super) async fn hand_over(&self, command: Command) -> Result<oneshot::Receiver<()>, LaneGone> {
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| LaneGone)?;
         let (acknowledge, acknowledged) = oneshot::channel();
         let envelope = Envelope { command, acknowledge, _permit: permit };
@@ -110,7 +115,7 @@ impl CommandRing {
         if self.is_closed.load(Ordering::SeqCst) {
             self.discard();
         }
-        acknowledged.await.map_err(|_| LaneGone)
+        Ok(acknowledged)
     }
 
     /// The next command, for the lane.

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
 
 use super::command::{Command, CommandRing};
 use super::event::{EventRing, LaneEvent};
@@ -80,6 +81,11 @@ impl Lane {
     /// [`LaneGone`] when the lane has ended.
     pub async fn execute(&self, command: Command) -> Result<(), LaneGone> {
         self.shared.commands.execute(command).await
+    }
+
+    /// Hands a command over, and does not wait until the lane has carried it out.
+    pub(super) async fn hand_over(&self, command: Command) -> Result<oneshot::Receiver<()>, LaneGone> {
+        self.shared.commands.hand_over(command).await
     }
 
     /// The next thing that the lane has to tell; `None` once it has ended. For one reader.
