@@ -191,7 +191,9 @@ mod tests {
         let path = dir.path().join(KEY_FILE);
         let text = fs::read_to_string(&path).expect("a key file");
         let wrapped = data_key(dir.path());
-        for altered in [wrapped.replacen(&wrapped[20..21], "+", 1), wrapped[..60].to_owned(), String::new()] {
+        let mut another = wrapped.clone();
+        another.replace_range(20..21, if &wrapped[20..21] == "A" { "B" } else { "A" });
+        for altered in [another, wrapped[..60].to_owned(), String::new()] {
             fs::write(&path, text.replace(&wrapped, &altered)).expect("written");
             let refused = Store::open(dir.path()).and_then(|store| store.unlock(&key));
             let refused = refused.expect_err("altered");
