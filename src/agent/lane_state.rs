@@ -93,11 +93,11 @@ impl LaneState {
         links
     }
 
-    /// The SAs in slots that no link holds.
-    pub(crate) fn ended_sas(&self) -> BTreeMap<LinkSlot, BTreeSet<Spi>> {
+    /// Those of these SAs that are in slots which no link holds.
+    pub(crate) fn ended_sas(&self, sas: &BTreeMap<LinkSlot, LinkSas>) -> BTreeMap<LinkSlot, BTreeSet<Spi>> {
         let held: BTreeSet<LinkSlot> = self.links.values().copied().collect();
-        let ended = self.sas().into_iter().filter(|(slot, _)| !held.contains(slot));
-        ended.map(|(slot, LinkSas { inbound, outbound })| (slot, &inbound | &outbound)).collect()
+        let ended = sas.iter().filter(|(slot, _)| !held.contains(slot));
+        ended.map(|(slot, LinkSas { inbound, outbound })| (*slot, inbound | outbound)).collect()
     }
 }
 

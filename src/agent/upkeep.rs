@@ -96,7 +96,7 @@ impl Upkeep {
             let generation = status.and_then(|status| Some(status.established.as_ref()?.generation));
             Some(Stray::Keys { link: *link, hold: hold(link)?, generation, sas: stray })
         });
-        let ended = lanes.ended_sas().into_keys().map(|slot| Stray::Ended { slot });
+        let ended = lanes.ended_sas(&sas).into_keys().map(|slot| Stray::Ended { slot });
         links.chain(ended).collect()
     }
 

@@ -192,7 +192,7 @@ fn keys(member: &Member, lanes: &LaneState) -> Vec<VerifiedItem> {
             VerifiedItem::differs((Verified::Keys, of), is, should_be, (MendedBy::Agent, how))
         });
     }
-    let ended: Vec<Spi> = lanes.ended_sas().into_values().flatten().collect();
+    let ended: Vec<Spi> = lanes.ended_sas(&found).into_values().flatten().collect();
     if !ended.is_empty() {
         let spis = ended.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let how = "drops them within 5 s; report it with the log: it is a bug";
