@@ -19,7 +19,7 @@ use super::courtesy::Courtesy;
 use super::event::{DataSocket, LaneEvent};
 use super::inventory::Inventory;
 use super::lane::{LaneConfig, Shared};
-use super::moderation;
+use super::moderation::Moderation;
 use super::ports::Ports;
 use crate::boot_time::BootTime;
 use crate::datapath::{
@@ -49,6 +49,7 @@ pub(super) struct Turns {
     busy_poll: BusyPoll,
     courtesy: Courtesy,
     contention: Contention,
+    moderation: Moderation,
     /// What this turn took off the TAPs.
     taken: Work,
     shared: Arc<Shared>,
@@ -79,6 +80,7 @@ impl Turns {
             busy_poll: BusyPoll::new(config.busy_poll),
             courtesy: Courtesy::new(),
             contention: Contention::new(),
+            moderation: Moderation::new(),
             taken: Work::default(),
             shared,
         })
@@ -114,9 +116,9 @@ impl Turns {
                 let direction = if taken.packets > 0 { Direction::Out } else { Direction::In };
                 self.busy_poll.served(from, now, work, direction);
             }
-            if let Some(pause) =
-                moderation::pause_after(taken, || self.contention.is_wanted(now, cpu::preemptions))
-            {
+            let done = (taken, work.bytes - taken.bytes);
+            let is_wanted = || self.contention.is_wanted(now, cpu::preemptions);
+            if let Some(pause) = self.moderation.pause_after(done, now, is_wanted) {
                 std::thread::sleep(pause);
                 now = clock::boot_time();
             }
