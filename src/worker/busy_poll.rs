@@ -7,6 +7,9 @@
 //! polling hypervisor does (`virt/kvm/kvm_main.c`, `grow_halt_poll_ns`). There are two: who asks now and
 //! then has his answer soon after each question, and nothing to do for long after each answer.
 //!
+//! In a conversation a lane also expects one packet at a time, and spares itself the system call that
+//! would find no second one.
+//!
 //! A stream is served better by a lane that sleeps: more has gathered when it wakes. So does a processor
 //! that others want: only a sleeper is preferred by the scheduler when its packet comes. Owned by `turn`.
 
@@ -75,6 +78,14 @@ impl BusyPoll {
     /// Whether to look again without sleeping.
     pub(super) fn is_patient(&self, now: BootTime) -> bool {
         now.since(self.served) < self.windows[self.last as usize] && now >= self.resting_until
+    }
+
+    /// Whether what is there now is probably one packet, so that asking for a second would be in vain:
+    /// the next word of a conversation. One that comes at once behind another of its direction is not.
+    pub(super) fn expects_a_word(&self, now: BootTime, direction: Direction) -> bool {
+        let is_in_conversation = self.windows.iter().any(|window| !window.is_zero());
+        let is_new = direction != self.last || now.since(self.served) >= CLOSE;
+        is_in_conversation && is_new && now >= self.resting_until
     }
 
     /// A look without sleep found nothing and gave the processor away from `from` until `now`.
@@ -176,6 +187,19 @@ mod tests {
         poll.woken(at(now + 2_000));
         poll.served(at(now + 2_000), at(now + 2_000), WORD, Direction::Out);
         assert!(poll.is_patient(at(now + 2_070)));
+    }
+
+    #[test]
+    fn word_is_expected_in_a_conversation_but_not_behind_another() {
+        let mut poll = served_at_zero(LONGEST);
+        assert!(!poll.expects_a_word(at(100), Direction::In), "nobody talks yet");
+        let now = sleep(&mut poll, 0, 30);
+        assert!(poll.expects_a_word(at(now + 50), Direction::In));
+        assert!(poll.expects_a_word(at(now + 1), Direction::Out), "an answer");
+        assert!(!poll.expects_a_word(at(now + 1), Direction::In), "more of the same");
+        let now = now + 50;
+        poll.served(at(now), at(now), Work { packets: 1, bytes: 60_000 }, Direction::In);
+        assert!(!poll.expects_a_word(at(now + 50), Direction::In), "a super-frame");
     }
 
     #[test]

@@ -145,6 +145,9 @@ impl Turns {
         while let Some(port) = self.wire.ports.next_lost() {
             self.wire.give_up_port(&self.epoll, port);
         }
+        let expects_a_word = |direction| self.busy_poll.expects_a_word(now, direction);
+        let messages = if expects_a_word(Direction::In) { 1 } else { RecvRing::CAPACITY };
+        let frames = if expects_a_word(Direction::Out) { 1 } else { FRAMES_PER_TURN };
         let tables = self.tables.load();
         let cx = Context { tables, counters: &self.shared.counters, now };
         for source in ready.iter() {
@@ -152,7 +155,7 @@ impl Turns {
                 COMMAND_TOKEN => {}
                 ESP_TOKEN => {
                     let Some(socket) = &self.wire.esp.receive else { continue };
-                    work.add(receive(socket, &mut self.received), self.received.bytes());
+                    work.add(receive(socket, &mut self.received, messages), self.received.bytes());
                     let mut batch = Coalescer::new();
                     for Datagram { from, class, bytes } in self.received.datagrams() {
                         self.ingress.receive_esp(&cx, from, class, bytes, &mut batch, &mut self.wire);
@@ -162,7 +165,7 @@ impl Turns {
                 VXLAN_TOKEN => {
                     let vxlan = self.wire.vxlan.as_ref();
                     let Some(socket) = vxlan.and_then(|vxlan| vxlan.receive.as_ref()) else { continue };
-                    work.add(receive(socket, &mut self.received), self.received.bytes());
+                    work.add(receive(socket, &mut self.received, messages), self.received.bytes());
                     let mut batch = Coalescer::new();
                     for Datagram { from, class, bytes } in self.received.datagrams() {
                         self.ingress.receive_vxlan(&cx, from, class, bytes, &mut batch, &mut self.wire);
@@ -171,7 +174,7 @@ impl Turns {
                 }
                 port => {
                     let Some(port) = port_of(port) else { continue };
-                    match read_port(&cx, &mut self.egress, &mut self.wire, port) {
+                    match read_port(&cx, &mut self.egress, &mut self.wire, port, frames) {
                         ControlFlow::Break(()) => self.wire.give_up_port(&self.epoll, port),
                         ControlFlow::Continue(Work { packets, bytes }) => {
                             work.add(packets, bytes);
@@ -365,15 +368,16 @@ impl Drop for CloseAtEnd {
     }
 }
 
-/// Reads some frames of a port, and says how many; breaks when its device is gone.
+/// Reads some frames of a port, `most` of them at most, and says how many; breaks when its device is gone.
 fn read_port(
     cx: &Context<'_>,
     egress: &mut Egress,
     wire: &mut Wire,
     port: PortSlot,
+    most: usize,
 ) -> ControlFlow<(), Work> {
     let (mut frames, mut bytes) = (0, 0);
-    while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
+    while frames < most && bytes < BYTES_PER_TURN {
         let place = egress.reserve(cx.tables, port, wire);
         let Some(tap) = wire.ports.readable(port, cx.now) else { break };
         // Whoever in the container may open its TAP can give the device a longer vnet header, of which
@@ -411,8 +415,8 @@ fn receivers<'s>(
 }
 
 /// Fetches a batch; an error is that of an earlier datagram (ICMP), and the socket works on.
-fn receive(socket: &UdpSocket, ring: &mut RecvRing) -> usize {
-    socket.recv(ring).unwrap_or_else(|error| {
+fn receive(socket: &UdpSocket, ring: &mut RecvRing, most: usize) -> usize {
+    socket.recv_some(ring, most).unwrap_or_else(|error| {
         tracing::debug!(%error, "receiving failed");
         0
     })

@@ -121,7 +121,15 @@ impl UdpSocket {
     /// # Errors
     /// None are known in normal work; passed on all the same.
     pub fn recv(&self, ring: &mut RecvRing) -> io::Result<usize> {
-        ring.fill(&self.socket)
+        self.recv_some(ring, RecvRing::CAPACITY)
+    }
+
+    /// As [`Self::recv`], at most so many messages: the kernel is not asked for more in vain.
+    ///
+    /// # Errors
+    /// As [`Self::recv`].
+    pub fn recv_some(&self, ring: &mut RecvRing, most: usize) -> io::Result<usize> {
+        ring.fill(&self.socket, most)
     }
 
     /// How many messages the kernel has dropped because the receive buffer was full, or a checksum

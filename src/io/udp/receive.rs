@@ -53,13 +53,14 @@ impl RecvRing {
         self.slots[..self.filled].iter().map(|slot| slot.length).sum()
     }
 
-    pub(super) fn fill(&mut self, socket: &Socket) -> io::Result<usize> {
+    pub(super) fn fill(&mut self, socket: &Socket, most: usize) -> io::Result<usize> {
         self.filled = 0;
+        let most = most.clamp(1, MESSAGES);
         // SAFETY: all zero is a valid mmsghdr: null pointers with zero lengths.
         let mut messages: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
         let mut pieces = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MESSAGES];
         let buffers = self.bytes.chunks_exact_mut(MESSAGE_BYTES).zip(self.slots.iter_mut());
-        for ((message, piece), (bytes, slot)) in messages.iter_mut().zip(&mut pieces).zip(buffers) {
+        for ((message, piece), (bytes, slot)) in messages[..most].iter_mut().zip(&mut pieces).zip(buffers) {
             *piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
             message.msg_hdr.msg_name = slot.name.as_mut_ptr().cast();
             message.msg_hdr.msg_namelen = NAME_LEN;
@@ -69,11 +70,11 @@ impl RecvRing {
             message.msg_hdr.msg_controllen = slot.control.len() as _;
         }
         let (flags, no_timeout) = (libc::MSG_DONTWAIT, std::ptr::null_mut());
-        // SAFETY: each of the `MESSAGES_U32` messages points to a name, a piece, bytes and a control
+        let count = libc::c_uint::try_from(most).expect("it is at most MESSAGES");
+        // SAFETY: each of the first `count` messages points to a name, a piece, bytes and a control
         // buffer of its own with the lengths given, all alive and borrowed by nothing else.
-        let fetched = unsafe {
-            libc::recvmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), MESSAGES_U32, flags, no_timeout)
-        };
+        let fetched =
+            unsafe { libc::recvmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, flags, no_timeout) };
         let Ok(fetched) = usize::try_from(fetched) else {
             let error = io::Error::last_os_error();
             let nothing_there = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
@@ -184,7 +185,6 @@ fn split_control(bytes: &[u8]) -> Option<(libc::c_int, libc::c_int, &[u8], &[u8]
 }
 
 const MESSAGES: usize = 16;
-const MESSAGES_U32: u32 = 16;
 
 /// A run that `UDP_GRO` made is an IP packet at most.
 const MESSAGE_BYTES: usize = 1 << 16;
