@@ -1,14 +1,17 @@
 //! The way of a packet without the kernel, by suite and size: policy, table, seal; open, checks,
-//! delivery. And what never leaves the node: answers and drops.
+//! delivery. Floods, and what never leaves the node: answers and drops.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use overlayd::bench::pair::{self, Pair};
 use overlayd::id::MacAddr;
-use overlayd::io::clock::boot_time;
 use overlayd::sa::Suite;
 use overlayd::wire::arp;
+
+use timing::{BATCH, each_batch, frames, time};
+
+mod timing;
 
 fn there_and_delivered(c: &mut Criterion) {
     each_load(c, "datapath/there_and_delivered", |pair, frame| {
@@ -39,14 +42,11 @@ fn each_load(c: &mut Criterion, name: &str, batch: impl Fn(&mut Pair, &[u8]) -> 
     let mut group = c.benchmark_group(name);
     for suite in Suite::ALL {
         for len in [64, 512, 1400, 8900] {
-            group.throughput(Throughput::ElementsAndBytes {
-                elements: BATCH as u64,
-                bytes: (BATCH * len) as u64,
-            });
+            group.throughput(frames(BATCH, len));
             let mut pair = Pair::new(suite, 1_000);
             let frame = pair::frame(len);
             group.bench_function(BenchmarkId::new(suite.name(), len), |b| {
-                b.iter_custom(|iterations| (0..iterations).map(|_| batch(&mut pair, &frame)).sum());
+                each_batch(b, || batch(&mut pair, &frame));
             });
         }
     }
@@ -74,14 +74,39 @@ fn stays_here(c: &mut Criterion) {
     group.finish();
 }
 
-fn time(work: impl FnOnce()) -> Duration {
-    let begin = boot_time();
-    work();
-    boot_time().since(begin)
+/// One frame to everybody: each other container here, and once to each other node; and what comes so, to
+/// each container here.
+fn to_all(c: &mut Criterion) {
+    let mut group = c.benchmark_group("datapath/to_all");
+    for (nodes, len) in [(1, 300), (10, 300), (100, 300), (100, 1400)] {
+        let mut pair = Pair::spread(Suite::Aes256Gcm, nodes, nodes);
+        let frame = pair::broadcast(len);
+        // The sender is one of as many containers.
+        let (remote, local) = (nodes as usize, nodes as usize - 1);
+        group.throughput(frames(remote + local, len));
+        group.bench_function(BenchmarkId::new(format!("egress_{nodes}_nodes"), len), |b| {
+            each_batch(b, || {
+                let answered = pair.answered();
+                let took = time(|| pair.send(&frame, 1));
+                assert_eq!((pair.on_the_wire(), pair.answered()), (remote, answered + local));
+                pair.receive();
+                took
+            });
+        });
+        let containers = nodes.min(10);
+        let mut pair = Pair::spread(Suite::Aes256Gcm, containers, 1);
+        group.throughput(frames(BATCH * containers as usize, len));
+        if nodes != 10 {
+            group.bench_function(BenchmarkId::new(format!("ingress_{containers}_containers"), len), |b| {
+                each_batch(b, || {
+                    pair.send(&frame, BATCH);
+                    time(|| assert_eq!(pair.receive(), BATCH * containers as usize))
+                });
+            });
+        }
+    }
+    group.finish();
 }
 
-/// Frames of a batch, as many as a run of `UDP_SEGMENT` often has.
-const BATCH: usize = 32;
-
-criterion_group!(benches, there_and_delivered, egress, ingress, stays_here);
+criterion_group!(benches, there_and_delivered, egress, ingress, to_all, stays_here);
 criterion_main!(benches);

@@ -1,10 +1,11 @@
-//! Reading and writing headers.
+//! Reading and writing headers, and what is changed in frames.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use overlayd::bench::pair;
 use overlayd::id::{MacAddr, Vni};
 use overlayd::wire::checksum::Sum;
-use overlayd::wire::{arp, esp, frame::Frame, ndp, udp, vxlan};
+use overlayd::wire::traffic_class::{Dscp, TrafficClass};
+use overlayd::wire::{arp, esp, frame::Frame, icmp, mss, ndp, udp, vxlan};
 use std::hint::black_box;
 use std::net::Ipv6Addr;
 
@@ -56,6 +57,66 @@ fn write(c: &mut Criterion) {
     group.finish();
 }
 
+/// What `datapath` has these look at in each frame, and what they change in few.
+fn rewrite(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wire/rewrite");
+    group.throughput(Throughput::Elements(1));
+    let mut data = pair::frame(1400);
+    group
+        .bench_function("segment_size_of_no_syn", |b| b.iter(|| mss::clamp(black_box(&mut data), MTU, true)));
+    let syn = syn();
+    let mut clamped = syn;
+    mss::clamp(&mut clamped, MTU, true);
+    assert_ne!(clamped, syn);
+    group.bench_function("segment_size_of_a_syn", |b| {
+        b.iter(|| {
+            let mut frame = black_box(syn);
+            mss::clamp(&mut frame, MTU, true);
+            frame
+        });
+    });
+    group.bench_function("class_of_a_frame", |b| {
+        b.iter(|| TrafficClass::of_frame(black_box(&data)).outer(black_box(Dscp::Copied)))
+    });
+    group.bench_function("mark_of_none", |b| {
+        b.iter(|| black_box(TrafficClass::ZERO).enter(black_box(&mut data)))
+    });
+    data[15] = 0b10;
+    let capable: [u8; 64] = *data.first_chunk().expect("a frame");
+    let congested = TrafficClass::new(0b11);
+    let mut marked = capable;
+    assert_eq!((congested.enter(&mut marked), marked[15]), (Ok(()), 0b11));
+    group.bench_function("mark_of_congestion", |b| {
+        b.iter(|| {
+            let mut frame = black_box(capable);
+            let entered = black_box(congested).enter(&mut frame);
+            (frame, entered)
+        });
+    });
+    group.finish();
+}
+
+/// The answers to packets that are too big, which quote them.
+fn too_big(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wire/too_big");
+    group.throughput(Throughput::Elements(1));
+    let ipv4 = pair::frame(1400);
+    let mut ipv6 = Vec::new();
+    etherparse::PacketBuilder::ethernet2(pair::mac(0, 0).octets(), pair::mac(1, 0).octets())
+        .ipv6(pair::ip6(0, 0).octets(), pair::ip6(1, 0).octets(), 64)
+        .udp(4000, 4001)
+        .write(&mut ipv6, &[0x5a; 1400])
+        .expect("a frame");
+    let mut answer = [0; icmp::TOO_BIG_ROOM];
+    for (name, frame) in [("icmp", &ipv4), ("icmpv6", &ipv6)] {
+        assert!(icmp::write_too_big(frame, 1280, &mut answer).is_some());
+        group.bench_function(name, |b| {
+            b.iter(|| icmp::write_too_big(black_box(frame), 1280, black_box(&mut answer)))
+        });
+    }
+    group.finish();
+}
+
 /// Of TCP and UDP: each is computed where a super-frame is cut, and verified before frames are merged.
 fn checksum(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/checksum");
@@ -69,6 +130,22 @@ fn checksum(c: &mut Criterion) {
     group.finish();
 }
 
+/// A SYN that announces segments of 8,960 octets.
+fn syn() -> [u8; 58] {
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(pair::mac(0, 0).octets(), pair::mac(1, 0).octets())
+        .ipv4(pair::ip(0, 0).octets(), pair::ip(1, 0).octets(), 64)
+        .tcp(4000, 4001, 7, 60_000)
+        .syn()
+        .options(&[etherparse::TcpOptionElement::MaximumSegmentSize(8_960)])
+        .expect("options")
+        .write(&mut frame, &[])
+        .expect("a frame");
+    frame.try_into().expect("headers and one option")
+}
+
+const MTU: u16 = 1_408;
+
 fn reply() -> ndp::Advertisement {
     let (owner, asker) = (pair::mac(1, 0), pair::mac(0, 0));
     ndp::Advertisement {
@@ -80,5 +157,5 @@ fn reply() -> ndp::Advertisement {
     }
 }
 
-criterion_group!(benches, parse, write, checksum);
+criterion_group!(benches, parse, write, rewrite, too_big, checksum);
 criterion_main!(benches);

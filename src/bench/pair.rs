@@ -6,6 +6,7 @@
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::boot_time::BootTime;
 use crate::datapath::{
@@ -29,7 +30,7 @@ pub const LINK: LinkSlot = LinkSlot::new(0);
 /// To be added to the number of a node for its endpoints in the plain network.
 pub const PLAIN: u8 = 2;
 const VTEP_OF_SENDER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 4789);
-/// What time it is, always.
+/// What time it is at first.
 pub const NOW: BootTime = BootTime::from_nanos(1_000_000_000);
 
 /// A sending and a receiving node.
@@ -41,6 +42,7 @@ pub struct Pair {
     receiver_tables: Tables,
     counters: LaneCounters,
     wire: Wire,
+    now: BootTime,
 }
 
 impl Pair {
@@ -72,8 +74,14 @@ impl Pair {
             receiver,
             receiver_tables,
             counters: LaneCounters::new(),
-            wire: Wire { bytes: vec![0; 1 << 19], datagrams: Vec::with_capacity(1024), delivered: 0 },
+            wire: Wire::new(),
+            now: NOW,
         }
+    }
+
+    /// Lets time pass, which it does not by itself.
+    pub fn advance(&mut self, by: Duration) {
+        self.now = self.now + by;
     }
 
     /// The sender's container sends `frame` `count` times; the packets are on the wire after.
@@ -96,7 +104,7 @@ impl Pair {
 
     /// A container of the sender's side sends a frame, which may not have left yet.
     pub fn submit(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8]) {
-        let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: NOW };
+        let cx = Context { tables: &self.sender_tables, counters: &self.counters, now: self.now };
         self.sender.reserve(&self.sender_tables, port, &mut self.wire).fill(frame);
         self.sender.submit(&cx, port, header, frame.len(), &mut self.wire);
     }
@@ -106,22 +114,40 @@ impl Pair {
         self.sender.flush(&mut self.wire);
     }
 
+    /// The underlay marks congestion on what lies on the wire, where packets say that they may be marked.
+    pub fn congest(&mut self) {
+        for (_, class) in &mut self.wire.datagrams {
+            if class.get() & 0b11 != 0 {
+                *class = TrafficClass::new(class.get() | 0b11);
+            }
+        }
+    }
+
     /// The receiver takes all packets from the wire; how many frames its containers got.
     pub fn receive(&mut self) -> usize {
-        self.receive_changed(|_| {})
+        self.take_from_the_wire(|_| {}, |_| {})
     }
 
     /// The same of packets that somebody changed on their way.
     pub fn receive_changed(&mut self, change: fn(&mut [u8])) -> usize {
-        let cx = Context { tables: &self.receiver_tables, counters: &self.counters, now: NOW };
-        let mut inbox = Inbox { delivered: 0 };
+        self.take_from_the_wire(change, |_| {})
+    }
+
+    /// The same, and somebody looks at the first piece of each frame that containers get.
+    pub fn receive_seen(&mut self, look: impl FnMut(&[u8])) -> usize {
+        self.take_from_the_wire(|_| {}, look)
+    }
+
+    fn take_from_the_wire(&mut self, change: impl Fn(&mut [u8]), look: impl FnMut(&[u8])) -> usize {
+        let cx = Context { tables: &self.receiver_tables, counters: &self.counters, now: self.now };
+        let mut inbox = Inbox { delivered: 0, look };
         let mut rest = &mut self.wire.bytes[..];
         let mut batch = Coalescer::new();
-        for len in self.wire.datagrams.drain(..) {
+        self.wire.len = 0;
+        for (len, class) in self.wire.datagrams.drain(..) {
             let (datagram, behind) = rest.split_at_mut(len);
             change(datagram);
             // VXLAN begins with the flags 0x08, which no SPI here does.
-            let class = TrafficClass::ZERO;
             if datagram.first() == Some(&8) {
                 self.receiver.receive_vxlan(&cx, VTEP_OF_SENDER, class, datagram, &mut batch, &mut inbox);
             } else {
@@ -137,7 +163,7 @@ impl Pair {
     /// Somebody puts a datagram on the wire, `count` times.
     pub fn throw(&mut self, datagram: &[u8], count: usize) {
         for _ in 0..count {
-            self.wire.put(datagram);
+            self.wire.put(datagram, TrafficClass::ZERO);
         }
     }
 
@@ -293,27 +319,38 @@ const PORTS: u32 = 64;
 #[derive(Debug)]
 struct Wire {
     bytes: Vec<u8>,
-    datagrams: Vec<usize>,
+    /// Of these, so many are on the wire.
+    len: usize,
+    /// Each with its length and the class of its outer header.
+    datagrams: Vec<(usize, TrafficClass)>,
     delivered: usize,
 }
 
 impl Wire {
-    fn put(&mut self, datagram: &[u8]) {
-        let start: usize = self.datagrams.iter().sum();
-        self.bytes[start..start + datagram.len()].copy_from_slice(datagram);
-        self.datagrams.push(datagram.len());
+    fn new() -> Self {
+        Self { bytes: vec![0; 1 << 19], len: 0, datagrams: Vec::with_capacity(1024), delivered: 0 }
+    }
+
+    fn put(&mut self, datagram: &[u8], class: TrafficClass) {
+        self.copy(datagram);
+        self.datagrams.push((datagram.len(), class));
+    }
+
+    fn copy(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        self.bytes[self.len..end].copy_from_slice(bytes);
+        self.len = end;
     }
 }
 
 impl Outlet for Wire {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
-        let start: usize = self.datagrams.iter().sum();
-        self.bytes[start..start + run.bytes().len()].copy_from_slice(run.bytes());
-        self.datagrams.extend(run.datagrams().map(<[u8]>::len));
+        self.copy(run.bytes());
+        self.datagrams.extend(run.datagrams().map(|datagram| (datagram.len(), run.class())));
     }
 
     fn send_vxlan(&mut self, run: &Run<'_, Encapsulated>) {
-        run.datagrams().for_each(|datagram| self.put(datagram));
+        run.datagrams().for_each(|datagram| self.put(datagram, run.class()));
     }
 
     fn deliver(&mut self, _: PortSlot, _: &VnetHeader, _: &[&[u8]]) -> Delivery {
@@ -328,12 +365,12 @@ impl Outlet for Wire {
     fn notice(&mut self, _: Notice) {}
 }
 
-#[derive(Debug)]
-struct Inbox {
+struct Inbox<F> {
     delivered: usize,
+    look: F,
 }
 
-impl Outlet for Inbox {
+impl<F: FnMut(&[u8])> Outlet for Inbox<F> {
     fn send_esp(&mut self, _: &Run<'_, Sealed>) {
         panic!("transit");
     }
@@ -343,7 +380,7 @@ impl Outlet for Inbox {
     }
 
     fn deliver(&mut self, _: PortSlot, _: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
-        black_box(pieces);
+        black_box(pieces).first().copied().into_iter().for_each(&mut self.look);
         self.delivered += 1;
         Delivery::Taken
     }
