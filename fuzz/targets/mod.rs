@@ -6,6 +6,7 @@
 pub mod egress;
 pub mod exchange;
 pub mod ingress;
+mod limited;
 mod overlay;
 pub mod super_frames;
 pub mod wire;
