@@ -68,6 +68,28 @@ impl Headers {
         }
     }
 
+    /// A flow as bulk transfers have it: nothing rare, TCP with time stamps.
+    pub(crate) fn plain(is_ipv6: bool, protocol: Protocol) -> Self {
+        Self {
+            is_ipv6,
+            protocol,
+            class: 0,
+            flow_label: 0,
+            hops: 64,
+            id: 0xfffe,
+            flags: DF,
+            ip_options: Vec::new(),
+            source_port: 40_000,
+            sequence: u32::MAX - 500,
+            acknowledgment: 7,
+            reserved: 0,
+            tcp_flags: ACK,
+            window: 500,
+            urgent: 0,
+            tcp_options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
+        }
+    }
+
     /// Flags that a sender may put on a train of segments.
     pub(crate) fn draw_train_flags(&mut self, rng: &mut StdRng) {
         for (flag, chance) in [(PSH, 0.5), (FIN, 0.2), (CWR, 0.2), (URG, 0.05)] {

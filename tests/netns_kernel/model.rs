@@ -1,6 +1,6 @@
 //! The rules of the kernel's GRO for one flow of plain TCP or UDP over IP, read from Linux 6.18
-//! (`inet_gro_receive`, `inet_gro_flush`, `tcp_gro_receive`, `udp_gro_receive_segment`): for where the
-//! kernel itself cannot be asked, because it lets only the machine's own root hold frames back.
+//! (`inet_gro_receive`, `inet_gro_flush`, `tcp_gro_receive`, `udp_gro_receive_segment`), where kernels
+//! differ the strictest: for what the one that the tests run on merges and others do not.
 
 use overlayd::wire::checksum;
 use overlayd::wire::transport::{CWR, FIN, PSH, Protocol, Transport};
