@@ -6,14 +6,17 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use overlayd::io::netns::NetNs;
 use overlayd::lab::{Underlay, eventually, write_pcap};
+use overlayd::wire::traffic_class::TrafficClass;
 
 use support::frames::{self, Datagram, datagrams};
+use support::streams::assert_run_is_intact_as;
 use support::swarm::{Agent, Attached, Family, PATIENCE, Swarm};
 use support::test_program;
 
@@ -21,6 +24,7 @@ test_program! {
     tshark_opens_every_packet_over_ipv4
     tshark_opens_every_packet_over_ipv6
     capture_without_the_keys_does_not_show_what_was_sent
+    packets_show_the_dscp_of_what_is_in_them_only_where_the_configuration_says_so
 }
 
 fn tshark_opens_every_packet_over_ipv4() {
@@ -50,6 +54,48 @@ fn capture_without_the_keys_does_not_show_what_was_sent() {
     };
     assert!(!find(&["--encrypted"]), "the canary is on the wire");
     assert!(find(&[]), "the capture misses what is on the wire, so this test shows nothing");
+}
+
+fn packets_show_the_dscp_of_what_is_in_them_only_where_the_configuration_says_so() {
+    for (lines, family, shown) in [
+        ("", Family::V4, ECT_0),
+        ("copy_dscp = false", Family::V6, ECT_0),
+        ("copy_dscp = true", Family::V4, EXPEDITED | ECT_0),
+        ("copy_dscp = true", Family::V6, EXPEDITED | ECT_0),
+    ] {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile_in("/run").unwrap();
+        std::fs::write(file.path(), lines).unwrap();
+        let flags = ["--config", file.path().to_str().unwrap()];
+        let swarm = Swarm::unformed_with(2, PLAIN_WIRE, &flags);
+        let init = swarm.init(family);
+        swarm.join(2, &init);
+        let (swarm, containers) = swarm.with_containers();
+        let [one, two] = [&containers[0], &containers[1]];
+        swarm.assert_joined(one, two);
+        let wire = swarm.capture(1);
+        for inner in Family::BOTH {
+            let class = TrafficClass::new(EXPEDITED | ECT_0);
+            for [from, to] in [[one, two], [two, one]] {
+                let (from, to) = (at(from, inner), at(to, inner));
+                assert_run_is_intact_as(class, from, to);
+            }
+        }
+        let seen: Vec<_> = wire.stop().unwrap().iter().filter_map(|frame| long_class(frame)).collect();
+        // Four runs of 30 such datagrams and a shorter one.
+        assert_eq!(seen, [shown; 4 * 30], "{lines:?} over {family:?}");
+    }
+}
+
+fn at(container: &Attached, family: Family) -> (&NetNs, IpAddr) {
+    (container.container.namespace(), container.address(family))
+}
+
+/// The traffic class of an ESP packet with one of the datagrams of 1,000 octets in it.
+fn long_class(frame: &[u8]) -> Option<u8> {
+    let is_long = frames::datagrams(&[frame.to_vec()])
+        .iter()
+        .any(|datagram| datagram.esp().is_some() && datagram.payload.len() > 1_000);
+    is_long.then(|| TrafficClass::of_frame(frame).get())
 }
 
 /// Sends frames of many sizes each way; `logger` is the agent whose key log is believed.
@@ -179,3 +225,7 @@ const PLAIN_WIRE: Underlay = Underlay { mtu: 1500, segment_offload: false };
 const FRAMES: usize = 200;
 /// Of the frames that are compared.
 const PORT: u16 = 7777;
+/// Expedited forwarding (RFC 3246), in the upper six bits.
+const EXPEDITED: u8 = 0xb8;
+/// ECN-capable, which the outer header shows in any case (RFC 6040).
+const ECT_0: u8 = 2;

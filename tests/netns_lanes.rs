@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use overlayd::api::types::Offload;
 use overlayd::drop_reason::DropReason;
 use overlayd::id::{MacAddr, Spi};
 use overlayd::lab::{Underlay, eventually, tcp_throughput};
@@ -19,6 +20,7 @@ use support::swarm::{Agent, Attached, Family, PATIENCE, Swarm};
 use support::test_program;
 
 test_program! {
+    there_is_a_lane_for_each_core_unless_the_configuration_says_otherwise
     every_flow_stays_in_one_lane_and_every_lane_has_some
     flows_keep_their_order_under_load_and_no_packet_seems_replayed
     where_the_kernel_does_not_steer_one_lane_receives_and_all_send
@@ -27,6 +29,35 @@ test_program! {
     flood_limit_holds_for_a_container_over_all_lanes
     plain_vxlan_flows_are_sent_by_every_lane_and_come_back
     frames_between_local_containers_cross_in_one_piece
+}
+
+fn there_is_a_lane_for_each_core_unless_the_configuration_says_otherwise() {
+    let all = sched_getaffinity(None).unwrap();
+    let mut first = CpuSet::new();
+    first.set((0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)).unwrap());
+    let cores = usize::try_from(all.count()).unwrap();
+    for (may_use, lines, lanes) in
+        [(&all, "", cores), (&first, "", 1), (&all, "lanes = 5", 5), (&first, "lanes = 5", 5)]
+    {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile_in("/run").unwrap();
+        std::fs::write(file.path(), lines).unwrap();
+        // The laboratory starts agents from a thread of its own, which has the affinity of this one.
+        sched_setaffinity(None, may_use).unwrap();
+        let swarm =
+            Swarm::unformed_with(1, Underlay::default(), &["--config", file.path().to_str().unwrap()]);
+        swarm.init(Family::V4);
+        swarm.create_encrypted("red");
+        swarm.attach(1, "red", "c1");
+        let agent = swarm.agent(1);
+        assert_eq!(agent.lane_runs().len(), lanes, "threads, with {lines:?}");
+        // Each has a socket of its own.
+        let of = |offload| {
+            let rows = agent.status().cluster.unwrap().offloads;
+            rows.iter().find(|row| row.offload == offload).unwrap().of
+        };
+        assert_eq!(of(Offload::EspSegmentation), lanes as u64, "sockets, with {lines:?}");
+        sched_setaffinity(None, &all).unwrap();
+    }
 }
 
 fn every_flow_stays_in_one_lane_and_every_lane_has_some() {
