@@ -15,7 +15,7 @@ use overlayd::drop_reason::DropReason;
 use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Host, Underlay, eventually};
 
-use support::streams::assert_stream_is_intact;
+use support::streams::{assert_run_is_intact, assert_stream_is_intact};
 use support::swarm::{Attached, Family, PATIENCE, Swarm, V4_SUBNET, V6_SUBNET};
 use support::test_program;
 
@@ -23,6 +23,8 @@ test_program! {
     sender_of_a_packet_that_is_too_big_hears_of_it
     connections_fit_whatever_the_containers_believe
     large_underlay_is_used_without_a_fragment
+    nothing_is_fragmented_over_ipv4_whatever_the_mtu
+    nothing_is_fragmented_over_ipv6_whatever_the_mtu
     containers_follow_the_underlay_up_and_down
     smaller_underlay_counts_at_once_without_a_manager
     agent_that_starts_on_another_underlay_fits_its_containers
@@ -66,6 +68,104 @@ fn large_underlay_is_used_without_a_fragment() {
         let longest = assert_carries(&swarm, &one, &two, mtu);
         assert!((8_990..=9_000).contains(&longest), "{longest}");
     }
+}
+
+fn nothing_is_fragmented_over_ipv4_whatever_the_mtu() {
+    assert_nothing_is_fragmented(Family::V4);
+}
+
+fn nothing_is_fragmented_over_ipv6_whatever_the_mtu() {
+    assert_nothing_is_fragmented(Family::V6);
+}
+
+/// With super-frames of TCP and UDP, and datagrams as long as the network takes and longer, of which the
+/// sender is told: no packet between the hosts is a fragment, may become one or is longer than the underlay.
+fn assert_nothing_is_fragmented(family: Family) {
+    // 1,280 leaves less than IPv6 needs.
+    for (is_encrypted, underlay, subnets) in [
+        (true, 1_280, &[V4_SUBNET][..]),
+        (true, 1_400, BOTH_SUBNETS),
+        (false, 1_400, BOTH_SUBNETS),
+        (true, 9_000, BOTH_SUBNETS),
+    ] {
+        let swarm = Swarm::formed(2, family, Underlay { mtu: underlay, segment_offload: false });
+        let overhead = match (is_encrypted, family) {
+            (true, Family::V4) => 92,
+            (true, Family::V6) => 112,
+            (false, Family::V4) => 50,
+            (false, Family::V6) => 70,
+        };
+        let [one, two] = containers(&swarm, is_encrypted, subnets);
+        let mtu = u16::try_from(underlay - overhead).unwrap();
+        assert_eq!([one.response.mtu, two.response.mtu], [mtu; 2], "{family:?}, {underlay}");
+        let wire = swarm.capture(1);
+        for (from, to) in [(&one, &two), (&two, &one)] {
+            for address in to.addresses() {
+                let own = from.addresses().find(|own| own.is_ipv4() == address.is_ipv4()).unwrap();
+                let (source, sink) = (from.container.namespace(), to.container.namespace());
+                assert_stream_is_intact(source, (sink, address), STREAM);
+                assert_run_is_intact((source, own), (sink, address));
+                let fits = usize::from(mtu) - if address.is_ipv4() { 28 } else { 48 };
+                assert!(is_datagram_received(from, to, address, fits), "{address}: {}", swarm.drops());
+            }
+        }
+        // As a router in the container would with packets from an interface of its own.
+        set_mtu(&one, u32::from(mtu) + 600);
+        for address in two.addresses() {
+            let fits = usize::from(mtu) - if address.is_ipv4() { 28 } else { 48 };
+            assert_told_of_mtu(&swarm, &one, &two, address, fits + 1, mtu);
+            assert!(is_datagram_received(&one, &two, address, fits + 500), "{address}: {}", swarm.drops());
+        }
+        let longest = assert_whole(&wire.stop().unwrap(), family, underlay);
+        let underlay = usize::try_from(underlay).unwrap();
+        // ESP pads to four octets.
+        assert!(longest > underlay - 4, "{longest} of {underlay}: {family:?}, encrypted: {is_encrypted}");
+    }
+}
+
+/// Asserts that a datagram that may not be fragmented is answered in the container with the network's MTU, and
+/// that it arrives once the container's kernel knows.
+fn assert_told_of_mtu(swarm: &Swarm, from: &Attached, to: &Attached, address: IpAddr, len: usize, mtu: u16) {
+    let (inside, dropped) = (from.capture(), swarm.agent(1).dropped(DropReason::FrameTooBig));
+    assert!(is_datagram_received(from, to, address, len), "{len} to {address}: {}", swarm.drops());
+    assert!(swarm.agent(1).dropped(DropReason::FrameTooBig) > dropped, "{len} to {address} was not too big");
+    let told: Vec<_> = inside.stop().unwrap().iter().filter_map(|frame| told_mtu(frame)).collect();
+    assert!(told.contains(&mtu) && told.iter().all(|told| *told == mtu), "{len} to {address}: {told:?}");
+}
+
+/// The MTU in "fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 §3.2).
+fn told_mtu(frame: &[u8]) -> Option<u16> {
+    let number = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    match (&frame[12..14], &frame[14..]) {
+        ([8, 0], ip) if ip[9] == 1 && ip[20..22] == [3, 4] => Some(number(14 + 26)),
+        ([0x86, 0xdd], ip) if ip[6] == 58 && ip[40..42] == [2, 0] => Some(number(14 + 46)),
+        _ => None,
+    }
+}
+
+/// Asserts that no packet between the hosts is a fragment, can become one or is longer than the MTU; octets of
+/// the longest datagram.
+fn assert_whole(frames: &[Vec<u8>], family: Family, mtu: u32) -> usize {
+    let mut longest = 0;
+    for frame in frames {
+        let (ip, what) = (&frame[14..], &frame[..frame.len().min(60)]);
+        assert!(ip.len() <= usize::try_from(mtu).unwrap(), "{} octets in {mtu}: {what:?}", ip.len());
+        let is_datagram = match &frame[12..14] {
+            [8, 0] => {
+                // Neither more fragments nor an offset.
+                assert_eq!((ip[6] & 0x3f, ip[7]), (0, 0), "a fragment: {what:?}");
+                assert!(ip[9] != 17 || ip[6] == 0x40, "may be fragmented: {what:?}");
+                ip[9] == 17 && family == Family::V4
+            }
+            [0x86, 0xdd] => {
+                assert_ne!(ip[6], 44, "a fragment: {what:?}");
+                ip[6] == 17 && family == Family::V6
+            }
+            _ => false,
+        };
+        longest = longest.max(if is_datagram { ip.len() } else { 0 });
+    }
+    longest
 }
 
 fn containers_follow_the_underlay_up_and_down() {
@@ -130,14 +230,21 @@ fn pair(is_encrypted: bool) -> (Swarm, [Attached; 2]) {
 
 fn pair_over(underlay: Underlay, is_encrypted: bool) -> (Swarm, [Attached; 2]) {
     let swarm = Swarm::formed(2, Family::V4, underlay);
+    let containers = containers(&swarm, is_encrypted, BOTH_SUBNETS);
+    (swarm, containers)
+}
+
+/// A container of each of two hosts in one network.
+fn containers(swarm: &Swarm, is_encrypted: bool, subnets: &[&str]) -> [Attached; 2] {
     let encrypted: &[&str] = if is_encrypted { &["--encrypted"] } else { &[] };
-    swarm.create(&[encrypted, &["--subnet", V4_SUBNET, "--subnet", V6_SUBNET, "red"]].concat());
+    let subnets: Vec<_> = subnets.iter().flat_map(|subnet| ["--subnet", *subnet]).collect();
+    swarm.create(&[encrypted, &subnets, &["red"]].concat());
     let containers = [1, 2].map(|number| swarm.attach(number, "red", &format!("c{number}")));
     if is_encrypted {
         swarm.await_keys(1);
     }
     swarm.assert_joined(&containers[0], &containers[1]);
-    (swarm, containers)
+    containers
 }
 
 /// Sends datagrams, again and again, until one of them arrives whole.
@@ -237,3 +344,4 @@ fn set_mtu(container: &Attached, mtu: u32) {
 
 /// Bytes of a stream: many segments, none of which may be too long.
 const STREAM: usize = 1 << 20;
+const BOTH_SUBNETS: &[&str] = &[V4_SUBNET, V6_SUBNET];
