@@ -45,15 +45,6 @@ impl Tap {
         Self::attach(name, libc::IFF_TUN_EXCL)
     }
 
-    /// As [`Self::create`], but frames that are written to it go through the kernel's own merging
-    /// (GRO) before anybody sees them: for tests, which compare.
-    ///
-    /// # Errors
-    /// As [`Self::create`].
-    pub fn create_merging(name: &IfName) -> Result<Self, TapError> {
-        Self::attach(name, libc::IFF_TUN_EXCL | libc::IFF_NAPI)
-    }
-
     /// Adds a queue to the device with this name: of a persistent one after a restart, or one more
     /// of an open one. Frames are spread over the open queues by flow.
     ///
