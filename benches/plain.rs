@@ -4,18 +4,13 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use overlayd::bench::pair::{self, NEIGHBOR_PORT, PLAIN, PLAIN_PORT, Pair};
+use overlayd::bench::pair::{self, NEIGHBOR_PORT, PLAIN, PLAIN_PORT, Pair, SEGMENT, SUPER_FRAME_PAYLOAD};
 use overlayd::sa::Suite;
 use overlayd::wire::vnet_hdr::VnetHeader;
 
 use timing::{BATCH, each_batch, frames, time};
 
 mod timing;
-
-/// As long as a container's kernel makes them.
-const PAYLOAD: usize = 58_900;
-/// What is left of an MTU of 1408 behind IPv4 and TCP.
-const SEGMENT: u16 = 1_368;
 
 fn there_and_delivered(c: &mut Criterion) {
     each_load(c, "plain/there_and_delivered", |sent, received| sent + received);
@@ -44,12 +39,12 @@ fn each_load(c: &mut Criterion, name: &str, part: fn(Duration, Duration) -> Dura
             });
         });
     }
-    let (header, frame) = pair::super_frame_in(PLAIN, PAYLOAD, SEGMENT);
+    let (header, frame) = pair::super_frame_in(PLAIN, SUPER_FRAME_PAYLOAD, SEGMENT);
     let mut pair = pair();
-    let segments = PAYLOAD.div_ceil(SEGMENT.into());
+    let segments = SUPER_FRAME_PAYLOAD.div_ceil(SEGMENT.into());
     group.throughput(criterion::Throughput::ElementsAndBytes {
         elements: segments as u64,
-        bytes: PAYLOAD as u64,
+        bytes: SUPER_FRAME_PAYLOAD as u64,
     });
     group.bench_function("super_frame", |b| {
         each_batch(b, || {
@@ -65,7 +60,7 @@ fn each_load(c: &mut Criterion, name: &str, part: fn(Duration, Duration) -> Dura
 fn next_door(c: &mut Criterion) {
     let mut group = c.benchmark_group("local/next_door");
     let neighbor = pair::mac(PLAIN, 1);
-    let (super_header, mut super_frame) = pair::super_frame_in(PLAIN, PAYLOAD, SEGMENT);
+    let (super_header, mut super_frame) = pair::super_frame_in(PLAIN, SUPER_FRAME_PAYLOAD, SEGMENT);
     super_frame[..6].copy_from_slice(&neighbor.octets());
     for (name, header, frame) in [
         ("64", VnetHeader::COMPLETE, pair::plain_frame(64, neighbor)),

@@ -4,23 +4,24 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use etherparse::{PacketBuilder, TcpOptionElement};
 use overlayd::bench::pair::{self, PLAIN, PLAIN_PORT, PORT, Pair};
 use overlayd::drop_reason::DropReason;
 use overlayd::id::Vni;
 use overlayd::sa::Suite;
 use overlayd::wire::vnet_hdr::VnetHeader;
-use overlayd::wire::{checksum, udp, vxlan};
+use overlayd::wire::{checksum, vxlan};
 
+use packets::{syn, udp6};
 use timing::{BATCH, each_batch, frames, time};
 
+mod packets;
 mod timing;
 
 /// The sender's container hears of each packet, as far as it may be told.
 fn too_big(c: &mut Criterion) {
     let mut group = c.benchmark_group("rewriting/too_big");
     let ipv4 = pair::frame(9_100);
-    let ipv6 = udp6(9_100);
+    let ipv6 = udp6(PLAIN, 9_100);
     for (name, port, frame, pause) in [
         ("icmp", PORT, &ipv4, ANSWERS_EARNED),
         ("icmpv6", PLAIN_PORT, &ipv6, ANSWERS_EARNED),
@@ -48,7 +49,7 @@ fn too_big(c: &mut Criterion) {
 fn segment_size(c: &mut Criterion) {
     let mut group = c.benchmark_group("rewriting/syn");
     for (name, size) in [("fits", LARGEST), ("clamped", 65_000)] {
-        let frame = syn(size);
+        let frame = syn(PLAIN, size);
         group.throughput(frames(BATCH, frame.len()));
         let mut pair = pair();
         group.bench_function(BenchmarkId::new("egress", name), |b| {
@@ -117,33 +118,7 @@ fn pair() -> Pair {
     Pair::new(Suite::Aes256Gcm, 1_000)
 }
 
-/// A UDP frame of `len` octets in the plain network.
-fn udp6(len: usize) -> Vec<u8> {
-    let mut frame = Vec::new();
-    let payload = vec![0x5a; len - IPV6_HEADERS - udp::HEADER_LEN];
-    PacketBuilder::ethernet2(pair::mac(PLAIN, 0).octets(), pair::mac(PLAIN + 1, 0).octets())
-        .ipv6(pair::ip6(PLAIN, 0).octets(), pair::ip6(PLAIN + 1, 0).octets(), 64)
-        .udp(4000, 4001)
-        .write(&mut frame, &payload)
-        .expect("a frame");
-    frame
-}
-
-/// A SYN in the plain network that announces segments of `size`.
-fn syn(size: u16) -> Vec<u8> {
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(pair::mac(PLAIN, 0).octets(), pair::mac(PLAIN + 1, 0).octets())
-        .ipv4(pair::ip(PLAIN, 0).octets(), pair::ip(PLAIN + 1, 0).octets(), 64)
-        .tcp(4000, 4001, 7, 60_000)
-        .syn()
-        .options(&[TcpOptionElement::MaximumSegmentSize(size)])
-        .expect("options")
-        .write(&mut frame, &[])
-        .expect("a frame");
-    frame
-}
-
-/// The segment size that such a frame announces.
+/// The segment size that a SYN announces.
 fn size_of(syn: &[u8]) -> u16 {
     u16::from_be_bytes([syn[56], syn[57]])
 }
@@ -165,7 +140,6 @@ const CE: u8 = 0b11;
 const LEN: usize = 1_400;
 /// What fits into the network's MTU of 9,000 behind IPv4 and TCP.
 const LARGEST: u16 = 8_960;
-const IPV6_HEADERS: usize = 14 + 40;
 /// More than it takes to earn the answers to a batch.
 const ANSWERS_EARNED: Duration = Duration::from_secs(1);
 

@@ -4,15 +4,10 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use overlayd::bench::pair::{self, Pair};
+use overlayd::bench::pair::{self, Pair, SEGMENT, SUPER_FRAME_PAYLOAD};
 use overlayd::datapath::SuperFrame;
 use overlayd::io::clock::boot_time;
 use overlayd::sa::Suite;
-
-/// As long as a container's kernel makes them.
-const PAYLOAD: usize = 58_900;
-/// What is left of an MTU of 1408 behind IPv4 and TCP.
-const SEGMENT: u16 = 1_368;
 
 fn there_and_delivered(c: &mut Criterion) {
     each_segment(c, "super_frame/there_and_delivered", |sent, received| sent + received);
@@ -30,15 +25,20 @@ fn opened_and_merged(c: &mut Criterion) {
 fn each_segment(c: &mut Criterion, name: &str, part: fn(Duration, Duration) -> Duration) {
     let mut group = c.benchmark_group(name);
     for segment in [536, SEGMENT, 8_900] {
-        let packets = PAYLOAD.div_ceil(usize::from(segment)) as u64;
-        group.throughput(Throughput::ElementsAndBytes { elements: packets, bytes: PAYLOAD as u64 });
+        let packets = SUPER_FRAME_PAYLOAD.div_ceil(usize::from(segment));
+        // No more become one.
+        let merged = packets.div_ceil(64);
+        group.throughput(Throughput::ElementsAndBytes {
+            elements: packets as u64,
+            bytes: SUPER_FRAME_PAYLOAD as u64,
+        });
         let mut pair = Pair::new(Suite::Aes256Gcm, 1_000);
-        let (header, frame) = pair::super_frame(PAYLOAD, segment);
+        let (header, frame) = pair::super_frame(SUPER_FRAME_PAYLOAD, segment);
         let mut once = || {
             let begin = boot_time();
             pair.send_as(&header, &frame, 1);
             let sent = boot_time();
-            pair.receive();
+            assert_eq!(pair.receive(), merged);
             part(sent.since(begin), boot_time().since(sent))
         };
         group.bench_function(BenchmarkId::from_parameter(segment), |b| {
@@ -50,8 +50,8 @@ fn each_segment(c: &mut Criterion, name: &str, part: fn(Duration, Duration) -> D
 
 fn cut(c: &mut Criterion) {
     let mut group = c.benchmark_group("super_frame");
-    group.throughput(Throughput::Bytes(PAYLOAD as u64));
-    let (header, frame) = pair::super_frame(PAYLOAD, SEGMENT);
+    group.throughput(Throughput::Bytes(SUPER_FRAME_PAYLOAD as u64));
+    let (header, frame) = pair::super_frame(SUPER_FRAME_PAYLOAD, SEGMENT);
     let mut place = vec![0; 2_000];
     group.bench_function("cut", |b| {
         b.iter(|| {

@@ -24,7 +24,7 @@ fn main() {
 fn write(c: &mut Criterion) {
     let (_lab, _container, tap) = container();
     let mut group = c.benchmark_group("tap/write");
-    let (super_header, super_frame) = pair::super_frame(58_900, 1_368);
+    let (super_header, super_frame) = pair::super_frame(pair::SUPER_FRAME_PAYLOAD, pair::SEGMENT);
     for (name, header, frame) in [
         ("64", VnetHeader::COMPLETE, pair::frame(64)),
         ("1400", VnetHeader::COMPLETE, pair::frame(1400)),

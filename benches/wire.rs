@@ -9,6 +9,8 @@ use overlayd::wire::{arp, esp, frame::Frame, icmp, mss, ndp, udp, vxlan};
 use std::hint::black_box;
 use std::net::Ipv6Addr;
 
+mod packets;
+
 fn parse(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/parse");
     group.throughput(Throughput::Elements(1));
@@ -64,7 +66,7 @@ fn rewrite(c: &mut Criterion) {
     let mut data = pair::frame(1400);
     group
         .bench_function("segment_size_of_no_syn", |b| b.iter(|| mss::clamp(black_box(&mut data), MTU, true)));
-    let syn = syn();
+    let syn: [u8; 58] = packets::syn(0, 8_960).try_into().expect("headers and one option");
     let mut clamped = syn;
     mss::clamp(&mut clamped, MTU, true);
     assert_ne!(clamped, syn);
@@ -101,12 +103,7 @@ fn too_big(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/too_big");
     group.throughput(Throughput::Elements(1));
     let ipv4 = pair::frame(1400);
-    let mut ipv6 = Vec::new();
-    etherparse::PacketBuilder::ethernet2(pair::mac(0, 0).octets(), pair::mac(1, 0).octets())
-        .ipv6(pair::ip6(0, 0).octets(), pair::ip6(1, 0).octets(), 64)
-        .udp(4000, 4001)
-        .write(&mut ipv6, &[0x5a; 1400])
-        .expect("a frame");
+    let ipv6 = packets::udp6(0, 1_462);
     let mut answer = [0; icmp::TOO_BIG_ROOM];
     for (name, frame) in [("icmp", &ipv4), ("icmpv6", &ipv6)] {
         assert!(icmp::write_too_big(frame, 1280, &mut answer).is_some());
@@ -128,20 +125,6 @@ fn checksum(c: &mut Criterion) {
         });
     }
     group.finish();
-}
-
-/// A SYN that announces segments of 8,960 octets.
-fn syn() -> [u8; 58] {
-    let mut frame = Vec::new();
-    etherparse::PacketBuilder::ethernet2(pair::mac(0, 0).octets(), pair::mac(1, 0).octets())
-        .ipv4(pair::ip(0, 0).octets(), pair::ip(1, 0).octets(), 64)
-        .tcp(4000, 4001, 7, 60_000)
-        .syn()
-        .options(&[etherparse::TcpOptionElement::MaximumSegmentSize(8_960)])
-        .expect("options")
-        .write(&mut frame, &[])
-        .expect("a frame");
-    frame.try_into().expect("headers and one option")
 }
 
 const MTU: u16 = 1_408;

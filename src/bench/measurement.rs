@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::pair::{self, Pair};
+use super::pair::{self, Pair, SEGMENT, SUPER_FRAME_PAYLOAD};
 use crate::io::clock::boot_time;
 use crate::sa::Suite;
 use crate::wire::vnet_hdr::VnetHeader;
@@ -156,10 +156,6 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 const ENDPOINTS: u32 = 1_000;
 /// As many as a run of `UDP_SEGMENT` often has.
 const FRAMES: usize = 32;
-/// As long as a container's kernel makes them.
-const SUPER_FRAME_PAYLOAD: usize = 58_900;
-/// What is left of an MTU of 1408 behind IPv4 and TCP.
-const SEGMENT: u16 = 1_368;
 
 #[cfg(test)]
 mod tests {

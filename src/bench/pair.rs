@@ -30,6 +30,10 @@ pub const LINK: LinkSlot = LinkSlot::new(0);
 /// To be added to the number of a node for its endpoints in the plain network.
 pub const PLAIN: u8 = 2;
 const VTEP_OF_SENDER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 4789);
+/// The payload of a super-frame as long as a container's kernel makes them.
+pub const SUPER_FRAME_PAYLOAD: usize = 58_900;
+/// What is left of an MTU of 1408 behind IPv4 and TCP.
+pub const SEGMENT: u16 = 1_368;
 /// What time it is at first.
 pub const NOW: BootTime = BootTime::from_nanos(1_000_000_000);
 
