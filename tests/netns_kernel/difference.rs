@@ -140,7 +140,7 @@ const fn differing(
     make: fn(&mut Vec<(usize, Headers)>),
     runs: &'static [usize],
 ) -> Difference {
-    Difference { what, of, make, runs, kernels: Kernels::Differ }
+    Difference { kernels: Kernels::Differ, ..difference(what, of, make, runs) }
 }
 
 const DIFFERENCES: &[Difference] = &[
