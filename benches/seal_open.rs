@@ -73,11 +73,11 @@ fn packet(size: usize) -> Vec<u8> {
     packet
 }
 
-fn outbound(suite: Suite) -> OutboundSa {
+fn outbound(suite: Suite) -> Box<OutboundSa> {
     OutboundSa::new(spi(), KeyMaterial::new(suite, &[7; 36]), Limits::standard(suite), NOW)
 }
 
-fn inbound(suite: Suite) -> InboundSa {
+fn inbound(suite: Suite) -> Box<InboundSa> {
     InboundSa::new(spi(), KeyMaterial::new(suite, &[7; 36]), Limits::standard(suite), NOW)
 }
 

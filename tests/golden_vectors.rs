@@ -270,11 +270,11 @@ fn spi() -> Spi {
     Spi::new(0xdead_be01).unwrap()
 }
 
-fn outbound(suite: Suite) -> OutboundSa {
+fn outbound(suite: Suite) -> Box<OutboundSa> {
     OutboundSa::new(spi(), key(suite), Limits::standard(suite), START)
 }
 
-fn inbound(suite: Suite) -> InboundSa {
+fn inbound(suite: Suite) -> Box<InboundSa> {
     InboundSa::new(spi(), key(suite), Limits::standard(suite), START)
 }
 

@@ -53,8 +53,8 @@ fn keyed(suite: Suite) -> (Tables, Egress, Ingress) {
     for peer in 0..PEERS {
         let (link, spi) = (LinkSlot::new(peer), Spi::new(0x1000 + peer).expect("no reserved SPI"));
         builder = builder.link(link, NetSlot::new(0), SocketAddr::from(([192, 0, 2, 1], 4500)));
-        egress.install(link, Box::new(OutboundSa::new(spi, key(), limits, now)));
-        ingress.install(link, Box::new(InboundSa::new(spi, key(), limits, now)));
+        egress.install(link, OutboundSa::new(spi, key(), limits, now));
+        ingress.install(link, InboundSa::new(spi, key(), limits, now));
     }
     (builder.build(), egress, ingress)
 }

@@ -297,7 +297,7 @@ impl Watch {
 }
 
 /// A member of a network that uses its key as no agent would.
-struct HostilePeer(OutboundSa);
+struct HostilePeer(Box<OutboundSa>);
 
 impl HostilePeer {
     fn with_keys_of(agent: &Agent) -> Self {

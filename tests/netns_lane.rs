@@ -376,8 +376,8 @@ impl Bed {
             let spi = Spi::new(spi).unwrap();
             let key = || KeyMaterial::new(Suite::Aes256Gcm, &[spi.get().to_le_bytes()[1]; KeyMaterial::LEN]);
             let (limits, now) = (Limits::standard(Suite::Aes256Gcm), boot_time());
-            let inbound = Box::new(InboundSa::new(spi, key(), limits, now));
-            let outbound = Box::new(OutboundSa::new(spi, key(), limits, now));
+            let inbound = InboundSa::new(spi, key(), limits, now);
+            let outbound = OutboundSa::new(spi, key(), limits, now);
             let install = Command::InstallInbound { link: LINK, sa: inbound };
             block_on(self.nodes[1 - sender].lane.execute(install)).unwrap();
             let install = Command::InstallOutbound { link: LINK, sa: outbound };

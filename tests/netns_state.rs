@@ -13,19 +13,20 @@ use memchr::memmem;
 use overlayd::api::types::{IssueTokenResponse, TokenResponse};
 use overlayd::control::state::ClusterState;
 use overlayd::control::store::{KEY_FILE, LOCK_FILE, STATE_FILE, Store};
-use overlayd::lab::Underlay;
+use overlayd::lab::{Underlay, eventually};
 use overlayd::membership::JoinToken;
 use rustix::process::Signal;
 
 use support::certificates::root_files;
 use support::simulated::SimulatedNode;
-use support::swarm::{Agent, Family, Swarm};
+use support::swarm::{Agent, Family, PATIENCE, Swarm};
 use support::test_program;
 
 test_program! {
     nothing_of_the_cluster_can_be_read_in_the_state_files
     root_key_is_in_memory_only_while_it_is_used
     root_key_that_was_brought_is_in_memory_only_while_it_is_used
+    keys_of_before_a_rekey_are_in_no_memory
 }
 
 fn nothing_of_the_cluster_can_be_read_in_the_state_files() {
@@ -182,6 +183,56 @@ fn root_key_that_was_brought_is_in_memory_only_while_it_is_used() {
         assert!(found.is_empty(), "{when}: {found:?}");
     }
     assert!(!own.found_in(&after_rotation).is_empty(), "the key that is always in use was not found");
+}
+
+fn keys_of_before_a_rekey_are_in_no_memory() {
+    let config = tempfile::NamedTempFile::new_in("/run").unwrap();
+    std::fs::write(&config, "[limits]\nlinger = \"1s\"").unwrap();
+    let flags = ["--config", config.path().to_str().unwrap()];
+    let swarm = Swarm::unformed_with(2, Underlay::default(), &flags);
+    let init = swarm.init(Family::V4);
+    swarm.join(2, &init);
+    let (swarm, containers) = swarm.with_containers();
+    swarm.assert_joined(&containers[0], &containers[1]);
+    let logged = || std::fs::read_to_string(swarm.agent(1).key_log()).unwrap();
+    let before = SessionKeys::of_log(&logged());
+    for agent in &swarm.agents {
+        let found = before.found_in(&memory(agent));
+        assert_eq!(found.len(), before.keys.len(), "a key that is in use was not found: {found:?}");
+    }
+
+    swarm.agent(1).done(&["rekey"]);
+    let peers = || swarm.agents.iter().map(|agent| agent.peers().peers.remove(0)).collect::<Vec<_>>();
+    assert!(eventually(PATIENCE, || peers().iter().all(|peer| peer.lingering_spis.is_empty())));
+    assert!(SessionKeys::of_log(&logged()).keys.len() > before.keys.len(), "nothing was rekeyed");
+    swarm.assert_joined(&containers[0], &containers[1]);
+    for agent in &swarm.agents {
+        let found = before.found_in(&memory(agent));
+        assert!(found.is_empty(), "agent {}: {found:?}", agent.number);
+    }
+}
+
+/// Keys of SAs, and their salts.
+struct SessionKeys {
+    keys: Vec<(String, Vec<u8>)>,
+}
+
+impl SessionKeys {
+    /// Those of Wireshark's `esp_sa` table.
+    fn of_log(log: &str) -> Self {
+        let keys = log.lines().map(|row| {
+            let key = row.split("\"0x").last().unwrap().split('"').next().unwrap();
+            (row.split('"').nth(7).unwrap().to_owned(), HEXLOWER.decode(key.as_bytes()).unwrap())
+        });
+        Self { keys: keys.collect() }
+    }
+
+    /// SPIs of the keys of which a half is there.
+    fn found_in(&self, memory: &[u8]) -> Vec<&str> {
+        let is_there =
+            |key: &[u8]| [&key[..16], &key[16..32]].iter().any(|half| memmem::find(memory, half).is_some());
+        self.keys.iter().filter(|(_, key)| is_there(key)).map(|(spi, _)| &**spi).collect()
+    }
 }
 
 /// What is looked for, in every form in which it may be written.

@@ -45,7 +45,7 @@ pub fn run(data: &[u8]) {
         Egress::new(FloodLimit { frames_per_second: 10, burst }).with_dscp(dscp).with_checksums(checksums);
     let peers = LINKS.map(|link| {
         let (outbound, inbound) = sa_pair(link);
-        egress.install(link, Box::new(outbound));
+        egress.install(link, outbound);
         inbound
     });
     let merging = Merging { tcp: setup & 0x40 == 0, udp: setup & 0x80 == 0 };
@@ -131,7 +131,7 @@ fn make(frame: &mut [u8], state: Checksum) -> Option<()> {
 
 /// The peers and the ports next door, who judge what they get.
 struct Judge {
-    peers: [InboundSa; 2],
+    peers: [Box<InboundSa>; 2],
     submitted: Vec<Submitted>,
     dscp: Dscp,
     checksums: LeftChecksums,

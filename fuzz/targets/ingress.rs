@@ -82,7 +82,7 @@ struct Node {
     tables: Tables,
     ingress: Ingress,
     counters: LaneCounters,
-    peers: [OutboundSa; 2],
+    peers: [Box<OutboundSa>; 2],
     /// The last authentic packet.
     last: Vec<u8>,
     /// What has come and was not received yet.
@@ -96,7 +96,7 @@ impl Node {
         let mut ingress = Ingress::new();
         let peers = LINKS.map(|link| {
             let (outbound, inbound) = sa_pair(link);
-            ingress.install(link, Box::new(inbound));
+            ingress.install(link, inbound);
             outbound
         });
         let judge = Judge {

@@ -194,7 +194,7 @@ pub(super) fn tables() -> Tables {
 }
 
 /// Both ends of the SA of a link, and of another cipher than the other link's.
-pub(super) fn sa_pair(link: LinkSlot) -> (OutboundSa, InboundSa) {
+pub(super) fn sa_pair(link: LinkSlot) -> (Box<OutboundSa>, Box<InboundSa>) {
     let [.., byte] = link.get().to_be_bytes();
     let suite = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305][usize::from(byte) % 2];
     let spi = Spi::new(0x1000 + link.get()).expect("no reserved SPI");

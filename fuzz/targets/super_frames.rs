@@ -68,7 +68,7 @@ struct Node {
     egress: Egress,
     ingress: Ingress,
     /// The peers' SAs towards this node.
-    sealing: [OutboundSa; 2],
+    sealing: [Box<OutboundSa>; 2],
     peers: Peers,
 }
 
@@ -78,12 +78,12 @@ impl Node {
         let mut ingress = Ingress::new();
         let opening = LINKS.map(|link| {
             let (outbound, inbound) = sa_pair(link);
-            egress.install(link, Box::new(outbound));
+            egress.install(link, outbound);
             inbound
         });
         let sealing = LINKS.map(|link| {
             let (outbound, inbound) = sa_pair(link);
-            ingress.install(link, Box::new(inbound));
+            ingress.install(link, inbound);
             outbound
         });
         let peers = Peers { opening, sent: Vec::new() };
@@ -143,7 +143,7 @@ impl Node {
 
 /// The peers, who open what is sent to them.
 struct Peers {
-    opening: [InboundSa; 2],
+    opening: [Box<InboundSa>; 2],
     sent: Vec<(LinkSlot, Vec<u8>)>,
 }
 

@@ -112,11 +112,11 @@ impl Keys {
         }
         let commands = |link| {
             let inbound = install.inbound.into_iter().map(|LaneKey { lane, spi, key }| {
-                let sa = Box::new(InboundSa::new(spi, key, limits, now));
+                let sa = InboundSa::new(spi, key, limits, now);
                 (lane, Command::InstallInbound { link, sa })
             });
             let outbound = install.outbound.into_iter().map(|LaneKey { lane, spi, key }| {
-                let sa = Box::new(OutboundSa::new(spi, key, limits, now));
+                let sa = OutboundSa::new(spi, key, limits, now);
                 (lane, Command::InstallOutbound { link, sa })
             });
             inbound.chain(outbound).collect()

@@ -377,12 +377,12 @@ mod tests {
         }
 
         async fn receive(&self, link: LinkSlot, number: u32) {
-            let sa = Box::new(InboundSa::new(spi(number), key(), Limits::standard(SUITE), boot_time()));
+            let sa = InboundSa::new(spi(number), key(), Limits::standard(SUITE), boot_time());
             self.command(Command::InstallInbound { link, sa }).await;
         }
 
         async fn send(&self, link: LinkSlot, number: u32) {
-            let sa = Box::new(OutboundSa::new(spi(number), key(), Limits::standard(SUITE), boot_time()));
+            let sa = OutboundSa::new(spi(number), key(), Limits::standard(SUITE), boot_time());
             self.command(Command::InstallOutbound { link, sa }).await;
         }
 

@@ -69,8 +69,8 @@ impl Pair {
         let mut receiver = Ingress::new();
         for peer in 0..peers {
             let (link, spi) = (LinkSlot::new(peer), Spi::new(0x1000 + peer).expect("no reserved SPI"));
-            sender.install(link, Box::new(OutboundSa::new(spi, key(), limits, NOW)));
-            receiver.install(link, Box::new(InboundSa::new(spi, key(), limits, NOW)));
+            sender.install(link, OutboundSa::new(spi, key(), limits, NOW));
+            receiver.install(link, InboundSa::new(spi, key(), limits, NOW));
         }
         Self {
             sender,

@@ -207,7 +207,7 @@ fn sas_end_in_their_order_whatever_was_installed_retired_or_removed_meanwhile() 
     let spi = |number| Spi::new(0x9000 + number).expect("no reserved SPI");
     let key = || KeyMaterial::new(Suite::Aes256Gcm, &[7; KeyMaterial::LEN]);
     let at = |seconds: u64| now + Duration::from_secs(seconds);
-    let sa = |number, created| Box::new(InboundSa::new(spi(number), key(), limits, created));
+    let sa = |number, created| InboundSa::new(spi(number), key(), limits, created);
     let alive = |ingress: &super::Ingress| {
         (0..6).filter(|number| ingress.inbound(spi(*number)).is_some()).collect::<Vec<_>>()
     };

@@ -301,8 +301,8 @@ pub(super) fn keyed_nodes() -> (Node, Node) {
 pub(super) fn connect(sender: &mut Node, receiver: &mut Node, spi: u32, limits: Limits) {
     let spi = Spi::new(spi).expect("no reserved SPI");
     let key = || KeyMaterial::new(Suite::Aes256Gcm, &[spi.get().to_le_bytes()[1]; KeyMaterial::LEN]);
-    receiver.ingress.install(LINK, Box::new(InboundSa::new(spi, key(), limits, receiver.now)));
-    sender.egress.install(LINK, Box::new(OutboundSa::new(spi, key(), limits, sender.now)));
+    receiver.ingress.install(LINK, InboundSa::new(spi, key(), limits, receiver.now));
+    sender.egress.install(LINK, OutboundSa::new(spi, key(), limits, sender.now));
 }
 
 /// Both nodes without any key.

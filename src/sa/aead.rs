@@ -1,16 +1,16 @@
-//! The ciphers behind an SA, all by AWS-LC: AES-GCM and ChaCha20-Poly1305.
+//! The ciphers behind an SA, all by `ring`: AES-GCM and ChaCha20-Poly1305.
 //!
 //! They work in place with a separate tag and allocate nothing. Which of them it is, is a value, so
-//! a lane pays a predictable branch per packet and no virtual call. Keys are wiped when the SA goes:
-//! AWS-LC cleanses what it frees.
+//! a lane pays a predictable branch per packet and no virtual call. A key lies in its SA and nowhere else:
+//! what making it leaves on the stack is wiped (`stack`), and the SA's memory when it is freed (`main.rs`).
 
-use aws_lc_rs::aead as aws;
+use ring::aead;
 
 use super::counter::Nonce;
 use super::suite::{KeyMaterial, Suite};
 
 /// A keyed cipher.
-pub(crate) struct Aead(aws::LessSafeKey);
+pub(crate) struct Aead(aead::LessSafeKey);
 
 /// The packet was not authentic, or longer than the cipher's limit.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,20 +20,20 @@ impl Aead {
     /// The cipher of an SA.
     pub(crate) fn new(key: &KeyMaterial) -> Self {
         let algorithm = match key.suite() {
-            Suite::Aes256Gcm => &aws::AES_256_GCM,
-            Suite::Aes128Gcm => &aws::AES_128_GCM,
-            Suite::ChaCha20Poly1305 => &aws::CHACHA20_POLY1305,
+            Suite::Aes256Gcm => &aead::AES_256_GCM,
+            Suite::Aes128Gcm => &aead::AES_128_GCM,
+            Suite::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
         };
-        let key = aws::UnboundKey::new(algorithm, key.key()).expect("the suite says the key's length");
-        Self(aws::LessSafeKey::new(key))
+        let key = aead::UnboundKey::new(algorithm, key.key()).expect("the suite says the key's length");
+        Self(aead::LessSafeKey::new(key))
     }
 
     /// Encrypts `body` in place and gives its tag.
     #[inline]
     pub(crate) fn seal(&self, nonce: Nonce, aad: &[u8], body: &mut [u8]) -> Result<[u8; TAG_LEN], AeadError> {
-        let nonce = aws::Nonce::assume_unique_for_key(nonce.into_bytes());
+        let nonce = aead::Nonce::assume_unique_for_key(nonce.into_bytes());
         let tag =
-            self.0.seal_in_place_separate_tag(nonce, aws::Aad::from(aad), body).map_err(|_| AeadError)?;
+            self.0.seal_in_place_separate_tag(nonce, aead::Aad::from(aad), body).map_err(|_| AeadError)?;
         tag.as_ref().try_into().map_err(|_| AeadError)
     }
 
@@ -46,8 +46,8 @@ impl Aead {
         body: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<(), AeadError> {
-        let nonce = aws::Nonce::assume_unique_for_key(nonce);
-        let opened = self.0.open_in_place_separate_tag(nonce, aws::Aad::from(aad), tag, body);
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        let opened = self.0.open_in_place_separate_tag(nonce, aead::Aad::from(aad), (*tag).into(), body, 0..);
         opened.map(|_| ()).map_err(|_| AeadError)
     }
 }

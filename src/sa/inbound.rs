@@ -8,6 +8,7 @@ use super::aead::{Aead, TAG_LEN};
 use super::counter::nonce;
 use super::limits::Limits;
 use super::replay::ReplayWindow;
+use super::stack::made_on_heap;
 use super::suite::{KeyMaterial, SALT_LEN, Suite};
 use super::{HEADER_LEN, NEXT_HEADER_NONE, NEXT_HEADER_UDP, PADDING, TRAILER_LEN};
 use crate::boot_time::BootTime;
@@ -33,10 +34,10 @@ pub struct InboundSa {
 impl InboundSa {
     /// An SA that has received nothing. It outlives the sender's hard age by the linger time, so
     /// that no packet under way is lost to a difference of clocks.
-    pub fn new(spi: Spi, key: KeyMaterial, limits: Limits, now: BootTime) -> Self {
+    pub fn new(spi: Spi, key: KeyMaterial, limits: Limits, now: BootTime) -> Box<Self> {
         let suite = key.suite();
         let limits = limits.lowered_to(Limits::standard(suite));
-        Self {
+        made_on_heap(|| Self {
             spi,
             suite,
             salt: key.salt(),
@@ -49,7 +50,7 @@ impl InboundSa {
             bytes: 0,
             failed_opens: 0,
             rekey_reported: false,
-        }
+        })
     }
 
     /// Opens `packet`, from the SPI to the ICV. The IV is the one on the wire: the Linux kernel's

@@ -23,6 +23,7 @@ pub mod key_schedule;
 pub mod limits;
 pub mod outbound;
 pub mod replay;
+mod stack;
 pub mod suite;
 
 pub use inbound::{Authenticated, InboundSa};

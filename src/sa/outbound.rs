@@ -5,6 +5,7 @@ use std::fmt;
 use super::aead::{Aead, TAG_LEN};
 use super::counter::Counter;
 use super::limits::Limits;
+use super::stack::made_on_heap;
 use super::suite::{KeyMaterial, Suite};
 use super::{HEADER_LEN, NEXT_HEADER_UDP, PADDING, TRAILER_LEN};
 use crate::boot_time::BootTime;
@@ -27,10 +28,10 @@ pub struct OutboundSa {
 
 impl OutboundSa {
     /// An SA that has sent nothing; limits above the suite's standard are cut to it.
-    pub fn new(spi: Spi, key: KeyMaterial, limits: Limits, now: BootTime) -> Self {
+    pub fn new(spi: Spi, key: KeyMaterial, limits: Limits, now: BootTime) -> Box<Self> {
         let suite = key.suite();
         let limits = limits.lowered_to(Limits::standard(suite));
-        Self {
+        made_on_heap(|| Self {
             spi,
             suite,
             counter: Counter::new(key.salt()),
@@ -41,7 +42,7 @@ impl OutboundSa {
             packets: 0,
             bytes: 0,
             rekey_reported: false,
-        }
+        })
     }
 
     /// Seals the inner datagram `packet[16..16 + plain_len]`: writes the ESP header and IV before

@@ -183,10 +183,10 @@ fn key() -> KeyMaterial {
 
 fn inbound(spi: u32) -> Box<InboundSa> {
     let spi = Spi::new(spi).expect("no reserved SPI");
-    Box::new(InboundSa::new(spi, key(), Limits::standard(Suite::Aes256Gcm), boot_time()))
+    InboundSa::new(spi, key(), Limits::standard(Suite::Aes256Gcm), boot_time())
 }
 
 fn outbound() -> Box<OutboundSa> {
     let spi = Spi::new(0x2000).expect("no reserved SPI");
-    Box::new(OutboundSa::new(spi, key(), Limits::standard(Suite::Aes256Gcm), boot_time()))
+    OutboundSa::new(spi, key(), Limits::standard(Suite::Aes256Gcm), boot_time())
 }

@@ -43,7 +43,7 @@ pub(crate) struct Node {
     /// Whether the peer's hello has come on it.
     pub(crate) greeted: bool,
     pub(crate) inbound: BTreeMap<Spi, Held>,
-    pub(crate) outbound: BTreeMap<LaneId, OutboundSa>,
+    pub(crate) outbound: BTreeMap<LaneId, Box<OutboundSa>>,
     pub(crate) to_acknowledge: VecDeque<ExchangeId>,
     pub(crate) established: u32,
     pub(crate) links_dropped: u32,
@@ -53,7 +53,7 @@ pub(crate) struct Node {
 }
 
 pub(crate) struct Held {
-    pub(crate) sa: InboundSa,
+    pub(crate) sa: Box<InboundSa>,
     pub(crate) generation: u64,
 }
 

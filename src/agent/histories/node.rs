@@ -456,12 +456,12 @@ impl Agent {
         let limits = install.limits;
         for key in install.inbound {
             let sa = InboundSa::new(key.spi, key.key, limits, turn.now);
-            self.lanes[key.lane.index()].ingress.install(link, Box::new(sa));
+            self.lanes[key.lane.index()].ingress.install(link, sa);
         }
         for key in install.outbound {
             turn.out.sealing.push((key.spi, hex(&key.key)));
             let sa = OutboundSa::new(key.spi, key.key, limits, turn.now);
-            self.lanes[key.lane.index()].egress.install(link, Box::new(sa));
+            self.lanes[key.lane.index()].egress.install(link, sa);
         }
     }
 
