@@ -31,8 +31,9 @@ pub struct AgentConfig {
     pub limits: LimitOverrides,
     /// What one container may flood.
     pub flood: FloodLimit,
-    /// How long a lane that has just had something to do looks again before it sleeps.
-    pub busy_poll: Duration,
+    /// The longest that a lane that has just had something to do looks again before it sleeps; absent
+    /// means that the agent chooses by what a wake-up takes.
+    pub busy_poll: Option<Duration>,
     /// What the kernel is asked to do for many packets at once.
     pub offload: OffloadConfig,
     /// Whether outer headers show the DSCP of what containers send.
@@ -72,7 +73,7 @@ impl AgentConfig {
             lanes: keys.lanes.map(|lanes| lanes.0),
             limits: keys.limits.0,
             flood: keys.flood,
-            busy_poll: keys.busy_poll.0,
+            busy_poll: keys.busy_poll.map(|window| window.0),
             offload: keys.offload,
             copy_dscp: keys.copy_dscp,
             shortest_cert_expiry: keys.shortest_cert_expiry.0,
@@ -91,7 +92,7 @@ impl Default for AgentConfig {
             lanes: None,
             limits: LimitOverrides::default(),
             flood: FloodLimit::default(),
-            busy_poll: BusyPoll::default().0,
+            busy_poll: None,
             offload: OffloadConfig::default(),
             copy_dscp: false,
             shortest_cert_expiry: ShortestCertExpiry::default().0,
@@ -288,7 +289,7 @@ struct Keys {
     lanes: Option<Lanes>,
     limits: LoweredLimits,
     flood: FloodLimit,
-    busy_poll: BusyPoll,
+    busy_poll: Option<BusyPoll>,
     offload: OffloadConfig,
     copy_dscp: bool,
     shortest_cert_expiry: ShortestCertExpiry,
@@ -304,7 +305,7 @@ impl Default for Keys {
             lanes: None,
             limits: LoweredLimits::default(),
             flood: FloodLimit::default(),
-            busy_poll: BusyPoll::default(),
+            busy_poll: None,
             offload: OffloadConfig::default(),
             copy_dscp: false,
             shortest_cert_expiry: ShortestCertExpiry::default(),
@@ -316,12 +317,6 @@ impl Default for Keys {
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct BusyPoll(Duration);
-
-impl Default for BusyPoll {
-    fn default() -> Self {
-        Self(Duration::from_micros(100))
-    }
-}
 
 impl TryFrom<String> for BusyPoll {
     type Error = String;
@@ -581,7 +576,7 @@ mod tests {
         assert!(config.copy_dscp);
         assert_eq!(config.shortest_cert_expiry, Duration::from_mins(1));
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
-        assert_eq!(config.busy_poll, Duration::from_micros(20));
+        assert_eq!(config.busy_poll, Some(Duration::from_micros(20)));
         assert_eq!(config.lanes.map(LaneCount::get), Some(64));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");

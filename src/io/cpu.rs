@@ -1,4 +1,12 @@
-//! The processor: what it is and what it can.
+//! The processor: what it is, what it can, and how long it takes to wake.
+
+use std::io;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::clock::boot_time;
 
 /// Whether it has instructions for AES and for the multiplication of GCM.
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +40,52 @@ pub fn preemptions() -> u64 {
     u64::try_from(usage.ru_nivcsw).unwrap_or_default()
 }
 
+/// How long a thread that sleeps on one processor takes to be woken from another: most of it is that the
+/// processor leaves its own sleep, which takes a virtual machine longer. The median of some; asking takes a
+/// few milliseconds. Zero where the process has one processor.
+///
+/// # Errors
+/// When there is no thread left, or threads may not be put on processors here.
+pub fn wake_up_time() -> io::Result<Duration> {
+    let allowed = sched_getaffinity(None)?;
+    let mut processors = (0..CpuSet::MAX_CPU).filter(|number| allowed.is_set(*number));
+    let (Some(waker), Some(sleeper)) = (processors.next(), processors.next()) else {
+        return Ok(Duration::ZERO);
+    };
+    let (wake, woken) = mpsc::channel();
+    let waking = on_processor(waker, move || {
+        for _ in 0..WAKE_UPS {
+            std::thread::sleep(ASLEEP);
+            // Whoever is to be woken has failed and says so.
+            let _ = wake.send(boot_time());
+        }
+    })?;
+    let sleeping =
+        on_processor(sleeper, move || woken.into_iter().map(|at| boot_time().since(at)).collect::<Vec<_>>())?;
+    let panicked = |_| io::Error::other("a thread has panicked");
+    waking.join().map_err(panicked)??;
+    let mut times = sleeping.join().map_err(panicked)??;
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
+}
+
+/// A thread that does all its work on one processor.
+fn on_processor<T: Send + 'static>(
+    number: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<io::Result<T>>> {
+    std::thread::Builder::new().name("wake-up".into()).spawn(move || {
+        let mut only = CpuSet::new();
+        only.set(number);
+        sched_setaffinity(None, &only)?;
+        Ok(work())
+    })
+}
+
+const WAKE_UPS: usize = 15;
+/// About as long as a lane sleeps in a conversation.
+const ASLEEP: Duration = Duration::from_micros(200);
+
 /// How many threads of this process can run at once.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -42,4 +96,18 @@ pub fn model() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let (_, model) = text.lines().find(|line| line.starts_with("model name"))?.split_once(':')?;
     Some(model.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waking_takes_time_and_leaves_the_caller_where_it_may_run() {
+        let before = sched_getaffinity(None).unwrap();
+        let time = wake_up_time().unwrap();
+        assert_eq!(!time.is_zero(), cores() > 1, "{time:?}");
+        assert!(time < Duration::from_millis(100), "{time:?}");
+        assert_eq!(sched_getaffinity(None).unwrap(), before);
+    }
 }

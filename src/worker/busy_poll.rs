@@ -1,7 +1,7 @@
 //! When a lane looks again instead of going to sleep.
 //!
 //! A sleeping thread is woken through the scheduler, often on a processor that has to leave its own
-//! sleep: 10 to 30 µs, four times in a request and its response. In a conversation, where single packets
+//! sleep: 10 to 80 µs, four times in a request and its response. In a conversation, where single packets
 //! come soon after each other, a lane therefore polls for a while, and gives its processor to whoever
 //! wants it after every look. The window grows and shrinks with success, as that of the kernel's own
 //! polling hypervisor does (`virt/kvm/kvm_main.c`, `grow_halt_poll_ns`). There are two: who asks now and
@@ -122,6 +122,16 @@ impl BusyPoll {
     }
 }
 
+/// The longest window where a wake-up takes so long. The other side's turn has some of them: its lane, its
+/// program, and what they wake in turn; and a window that is too short to begin with never finds out how
+/// soon the answers come once nobody has to be woken.
+pub fn longest_window(wake_up: Duration) -> Duration {
+    (wake_up * WAKE_UPS).clamp(LEAST, MOST)
+}
+
+const WAKE_UPS: u32 = 6;
+const LEAST: Duration = Duration::from_micros(100);
+const MOST: Duration = Duration::from_micros(400);
 /// The first window, and the last before none.
 const SHORTEST: Duration = Duration::from_micros(10);
 /// Away for longer, the lane waited for somebody with work of his own, not for the other side's turn.
@@ -259,6 +269,14 @@ mod tests {
         now += 5;
         poll.served(at(now), at(now), Work { packets: 1, bytes: 60_000 }, Direction::In);
         assert!(!poll.is_patient(at(now)), "a super-frame");
+    }
+
+    #[test]
+    fn longest_window_grows_with_what_a_wake_up_takes() {
+        let window = |micros| longest_window(Duration::from_micros(micros));
+        assert_eq!(window(0), Duration::from_micros(100));
+        assert_eq!(window(50), Duration::from_micros(300));
+        assert_eq!(window(5_000), Duration::from_micros(400), "a machine that was busy when it was asked");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod turn;
 #[cfg(test)]
 mod tests;
 
+pub use busy_poll::longest_window;
 pub use command::Command;
 pub use event::{DataSocket, LaneEvent};
 pub use inventory::Inventory;
