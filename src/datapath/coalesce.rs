@@ -4,8 +4,10 @@
 //! One flow is open at a time, so frames never overtake each other. Pieces are borrowed from the
 //! buffer of the batch and written with one call; nothing is copied. Every piece's checksum has been
 //! found right before it is merged, or left undone by a sender who is believed, because the merged
-//! frame says so: a wrong one goes to the container alone and as it is. A run ends with the batch, with a frame that does not follow, with
-//! a shorter segment, with PSH or FIN, after 64 segments, and at 64 KiB. Used by `datapath::ingress`.
+//! frame says so: a wrong one goes to the container alone and as it is. A run ends with the batch, with a
+//! frame that does not follow, with a shorter segment, with PSH or FIN, after 64 segments, and at 64 KiB.
+//! What follows in a run came the same way and has the same addresses, protocol and ports as its head, so that
+//! nothing else of it has to be judged. Used by `datapath::ingress`.
 
 use std::num::NonZeroU16;
 
@@ -14,7 +16,7 @@ use super::segment::{IPV4_ID, IPV4_TOTAL_LEN, IPV6_PAYLOAD_LEN};
 use super::segment::{octets16, partial_of, put, udp_len, word, write_ipv4_checksum};
 use super::{Context, Outlet};
 use crate::drop_reason::DropReason;
-use crate::id::PortSlot;
+use crate::id::{LinkSlot, PortSlot, Vni, VtepSlot};
 use crate::wire::transport::{ACK, ECE, FIN, PSH, Protocol, TCP_FLAGS, TCP_HEADER_LEN, Transport};
 use crate::wire::vnet_hdr::{Kind, Segmentation, VnetHeader};
 use crate::wire::vxlan::RemoteChecksum;
@@ -72,6 +74,15 @@ impl<'p> Arrived<'p> {
     }
 }
 
+/// The way on which a frame came: whose endpoints may speak there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A link, which belongs to one network.
+    Link(LinkSlot),
+    /// A VTEP, in this network.
+    Vtep(VtepSlot, Vni),
+}
+
 /// The frames of one batch on their way to containers; `'p` is the batch.
 #[derive(Debug)]
 #[must_use = "what has gathered is to be flushed"]
@@ -87,24 +98,46 @@ impl<'p> Coalescer<'p> {
         Self { run: None, pieces: [&[]; MAX_SEGMENTS] }
     }
 
-    /// Takes a frame that may go to `port`.
-    pub fn push(&mut self, cx: &Context<'_>, port: PortSlot, frame: Arrived<'p>, outlet: &mut impl Outlet) {
+    /// Takes a frame that continues the run; gives back one that does not and has to be judged.
+    ///
+    /// # Errors
+    /// The frame.
+    #[inline]
+    pub fn continue_run(
+        &mut self,
+        cx: &Context<'_>,
+        origin: Origin,
+        frame: Arrived<'p>,
+        outlet: &mut impl Outlet,
+    ) -> Result<(), Arrived<'p>> {
+        let (Some(run), Some(transport)) = (&mut self.run, &frame.transport) else { return Err(frame) };
+        let follows = run.origin == origin
+            && is_mergeable(frame.bytes, transport)
+            && run.is_followed_by(frame.bytes, transport)
+            && frame.is_checksum_right(transport);
+        if !follows {
+            return Err(frame);
+        }
+        let index = run.segments;
+        self.pieces[index] = run.append(frame.bytes, transport);
+        if run.is_closed {
+            self.flush(cx, outlet);
+        }
+        Ok(())
+    }
+
+    /// Takes a frame that continues no run and may go to `port`.
+    pub fn push(
+        &mut self,
+        cx: &Context<'_>,
+        port: PortSlot,
+        origin: Origin,
+        frame: Arrived<'p>,
+        outlet: &mut impl Outlet,
+    ) {
         let Some(transport) = frame.transport.filter(|transport| is_mergeable(frame.bytes, transport)) else {
             return self.pass(cx, port, &frame, outlet);
         };
-        if let Some(run) =
-            self.run.as_mut().filter(|run| run.port == port && run.is_followed_by(frame.bytes, &transport))
-        {
-            if !frame.is_checksum_right(&transport) {
-                return self.pass(cx, port, &frame, outlet);
-            }
-            let index = run.segments;
-            self.pieces[index] = run.append(frame.bytes, &transport);
-            if run.is_closed {
-                self.flush(cx, outlet);
-            }
-            return;
-        }
         let merging = outlet.merging(port);
         let is_merged = match transport.protocol {
             Protocol::Tcp => merging.tcp && may_lead(frame.bytes, &transport),
@@ -112,7 +145,7 @@ impl<'p> Coalescer<'p> {
         };
         if is_merged && frame.is_checksum_right(&transport) {
             self.flush(cx, outlet);
-            self.run = Some(Run::new(port, frame, transport));
+            self.run = Some(Run::new(port, origin, frame, transport));
         } else {
             self.pass(cx, port, &frame, outlet);
         }
@@ -144,6 +177,7 @@ impl Default for Coalescer<'_> {
 #[derive(Debug)]
 struct Run<'p> {
     port: PortSlot,
+    origin: Origin,
     /// The first segment, as it came until the run is closed.
     head: &'p mut [u8],
     /// What the container's kernel is told of the head, should nothing follow.
@@ -163,11 +197,12 @@ struct Run<'p> {
 }
 
 impl<'p> Run<'p> {
-    fn new(port: PortSlot, frame: Arrived<'p>, transport: Transport) -> Self {
+    fn new(port: PortSlot, origin: Origin, frame: Arrived<'p>, transport: Transport) -> Self {
         let alone = if frame.is_left { frame.header() } else { VnetHeader::VERIFIED };
         let (head, segment) = (frame.bytes, transport.end - transport.payload);
         Self {
             port,
+            origin,
             transport,
             segment,
             segments: 1,
@@ -186,7 +221,6 @@ impl<'p> Run<'p> {
     fn is_followed_by(&self, frame: &[u8], other: &Transport) -> bool {
         let (head, transport) = (&*self.head, &self.transport);
         let &Transport { protocol, is_ipv6, start, payload, end } = other;
-        let same = |from: usize, to: usize| head[from..to] == frame[from..to];
         let fits = end - payload <= self.segment
             && self.segments < MAX_SEGMENTS
             && self.len + (end - payload) <= MAX_LEN;
@@ -194,23 +228,25 @@ impl<'p> Run<'p> {
         fits && protocol == transport.protocol
             && is_ipv6 == transport.is_ipv6
             && payload == transport.payload
-            && same(0, ethernet::HEADER_LEN)
             && if is_ipv6 {
-                // Class and flow label; next header, hop limit, addresses, ports.
-                same(14, 18) && same(20, start + 4)
+                // Ethernet, version, class and flow label; next header, hop limit, addresses, ports.
+                same::<18>(head, frame, 0) && same::<38>(head, frame, 20)
             } else {
-                // Class; DF, TTL, protocol; addresses, ports.
-                same(14, 16) && same(20, 24) && same(26, start + 4) && self.id_follows(frame)
+                // Ethernet, version, class; DF, TTL, protocol; addresses, ports.
+                same::<16>(head, frame, 0)
+                    && same::<4>(head, frame, 20)
+                    && same::<12>(head, frame, 26)
+                    && self.id_follows(frame)
             }
             && match protocol {
                 Protocol::Tcp => {
                     let flags = [start + TCP_FLAGS].map(|at| (head[at], frame[at]))[0];
                     sequence(frame, start) == self.next_sequence
                         // Acknowledgment and header length; window; urgent pointer and options.
-                        && same(start + 8, start + TCP_FLAGS)
+                        && same::<5>(head, frame, start + 8)
                         && (flags.0 ^ flags.1) & !(FIN | PSH) == 0
-                        && same(start + 14, start + 16)
-                        && same(start + 18, payload)
+                        && same::<2>(head, frame, start + 14)
+                        && head[start + 18..payload] == frame[start + 18..payload]
                 }
                 Protocol::Udp => true,
             }
@@ -311,6 +347,13 @@ fn is_checksum_right(frame: &[u8], transport: &Transport) -> bool {
     let covered = &frame[transport.start..transport.end];
     let sum = transport.pseudo_header(frame, u16::from_be_bytes(octets16(covered.len())));
     sum.plus(covered).checksum() == 0
+}
+
+/// Whether the `N` octets at a place are those of the other, and both have them.
+#[inline]
+fn same<const N: usize>(one: &[u8], other: &[u8], at: usize) -> bool {
+    let octets = |frame: &[u8]| frame.get(at..)?.first_chunk::<N>().copied();
+    octets(one).is_some_and(|octets_of_one| octets(other) == Some(octets_of_one))
 }
 
 fn sequence(frame: &[u8], start: usize) -> u32 {

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use foldhash::fast::FixedState;
 
-use super::coalesce::{Arrived, Coalescer};
+use super::coalesce::{Arrived, Coalescer, Origin};
 use super::egress::deliver;
 use super::{Context, Notice, NoticeLimit, Outlet};
 use crate::boot_time::BootTime;
@@ -162,6 +162,7 @@ struct Inbound {
 /// How a frame came here.
 struct Arrival<R> {
     from: R,
+    origin: Origin,
     /// Of the outer header.
     class: TrafficClass,
     /// Of the network.
@@ -196,7 +197,8 @@ fn receive_authenticated<'p>(
     match network.carrier() {
         Carrier::Esp(directory) => {
             let frame = &mut packet.into_payload()[udp::HEADER_LEN + vxlan::HEADER_LEN..][..frame_len];
-            let arrival = Arrival { from: link, class, mtu: network.mtu(), checksum };
+            let (origin, mtu) = (Origin::Link(link), network.mtu());
+            let arrival = Arrival { from: link, origin, class, mtu, checksum };
             receive_frame(cx, directory, arrival, frame, batch, outlet)
         }
         Carrier::Vxlan(_) => Err(DropReason::WrongVni),
@@ -221,7 +223,8 @@ fn receive_plain<'p>(
     let (network, carrier) = cx.tables.plain_network(vni).ok_or(DropReason::UnknownVni)?;
     let vtep = carrier.sender(from.ip()).ok_or(DropReason::UnknownVtep)?;
     cx.counters.received_from_vtep(vtep, frame_len);
-    let arrival = Arrival { from: vtep, class, mtu: network.mtu(), checksum: None };
+    let (origin, mtu) = (Origin::Vtep(vtep, vni), network.mtu());
+    let arrival = Arrival { from: vtep, origin, class, mtu, checksum: None };
     let frame = &mut datagram[vxlan::HEADER_LEN..];
     let delivered = receive_frame(cx, carrier.directory(), arrival, frame, batch, outlet);
     delivered.inspect_err(|reason| cx.counters.note_drop_at_vtep(vtep, *reason))
@@ -231,16 +234,17 @@ fn receive_plain<'p>(
 fn receive_frame<'p, R: Remote>(
     cx: &Context<'_>,
     directory: &Directory<R>,
-    Arrival { from, class, mtu, checksum }: Arrival<R>,
+    Arrival { from, origin, class, mtu, checksum }: Arrival<R>,
     bytes: &'p mut [u8],
     batch: &mut Coalescer<'p>,
     outlet: &mut impl Outlet,
 ) -> Delivered {
-    let frame = Frame::parse(bytes).map_err(|_| DropReason::MalformedVxlan)?;
-    policy::inward(directory, from, &frame)?;
     // Before it may be merged: a run has one traffic class.
     class.enter(bytes)?;
     let arrived = Arrived::new(bytes, checksum)?;
+    let Err(arrived) = batch.continue_run(cx, origin, arrived, outlet) else { return Ok(()) };
+    let frame = Frame::parse(arrived.bytes).map_err(|_| DropReason::MalformedVxlan)?;
+    policy::inward(directory, from, &frame)?;
     if frame.destination.is_multicast() {
         batch.flush(cx, outlet);
         for port in directory.local_ports() {
@@ -251,7 +255,7 @@ fn receive_frame<'p, R: Remote>(
     match directory.by_mac(frame.destination).map(|row| row.place()) {
         Some(Place::Local(port)) => {
             mss::clamp(arrived.bytes, mtu, checksum.is_none());
-            batch.push(cx, port, arrived, outlet);
+            batch.push(cx, port, origin, arrived, outlet);
             Ok(())
         }
         Some(Place::Remote(_)) | None => Err(DropReason::NotLocal),

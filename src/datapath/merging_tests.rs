@@ -7,7 +7,7 @@ use super::flows::{Flow, are_checksums_right, mend};
 use super::testbed::*;
 use crate::drop_reason::DropReason::{ForbiddenInner, PeerMacSpoofed};
 use crate::id::{Spi, Vni};
-use crate::sa::{KeyMaterial, Limits, OutboundSa, Suite};
+use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use crate::wire::transport::{CWR, ECE, FIN, PSH, Protocol, Transport};
 use crate::wire::vnet_hdr::VnetHeader;
 use crate::wire::{udp, vxlan};
@@ -239,6 +239,27 @@ fn spoofed_segment_within_a_run_is_dropped_alone() {
 }
 
 #[test]
+fn segment_that_would_continue_the_run_of_another_peer_is_dropped() {
+    for (is_ipv6, protocol) in kinds() {
+        let (a, mut b) = keyed_nodes();
+        b.out.merging = EVERYTHING;
+        let key = KeyMaterial::new(Suite::Aes256Gcm, &[0x30; KeyMaterial::LEN]);
+        let spi = Spi::new(0x3000).unwrap();
+        let sa = InboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), b.now);
+        b.ingress.install(LINK_TO_THIRD, sa);
+        let segments = Flow::new(A, B, is_ipv6, protocol).segments(&payload(4_000));
+        let mut packets = seal(&a, &segments[..3]);
+        packets.extend(seal_under(0x3000, &a, &segments[3..]));
+        b.receive_esp_batch(a.esp_address, &mut packets);
+        assert_eq!(b.drops(), [(PeerMacSpoofed, 1)], "{is_ipv6} {protocol:?}");
+        let whole = merge(&segments[..3]);
+        let delivered: Vec<_> =
+            b.delivered_as().into_iter().map(|(_, header, frame)| (header, frame)).collect();
+        assert_eq!(delivered, whole);
+    }
+}
+
+#[test]
 fn wrong_checksum_by_any_bit_of_a_header_is_never_laundered() {
     for (is_ipv6, protocol) in kinds() {
         let len = match protocol {
@@ -336,8 +357,13 @@ fn merge_for(merging: Merging, segments: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>
 
 /// The packets of frames that no policy has seen, as a peer could make them.
 fn seal(a: &Node, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let key = KeyMaterial::new(Suite::Aes256Gcm, &[0x10; KeyMaterial::LEN]);
-    let spi = Spi::new(0x1000).expect("no reserved SPI");
+    seal_under(0x1000, a, frames)
+}
+
+/// The same by whoever has the key of this SPI.
+fn seal_under(spi: u32, a: &Node, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let key = KeyMaterial::new(Suite::Aes256Gcm, &[spi.to_le_bytes()[1]; KeyMaterial::LEN]);
+    let spi = Spi::new(spi).expect("no reserved SPI");
     let mut sa = OutboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), a.now);
     let mut seal = |frame: &Vec<u8>| {
         let plain_len = 16 + frame.len();

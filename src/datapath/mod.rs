@@ -48,7 +48,7 @@ mod too_big_tests;
 use std::net::SocketAddr;
 
 pub use arena::{Encapsulated, MAX_FRAME_LEN, MAX_MTU, Run, SendArena, SendToken};
-pub use coalesce::{Arrived, Coalescer, Merging};
+pub use coalesce::{Arrived, Coalescer, Merging, Origin};
 pub use counters::{LaneCounters, PeerCounters, PortCounters};
 pub use egress::Egress;
 pub use flood::{Flood, FloodLimit};

@@ -2,10 +2,10 @@
 
 use overlayd::boot_time::BootTime;
 use overlayd::datapath::{
-    Arrived, Coalescer, Context, Delivery, Encapsulated, LaneCounters, Merging, Notice, Outlet, Run,
+    Arrived, Coalescer, Context, Delivery, Encapsulated, LaneCounters, Merging, Notice, Origin, Outlet, Run,
 };
 use overlayd::forward::Tables;
-use overlayd::id::PortSlot;
+use overlayd::id::{LinkSlot, PortSlot};
 use overlayd::sa::Sealed;
 use overlayd::wire::transport::{CWR, ECE, FIN, PSH, Protocol};
 use overlayd::wire::vnet_hdr::VnetHeader;
@@ -275,7 +275,10 @@ pub(crate) fn merge(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let (mut frames, mut seen) = (frames.to_vec(), Seen(Vec::new()));
     let mut batch = Coalescer::new();
     for frame in &mut frames {
-        batch.push(&cx, PortSlot::new(0), Arrived::new(frame, None).unwrap(), &mut seen);
+        let (origin, frame) = (Origin::Link(LinkSlot::new(0)), Arrived::new(frame, None).unwrap());
+        if let Err(frame) = batch.continue_run(&cx, origin, frame, &mut seen) {
+            batch.push(&cx, PortSlot::new(0), origin, frame, &mut seen);
+        }
     }
     batch.flush(&cx, &mut seen);
     seen.0
