@@ -87,7 +87,8 @@ impl fmt::Display for Suite {
 /// Key and salt of one SA. Not `Clone`: one key makes one SA, or a nonce would be used twice.
 pub struct KeyMaterial {
     suite: Suite,
-    bytes: Zeroizing<[u8; KeyMaterial::LEN]>,
+    /// On the heap, so that moving it leaves no copy behind.
+    bytes: Zeroizing<Vec<u8>>,
 }
 
 impl KeyMaterial {
@@ -97,7 +98,7 @@ impl KeyMaterial {
     /// Takes the key from the first bytes and the salt from the four that follow it, the order of
     /// RFC 4106 §8.1 and RFC 7634 §4; a suite with a shorter key leaves the rest unused.
     pub fn new(suite: Suite, bytes: &[u8; Self::LEN]) -> Self {
-        Self { suite, bytes: Zeroizing::new(*bytes) }
+        Self { suite, bytes: Zeroizing::new(bytes.to_vec()) }
     }
 
     /// The suite.
