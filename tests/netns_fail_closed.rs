@@ -74,10 +74,8 @@ fn nothing_leaves_while_the_key_channel_is_blocked() {
 }
 
 fn nothing_leaves_after_the_keys_have_expired() {
-    let config = tempfile::NamedTempFile::new_in("/run").unwrap();
-    std::fs::write(&config, "[limits]\nsoft_age = \"1s\"\nhard_age = \"3s\"\n").unwrap();
-    let flags = ["--config", config.path().to_str().unwrap()];
-    let swarm = Swarm::unformed_with(3, Underlay::default(), &flags);
+    let config = "[limits]\nsoft_age = \"1s\"\nhard_age = \"3s\"\n";
+    let swarm = Swarm::unformed_configured(3, Underlay::default(), config);
     let init = swarm.init(Family::V4);
     (2..=3).for_each(|number| drop(swarm.join(number, &init)));
     swarm.create(&["--encrypted", "--subnet", "10.77.0.0/24", "red"]);

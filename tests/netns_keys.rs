@@ -157,10 +157,8 @@ fn pair_with(config: &str) -> (Swarm, Vec<Attached>) {
 
 /// Two hosts in one cluster whose agents have a configuration.
 fn agents_with(config: &str) -> Swarm {
-    let file = tempfile::NamedTempFile::new_in("/run").unwrap();
-    std::fs::write(&file, config).unwrap();
     let underlay = Underlay { segment_offload: false, ..Underlay::default() };
-    let swarm = Swarm::unformed_with(2, underlay, &["--config", file.path().to_str().unwrap()]);
+    let swarm = Swarm::unformed_configured(2, underlay, config);
     let init = swarm.init(Family::V4);
     swarm.join(2, &init);
     swarm

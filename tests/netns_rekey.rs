@@ -336,10 +336,8 @@ fn assert_channel_cut_stops_and_resumes(
 
 /// Hosts whose agents have a configuration and are in no cluster.
 fn with_config(hosts: u8, config: &str) -> Swarm {
-    let file = tempfile::NamedTempFile::new_in("/run").unwrap();
-    std::fs::write(&file, config).unwrap();
     let underlay = Underlay { segment_offload: false, ..Underlay::default() };
-    Swarm::unformed_with(hosts, underlay, &["--config", file.path().to_str().unwrap()])
+    Swarm::unformed_configured(hosts, underlay, config)
 }
 
 /// Two hosts in one cluster, which reach each other's TLS over IPv6 and send data over IPv4.

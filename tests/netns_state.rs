@@ -186,10 +186,7 @@ fn root_key_that_was_brought_is_in_memory_only_while_it_is_used() {
 }
 
 fn keys_of_before_a_rekey_are_in_no_memory() {
-    let config = tempfile::NamedTempFile::new_in("/run").unwrap();
-    std::fs::write(&config, "[limits]\nlinger = \"1s\"").unwrap();
-    let flags = ["--config", config.path().to_str().unwrap()];
-    let swarm = Swarm::unformed_with(2, Underlay::default(), &flags);
+    let swarm = Swarm::unformed_configured(2, Underlay::default(), "[limits]\nlinger = \"1s\"");
     let init = swarm.init(Family::V4);
     swarm.join(2, &init);
     let (swarm, containers) = swarm.with_containers();

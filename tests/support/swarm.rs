@@ -74,6 +74,13 @@ impl Swarm {
         swarm
     }
 
+    /// As [`Self::unformed`], with a configuration, which the agents read when they start.
+    pub(crate) fn unformed_configured(hosts: u8, underlay: Underlay, config: &str) -> Self {
+        let file = tempfile::NamedTempFile::new_in("/run").unwrap();
+        std::fs::write(&file, config).unwrap();
+        Self::unformed_with(hosts, underlay, &["--config", file.path().to_str().unwrap()])
+    }
+
     /// Hosts in one cluster whose manager is agent 1.
     pub(crate) fn formed(hosts: u8, family: Family, underlay: Underlay) -> Self {
         let swarm = Self::unformed(hosts, underlay);
