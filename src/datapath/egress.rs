@@ -332,11 +332,8 @@ impl<'a, R: Remote> Sender<'a, R> {
     }
 
     fn destination(&self, frame: &Frame) -> Result<Place<R>, DropReason> {
-        let to = self.directory.by_mac(frame.destination).ok_or(DropReason::UnknownDestination)?;
-        match to.place() {
-            Place::Local(port) if port == self.port => Err(DropReason::UnknownDestination),
-            place @ (Place::Local(_) | Place::Remote(_)) => Ok(place),
-        }
+        let to = self.directory.place(frame.destination);
+        to.filter(|place| *place != Place::Local(self.port)).ok_or(DropReason::UnknownDestination)
     }
 
     fn permit_flood(&self, cx: &Context<'_>, flood: &Flood, frames: usize) -> Sent {

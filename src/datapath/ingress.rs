@@ -252,7 +252,7 @@ fn receive_frame<'p, R: Remote>(
         }
         return Ok(());
     }
-    match directory.by_mac(frame.destination).map(|row| row.place()) {
+    match directory.place(frame.destination) {
         Some(Place::Local(port)) => {
             mss::clamp(arrived.bytes, mtu, checksum.is_none());
             batch.push(cx, port, origin, arrived, outlet);

@@ -5,7 +5,7 @@
 //! through `forward::NetworkTable`, read by every lane.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use foldhash::fast::FixedState;
 
@@ -15,7 +15,7 @@ use crate::id::{LinkSlot, MacAddr, PortSlot, VtepSlot};
 #[derive(Debug)]
 pub struct Directory<R> {
     rows: Box<[Row<R>]>,
-    by_mac: HashMap<MacAddr, u32, FixedState>,
+    by_mac: HashMap<MacAddr, Found<R>, FixedState>,
     by_ip: HashMap<IpAddr, u32, FixedState>,
     local_ports: Box<[PortSlot]>,
     remotes: Box<[R]>,
@@ -31,7 +31,7 @@ impl<R: Remote> Directory<R> {
         let mut remotes = Vec::new();
         let mut rows = Vec::with_capacity(endpoints.len());
         for (index, EndpointSpec { mac, addresses, place, is_gateway }) in (0u32..).zip(endpoints) {
-            by_mac.entry(mac).or_insert(index);
+            by_mac.entry(mac).or_insert(Found { row: index, place });
             for address in &addresses {
                 by_ip.entry(*address).or_insert(index);
             }
@@ -39,8 +39,7 @@ impl<R: Remote> Directory<R> {
                 Place::Local(port) => local_ports.push(port),
                 Place::Remote(remote) => remotes.push(remote),
             }
-            let link_local = mac.link_local();
-            rows.push(Row { mac, link_local, addresses: addresses.into(), place, is_gateway });
+            rows.push(Row::new(mac, &addresses, place, is_gateway));
         }
         remotes.sort_unstable();
         remotes.dedup();
@@ -49,7 +48,17 @@ impl<R: Remote> Directory<R> {
 
     /// The endpoint with this MAC address.
     pub fn by_mac(&self, mac: MacAddr) -> Option<&Row<R>> {
-        self.row(*self.by_mac.get(&mac)?)
+        self.row(self.by_mac.get(&mac)?.row)
+    }
+
+    /// Where the endpoint with this MAC address is.
+    pub fn place(&self, mac: MacAddr) -> Option<Place<R>> {
+        Some(self.by_mac.get(&mac)?.place)
+    }
+
+    /// The endpoint with this MAC address, if it is there.
+    pub fn by_mac_at(&self, mac: MacAddr, place: Place<R>) -> Option<&Row<R>> {
+        self.row(self.by_mac.get(&mac).filter(|found| found.place == place)?.row)
     }
 
     /// The endpoint with this IP address, or with this modified EUI-64 link-local address.
@@ -58,7 +67,7 @@ impl<R: Remote> Directory<R> {
             Some(index) => self.row(*index),
             None => match ip {
                 IpAddr::V4(_) => None,
-                IpAddr::V6(ip) => self.by_mac(link_local_mac(ip)?).filter(|row| row.link_local == ip),
+                IpAddr::V6(ip) => self.by_mac(link_local_mac(ip)?).filter(|row| row.mac.link_local() == ip),
             },
         }
     }
@@ -105,17 +114,40 @@ pub enum Place<R> {
     Remote(R),
 }
 
-/// An endpoint of the directory.
+/// What a lane most often wants to know of a MAC address: most lookups end here, without the row.
+#[derive(Debug, Clone, Copy)]
+struct Found<R> {
+    row: u32,
+    place: Place<R>,
+}
+
+/// An endpoint of the directory. A lane that serves very many fetches each row from far away, so that it is
+/// one cache line and nothing that is usual lies behind a pointer.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Row<R> {
     mac: MacAddr,
-    link_local: Ipv6Addr,
-    addresses: Box<[IpAddr]>,
     place: Place<R>,
     is_gateway: bool,
+    /// The first one of either family, and the others.
+    ipv4: Option<Ipv4Addr>,
+    ipv6: Option<Ipv6Addr>,
+    more: Box<[IpAddr]>,
 }
 
 impl<R: Remote> Row<R> {
+    fn new(mac: MacAddr, addresses: &[IpAddr], place: Place<R>, is_gateway: bool) -> Self {
+        let (mut ipv4, mut ipv6, mut more) = (None, None, Vec::new());
+        for address in addresses {
+            match *address {
+                IpAddr::V4(ip) if ipv4.is_none() => ipv4 = Some(ip),
+                IpAddr::V6(ip) if ipv6.is_none() => ipv6 = Some(ip),
+                other => more.push(other),
+            }
+        }
+        Self { mac, place, is_gateway, ipv4, ipv6, more: more.into() }
+    }
+
     /// Its MAC address.
     pub fn mac(&self) -> MacAddr {
         self.mac
@@ -133,7 +165,11 @@ impl<R: Remote> Row<R> {
 
     /// Whether `ip` is one of its addresses or its link-local address.
     pub fn has(&self, ip: IpAddr) -> bool {
-        self.addresses.contains(&ip) || ip == IpAddr::V6(self.link_local)
+        let is_first = match ip {
+            IpAddr::V4(ip) => self.ipv4 == Some(ip),
+            IpAddr::V6(ip) => self.ipv6 == Some(ip) || ip == self.mac.link_local(),
+        };
+        is_first || self.more.contains(&ip)
     }
 }
 
@@ -190,6 +226,41 @@ mod tests {
         assert!(directory.by_ip([10, 0, 0, 3].into()).is_none());
         assert!(directory.by_ip(MacAddr::new([2, 0, 0, 0, 0, 9]).link_local().into()).is_none());
         assert!(directory.by_ip("fe80::1".parse().expect("an address")).is_none());
+    }
+
+    #[test]
+    fn every_address_of_an_endpoint_is_its_own() {
+        let addresses: [IpAddr; 5] =
+            ["10.0.0.1", "10.1.0.1", "fd00::1", "fd01::1", "10.2.0.1"].map(|ip| ip.parse().expect("an address"));
+        let spec = EndpointSpec { addresses: addresses.into(), ..endpoint(1, Place::Local(PortSlot::new(0))) };
+        let directory = Directory::new(vec![spec]);
+        let row = directory.by_mac(MacAddr::new([2, 0, 0, 0, 0, 1])).expect("an endpoint");
+        for address in addresses.into_iter().chain([row.mac().link_local().into()]) {
+            assert!(row.has(address), "{address}");
+            assert_eq!(directory.by_ip(address).expect("an endpoint").mac(), row.mac());
+        }
+        for foreign in ["10.0.0.2", "fd00::2", "::", "::ffff:10.0.0.1"] {
+            assert!(!row.has(foreign.parse().expect("an address")), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn endpoint_is_found_where_it_is_and_nowhere_else() {
+        let (here, there) = (Place::Local(PortSlot::new(0)), Place::Remote(LinkSlot::new(7)));
+        let directory = Directory::new(vec![endpoint(1, here), endpoint(2, there)]);
+        let mac = MacAddr::new([2, 0, 0, 0, 0, 2]);
+        assert_eq!(directory.place(mac), Some(there));
+        assert_eq!(directory.by_mac_at(mac, there).map(Row::mac), Some(mac));
+        for elsewhere in [here, Place::Remote(LinkSlot::new(8))] {
+            assert!(directory.by_mac_at(mac, elsewhere).is_none());
+        }
+        assert_eq!(directory.place(MacAddr::new([2, 0, 0, 0, 0, 9])), None);
+    }
+
+    #[test]
+    fn row_is_one_cache_line() {
+        assert_eq!(size_of::<Row<LinkSlot>>(), 64);
+        assert_eq!(size_of::<Row<VtepSlot>>(), 64);
     }
 
     #[test]

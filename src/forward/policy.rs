@@ -75,11 +75,7 @@ pub fn outward<R: Remote>(
 /// # Errors
 /// When the sender may not send it, by name.
 pub fn inward<R: Remote>(directory: &Directory<R>, from: R, frame: &Frame) -> Result<(), DropReason> {
-    let is_placed_there = |row: &&Row<R>| match row.place() {
-        Place::Remote(remote) => remote == from,
-        Place::Local(_) => false,
-    };
-    let row = directory.by_mac(frame.source).filter(is_placed_there).ok_or(DropReason::PeerMacSpoofed)?;
+    let row = directory.by_mac_at(frame.source, Place::Remote(from)).ok_or(DropReason::PeerMacSpoofed)?;
     match frame.content {
         Content::Unsupported => Err(DropReason::ForbiddenInner),
         Content::Arp(packet) => {
