@@ -150,7 +150,8 @@ report() {
         --rawfile peers "$dir/peers" --slurpfile runs "$dir/runs" --slurpfile sizes "$dir/sizes" \
         --arg command "$1" --argjson seconds "$2" --argjson rounds "$3" --arg date "$(date -u +%F)" \
         --arg cpu "$(awk -F': *' '/^model name/ {print $2; exit}' /proc/cpuinfo)" --argjson cores "$(nproc)" \
-        --arg kernel "$(uname -sr)" --arg version "$("$OVERLAYD" --version)" --arg commit "$(commit)" \
+        --arg kernel "$(uname -sr)" --arg congestion_control "$(</proc/sys/net/ipv4/tcp_congestion_control)" \
+        --arg version "$("$OVERLAYD" --version)" --arg commit "$(commit)" \
         >"$dir/report.json"
     jq --raw-output --from-file "$HERE/throughput/table.jq" "$dir/report.json"
 }

@@ -15,7 +15,7 @@ def ratios($ours; $theirs): reduce figures[] as $figure ({};
 | map(.peer as $peer | . + medians([$runs[] | select(.peer == $peer)])) as $medians
 | ([$medians[] | select(.peer == "overlayd")][0] // {}) as $overlayd
 | {
-    machine: {cpu: $cpu, cores: $cores, kernel: $kernel},
+    machine: {cpu: $cpu, cores: $cores, kernel: $kernel, congestion_control: $congestion_control},
     overlayd: $version,
     commit: $commit,
     date: $date,

@@ -30,7 +30,7 @@ def of($peer): [.medians[] | select(.peer == $peer)][0];
     | "| \(.title) | \($kernel[.figure] | shown($row)) | \($overlayd[.figure] | shown($row)) | "
       + "\($ratio[.figure] | if . == null then "-" else rounded | tostring end) |"),
   "",
-  "\(.overlayd), commit \(.commit), \(.date); \(.machine.cpu) with \(.machine.cores) cores, which all four ends share, \(.machine.kernel).",
+  "\(.overlayd), commit \(.commit), \(.date); \(.machine.cpu) with \(.machine.cores) cores, which all four ends share, \(.machine.kernel), TCP with \(.machine.congestion_control).",
   "Medians of \(.rounds) rounds of \(.seconds) s: `\(.command)`.",
   (if $null != null and $null.tcp1_gbps != null
     then "Built to encrypt nothing, it carries \($null.tcp1_gbps | rounded) Gbit/s of one stream: the cipher leaves "

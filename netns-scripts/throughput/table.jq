@@ -43,5 +43,5 @@ def to_best($others): . as $column
   ($ratios[] | select(.peer == "wireguard-go+vxlan") | . as $ratio
     | row("overlayd / \(.title)"; columns[] | $ratio[.figure] | rounded)),
   "",
-  "\(.overlayd), commit \(.commit), \(.date). \(.machine.cpu), \(.machine.cores) cores, \(.machine.kernel).",
+  "\(.overlayd), commit \(.commit), \(.date). \(.machine.cpu), \(.machine.cores) cores, \(.machine.kernel), TCP with \(.machine.congestion_control).",
   "Medians of \(.rounds) round\(if .rounds == 1 then "" else "s" end) of \(.seconds) s: `\(.command)`"
