@@ -230,9 +230,10 @@ mod tests {
 
     #[test]
     fn every_address_of_an_endpoint_is_its_own() {
-        let addresses: [IpAddr; 5] =
-            ["10.0.0.1", "10.1.0.1", "fd00::1", "fd01::1", "10.2.0.1"].map(|ip| ip.parse().expect("an address"));
-        let spec = EndpointSpec { addresses: addresses.into(), ..endpoint(1, Place::Local(PortSlot::new(0))) };
+        let addresses: [IpAddr; 5] = ["10.0.0.1", "10.1.0.1", "fd00::1", "fd01::1", "10.2.0.1"]
+            .map(|ip| ip.parse().expect("an address"));
+        let spec =
+            EndpointSpec { addresses: addresses.into(), ..endpoint(1, Place::Local(PortSlot::new(0))) };
         let directory = Directory::new(vec![spec]);
         let row = directory.by_mac(MacAddr::new([2, 0, 0, 0, 0, 1])).expect("an endpoint");
         for address in addresses.into_iter().chain([row.mac().link_local().into()]) {
