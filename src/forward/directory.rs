@@ -142,7 +142,7 @@ impl<R: Remote> Row<R> {
             match *address {
                 IpAddr::V4(ip) if ipv4.is_none() => ipv4 = Some(ip),
                 IpAddr::V6(ip) if ipv6.is_none() => ipv6 = Some(ip),
-                other => more.push(other),
+                other @ (IpAddr::V4(_) | IpAddr::V6(_)) => more.push(other),
             }
         }
         Self { mac, place, is_gateway, ipv4, ipv6, more: more.into() }
