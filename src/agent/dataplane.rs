@@ -17,7 +17,7 @@ use super::placement::{LinkKey, NotCarried, PeerSpec, Placement};
 use super::slots::Hold;
 use super::underlay::Narrow;
 use crate::boot_time::BootTime;
-use crate::cluster::{Membership, NetworkView, View};
+use crate::cluster::{NetworkView, View};
 use crate::control::identity::NodeIdentity;
 use crate::forward::Tables;
 use crate::id::{
@@ -28,7 +28,7 @@ use crate::io::tap::Tap;
 use crate::membership::{MembershipError, SignedMembership, SignedRemovals};
 use crate::negotiate::Whereabouts;
 use crate::rate::RateLimits;
-use crate::worker::{Command, Lane, LaneGone, PortLimits};
+use crate::worker::{Command, Inventory, Lane, LaneGone, PortLimits};
 
 /// The lanes of this node and their tables.
 pub(crate) struct DataPlane {
@@ -228,11 +228,6 @@ impl DataPlane {
         Ok(adopted.map(|_| ()))
     }
 
-    /// The membership of a network that is in force.
-    pub(crate) async fn membership(&self, network: NetworkId) -> Option<Arc<Membership>> {
-        self.placement.lock().await.membership(network).cloned()
-    }
-
     /// The newest membership of a network, to be passed on.
     pub(crate) async fn signed_membership(&self, network: NetworkId) -> Option<SignedMembership> {
         self.placement.lock().await.signed_membership(network).cloned()
@@ -315,9 +310,18 @@ impl DataPlane {
         self.placement.lock().await.port(endpoint).map(|(slot, _)| slot)
     }
 
-    /// The slots of all local endpoints, and which holds of them these are.
-    pub(crate) async fn ports(&self) -> Vec<(PortSlot, PortHold)> {
-        self.placement.lock().await.ports()
+    /// What is made of what every lane has, and of the placement that it has it by.
+    pub(crate) async fn take_inventory<T>(
+        &self,
+        of: impl FnOnce(&Placement, Vec<Inventory>) -> T,
+    ) -> Result<T, LaneGone> {
+        // Held to the end: a change that came between would look like a fault of the lanes.
+        let placement = self.placement.lock().await;
+        let mut inventories = Vec::with_capacity(self.lanes.len());
+        for lane in &self.lanes {
+            inventories.push(lane.inventory().await?);
+        }
+        Ok(of(&placement, inventories))
     }
 
     /// Has every lane look things up in tables that are made anew, of the view alone.

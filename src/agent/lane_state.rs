@@ -9,51 +9,66 @@ use std::sync::Arc;
 
 use super::dataplane::DataPlane;
 use super::keys::LinkStatus;
-use super::placement::{LinkKey, vtep_of};
+use super::placement::{LinkKey, NotCarried, Placement, vtep_of};
 use crate::cluster::{Endpoint, Membership, NetworkView, View};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, Remote, Tables};
-use crate::id::{LinkSlot, NodeId, PortSlot, Spi, Vni, VtepSlot};
+use crate::id::{EndpointId, LinkSlot, NetworkId, NodeId, PortHold, PortSlot, Spi, Vni, VtepSlot};
 use crate::worker::{Inventory, LaneGone};
 
-/// What all lanes had at about one moment, and the view and the slots that they had it by.
+/// What all lanes had at one moment, and the view and the slots that they had it by.
 pub(crate) struct LaneState {
     pub(crate) view: Arc<View>,
     pub(crate) inventories: Vec<Inventory>,
     pub(crate) links: BTreeMap<LinkKey, LinkSlot>,
     vteps: BTreeMap<LinkKey, VtepSlot>,
+    pub(crate) ports: BTreeMap<EndpointId, (PortSlot, PortHold)>,
+    /// The networks of the view that this node is to carry.
+    pub(crate) carried: BTreeMap<NetworkId, Carried>,
+    /// Those that it refuses to carry, and why.
+    pub(crate) refused: BTreeMap<NetworkId, NotCarried>,
+}
+
+/// What a network is carried by, besides the view.
+pub(crate) struct Carried {
+    pub(crate) membership: Arc<Membership>,
+    mtu: u16,
 }
 
 impl LaneState {
-    /// Asks every lane.
+    /// Asks every lane; no change is half made meanwhile, but for keys.
     pub(crate) async fn look(dataplane: &DataPlane) -> Result<Self, LaneGone> {
-        let view = dataplane.view().await;
-        let mut inventories = Vec::new();
-        for lane in dataplane.lanes() {
-            inventories.push(lane.inventory().await?);
-        }
-        let (links, vteps) = (dataplane.links().await, dataplane.vteps().await);
-        Ok(Self { view, inventories, links, vteps })
+        dataplane.take_inventory(Self::of).await
     }
 
-    /// What the tables are to have of a network of the view.
-    pub(crate) async fn expected<'v>(
-        &self,
-        dataplane: &DataPlane,
-        this: NodeId,
-        view: &'v NetworkView,
-        membership: &Membership,
-    ) -> Expected<'v> {
-        let mut endpoints = Vec::new();
-        for endpoint in &view.endpoints {
-            if endpoint.node == this {
-                if let Some(port) = dataplane.port(endpoint.id).await {
-                    endpoints.push((endpoint, Whither::Here(port)));
-                }
-            } else if membership.nodes.contains(&endpoint.node) {
-                endpoints.push((endpoint, Whither::At(endpoint.node)));
-            }
+    fn of(placement: &Placement, inventories: Vec<Inventory>) -> Self {
+        let view = Arc::clone(placement.view());
+        let carried = view.networks.iter().filter_map(|(id, network)| {
+            let membership = Arc::clone(placement.carried_by(*id)?);
+            Some((*id, Carried { membership, mtu: placement.mtu(network) }))
+        });
+        Self {
+            carried: carried.collect(),
+            inventories,
+            links: placement.links(),
+            vteps: placement.vteps(),
+            ports: placement.ports(),
+            refused: placement.refused().clone(),
+            view,
         }
-        Expected { endpoints, mtu: dataplane.mtu(view).await }
+    }
+
+    /// What the tables are to have of a network of the view; nothing of one that is not carried.
+    pub(crate) fn expected<'v>(&self, this: NodeId, view: &'v NetworkView) -> Option<Expected<'v>> {
+        let Carried { membership, mtu } = self.carried.get(&view.network.id)?;
+        let endpoints = view.endpoints.iter().filter_map(|endpoint| {
+            let whither = if endpoint.node == this {
+                Whither::Here(self.ports.get(&endpoint.id)?.0)
+            } else {
+                membership.nodes.get(&endpoint.node).copied().map(Whither::At)?
+            };
+            Some((endpoint, whither))
+        });
+        Some(Expected { endpoints: endpoints.collect(), mtu: *mtu })
     }
 
     /// What is wrong of a network in the tables of a lane, if anything is.
@@ -70,8 +85,10 @@ impl LaneState {
         })
     }
 
-    /// A network in the tables of a lane that none of these, which are carried, is.
-    pub(crate) fn surplus_network(&self, carried: &BTreeSet<Vni>) -> Option<String> {
+    /// A network in the tables of a lane that none which is carried is.
+    pub(crate) fn surplus_network(&self) -> Option<String> {
+        let carried = self.carried.keys().filter_map(|id| Some(self.view.networks.get(id)?.network.vni));
+        let carried: BTreeSet<Vni> = carried.collect();
         self.inventories.iter().enumerate().find_map(|(lane, inventory)| {
             let vni =
                 inventory.tables.networks().map(NetworkTable::vni).find(|vni| !carried.contains(vni))?;
@@ -263,8 +280,7 @@ mod tests {
         let tables = TablesBuilder::default().network(net, Arc::clone(&table));
         let tables = tables.link(slot(2), net, at(remotes[0])).link(slot(3), net, at(remotes[1])).build();
         let links = [2, 3].map(|n| ((network_id(1), peer(n)), slot(n))).into();
-        let lanes =
-            LaneState { view: Arc::default(), inventories: Vec::new(), links, vteps: BTreeMap::new() };
+        let lanes = LaneState { links, ..LaneState::of(&Placement::new(&cluster.identity), Vec::new()) };
         let place = |endpoint: &Endpoint| match endpoint.node == cluster.this() {
             true => Whither::Here(PortSlot::new(0)),
             false => Whither::At(endpoint.node),

@@ -241,15 +241,10 @@ impl Placement {
         self.memberships.demote(self.removals.demoted());
     }
 
-    /// Whether this node may carry a network: by the newest membership it is a member.
-    fn is_member(&self, network: NetworkId) -> bool {
-        !self.refused.contains_key(&network)
-            && self.memberships.get(network).is_some_and(|membership| membership.nodes.contains(&self.node))
-    }
-
-    /// The membership of a network that is in force.
-    pub(crate) fn membership(&self, network: NetworkId) -> Option<&Arc<Membership>> {
-        self.memberships.get(network)
+    /// The newest membership of a network, by which this node may carry it; nothing if it may not.
+    pub(crate) fn carried_by(&self, network: NetworkId) -> Option<&Arc<Membership>> {
+        let membership = self.memberships.get(network)?;
+        (!self.refused.contains_key(&network) && membership.nodes.contains(&self.node)).then_some(membership)
     }
 
     /// The newest membership of a network, as a manager signed it.
@@ -279,13 +274,13 @@ impl Placement {
         }
         let held: Vec<NetworkId> = self.networks.iter().map(|(id, _)| *id).collect();
         for id in held {
-            if !self.is_member(id) {
+            if self.carried_by(id).is_none() {
                 self.networks.release(&id);
                 self.built.remove(&id);
             }
         }
         let carried: Vec<NetworkId> =
-            self.view.networks.keys().copied().filter(|id| self.is_member(*id)).collect();
+            self.view.networks.keys().copied().filter(|id| self.carried_by(*id).is_some()).collect();
         for id in carried {
             self.networks.hold(id);
         }
@@ -384,8 +379,8 @@ impl Placement {
     }
 
     /// Every local endpoint's slot, and which hold of it that is.
-    pub(crate) fn ports(&self) -> Vec<(PortSlot, PortHold)> {
-        self.ports.iter().filter_map(|(endpoint, _)| self.port(*endpoint)).collect()
+    pub(crate) fn ports(&self) -> BTreeMap<EndpointId, (PortSlot, PortHold)> {
+        self.ports.iter().filter_map(|(endpoint, _)| Some((*endpoint, self.port(*endpoint)?))).collect()
     }
 
     /// The tables for the lanes.
@@ -463,13 +458,11 @@ impl Placement {
     }
 
     fn other_members<'v>(&'v self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
-        let id = view.network.id;
-        let members = self.memberships.get(id).filter(|_| self.is_member(id)).cloned();
-        let (this, removed) = (self.node, &self.removed);
+        let membership = self.carried_by(view.network.id);
         view.nodes.iter().filter(move |node| {
-            node.id != this
-                && !removed.contains(&node.id)
-                && members.as_ref().is_some_and(|membership| membership.nodes.contains(&node.id))
+            node.id != self.node
+                && !self.removed.contains(&node.id)
+                && membership.is_some_and(|membership| membership.nodes.contains(&node.id))
         })
     }
 }

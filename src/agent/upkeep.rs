@@ -3,7 +3,8 @@
 //! Commands are acknowledged and tables are published whole, so nothing is known that makes a lane differ. Should
 //! one all the same, this fails closed: keys that a lane has and that were not agreed on are dropped with all of
 //! their link's, and what it lacks comes with new keys, since none is given twice. Tables are made anew, of the
-//! view alone. What is under way looks like a difference for a moment, so only what two looks find is mended.
+//! view alone. Keys that are just agreed on look like a difference for a moment, so only what two looks find is
+//! mended.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -58,8 +59,8 @@ impl Upkeep {
     async fn look(&mut self) -> Result<Vec<Stray>, LaneGone> {
         let lanes = LaneState::look(&self.keys.dataplane).await?;
         let mut found = self.stray_keys(&lanes);
-        found.extend(self.missing_ports(&lanes).await);
-        found.extend(self.wrong_tables(&lanes).await);
+        found.extend(missing_ports(&lanes));
+        found.extend(self.wrong_tables(&lanes));
         let mended: Vec<Stray> = found.intersection(&self.seen).cloned().collect();
         for stray in &mended {
             self.mend(stray).await?;
@@ -100,36 +101,26 @@ impl Upkeep {
         links.chain(ended).collect()
     }
 
-    async fn missing_ports(&self, lanes: &LaneState) -> BTreeSet<Stray> {
-        let ports = self.keys.dataplane.ports().await.into_iter();
-        let is_missing = |slot| lanes.inventories.iter().any(|lane| !lane.ports.contains(&slot));
-        let missing = ports.filter(|(slot, _)| is_missing(*slot));
-        missing.map(|(slot, hold)| Stray::Port { slot, hold }).collect()
-    }
-
-    async fn wrong_tables(&mut self, lanes: &LaneState) -> BTreeSet<Stray> {
-        let dataplane = &self.keys.dataplane;
+    fn wrong_tables(&mut self, lanes: &LaneState) -> BTreeSet<Stray> {
         if self.sound.as_ref().is_some_and(|sound| is_same(sound, lanes)) {
             return BTreeSet::new();
         }
-        let (mut wrong, mut carried) = (BTreeSet::new(), BTreeSet::new());
-        let refused = dataplane.refused().await;
-        for (id, view) in &lanes.view.networks {
-            let Some(membership) = dataplane.membership(*id).await else { continue };
-            if refused.contains_key(id) || !membership.nodes.contains(&self.keys.node) {
-                continue;
-            }
-            carried.insert(view.network.vni);
-            let expected = lanes.expected(dataplane, self.keys.node, view, &membership).await;
-            let what = lanes.wrong_tables(view, &expected);
-            wrong.extend(what.map(|what| Stray::Tables { network: Some(*id), what }));
-        }
-        let surplus = lanes.surplus_network(&carried);
-        wrong.extend(surplus.map(|what| Stray::Tables { network: None, what }));
+        let networks = lanes.view.networks.iter().filter_map(|(id, view)| {
+            let what = lanes.wrong_tables(view, &lanes.expected(self.keys.node, view)?)?;
+            Some(Stray::Tables { network: Some(*id), what })
+        });
+        let surplus = lanes.surplus_network().map(|what| Stray::Tables { network: None, what });
+        let wrong: BTreeSet<Stray> = networks.chain(surplus).collect();
         let tables = || lanes.inventories.iter().map(|lane| Arc::clone(&lane.tables)).collect();
         self.sound = wrong.is_empty().then(|| (Arc::clone(&lanes.view), tables()));
         wrong
     }
+}
+
+fn missing_ports(lanes: &LaneState) -> impl Iterator<Item = Stray> {
+    let is_missing = |slot| lanes.inventories.iter().any(|lane| !lane.ports.contains(&slot));
+    let missing = lanes.ports.values().filter(move |(slot, _)| is_missing(*slot));
+    missing.map(|(slot, hold)| Stray::Port { slot: *slot, hold: *hold })
 }
 
 /// What lanes have and should not, or lack.
@@ -226,6 +217,25 @@ mod tests {
             assert_eq!(lab.look().await, [""; 0]);
             lab.retire(&[more]).await;
         }
+        assert!(lab.wishes().is_empty());
+    }
+
+    #[tokio::test]
+    async fn change_that_comes_while_the_lanes_are_looked_at_is_no_fault() {
+        let mut lab = Lab::new().await;
+        let dataplane = Arc::clone(&lab.keys.dataplane);
+        for epoch in [2, 4] {
+            let network = lab.cluster.network(1, epoch, &[]);
+            let alone = lab.cluster.view(vec![network], &[]);
+            let (mended, followed) = tokio::join!(lab.look(), dataplane.follow(alone));
+            assert_eq!((mended, followed), (vec![], Ok(())));
+            let network = lab.cluster.network(1, epoch + 1, &[2]);
+            dataplane.follow(lab.cluster.view(vec![network], &[])).await.expect("a lane");
+            let slot = lab.slot().await;
+            lab.receive(slot, 1).await;
+            lab.send(slot, 2).await;
+        }
+        assert_eq!(lab.mended().await, [""; 0]);
         assert!(lab.wishes().is_empty());
     }
 

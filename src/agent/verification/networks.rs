@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::agent::lane_state::LaneState;
+use crate::agent::lane_state::{Expected, LaneState};
 use crate::agent::member::Member;
 use crate::api::ApiError;
 use crate::api::types::{MendedBy, PeerState, Verified, VerifiedItem};
-use crate::cluster::{Membership, NetworkView, View};
+use crate::cluster::{NetworkView, View};
 use crate::control::rpc::{ErrorKind, messages};
 use crate::control::session::SessionStatus;
 use crate::id::Spi;
@@ -17,15 +17,13 @@ pub(super) async fn items(member: &Member) -> Result<Vec<VerifiedItem>, ApiError
     let lanes = LaneState::look(&member.dataplane).await?;
     let view = &lanes.view;
     let mut items = vec![manager(member, view)];
-    let refused = member.dataplane.refused().await;
-    let mut carried = BTreeSet::new();
     for (id, network) in &view.networks {
         let name = &network.network.name;
         items.push(told(member, network).await);
-        let membership = member.dataplane.membership(*id).await;
-        let refused = refused.get(id).map(ToString::to_string);
-        let membership = membership.filter(|membership| membership.nodes.contains(&member.node.id));
-        let (Some(membership), None) = (membership, refused.as_ref()) else {
+        let (Some(carried), Some(expected)) =
+            (lanes.carried.get(id), lanes.expected(member.node.id, network))
+        else {
+            let refused = lanes.refused.get(id).map(ToString::to_string);
             let is = refused.unwrap_or_else(|| "this node is not in it".to_owned());
             let how = "carries nothing of the network until a manager has signed one that it can believe";
             items.push(VerifiedItem::differs(
@@ -36,16 +34,16 @@ pub(super) async fn items(member: &Member) -> Result<Vec<VerifiedItem>, ApiError
             ));
             continue;
         };
-        carried.insert(network.network.vni);
+        let membership = &carried.membership;
         let nodes = membership.nodes.len();
         items.push(VerifiedItem::ok(
             Verified::Membership,
             name,
             format!("epoch {}, {nodes} nodes", membership.epoch),
         ));
-        items.push(tables(member, network, &membership, &lanes).await);
+        items.push(tables(network, &expected, &lanes));
     }
-    if let Some(surplus) = lanes.surplus_network(&carried) {
+    if let Some(surplus) = lanes.surplus_network() {
         let item = (Verified::Tables, "networks that have ended");
         items.push(VerifiedItem::differs(item, surplus, "none", (MendedBy::Agent, ANEW)));
     }
@@ -127,15 +125,9 @@ fn summary(member: &Member, view: &NetworkView) -> String {
 }
 
 /// Whether every lane has each endpoint and peer of a network where it is, and no others.
-async fn tables(
-    member: &Member,
-    view: &NetworkView,
-    membership: &Membership,
-    lanes: &LaneState,
-) -> VerifiedItem {
+fn tables(view: &NetworkView, expected: &Expected<'_>, lanes: &LaneState) -> VerifiedItem {
     let name = &view.network.name;
-    let expected = lanes.expected(&member.dataplane, member.node.id, view, membership).await;
-    if let Some(wrong) = lanes.wrong_tables(view, &expected) {
+    if let Some(wrong) = lanes.wrong_tables(view, expected) {
         return VerifiedItem::differs(
             (Verified::Tables, name),
             wrong,
