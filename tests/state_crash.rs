@@ -386,7 +386,8 @@ fn goes_on(victim: &mut Victim, from: u32) -> Result<u32, Box<dyn Error>> {
 
 fn go_on_for_ever(dir: &Path, from: u32) -> Result<(), Box<dyn Error>> {
     let store = Store::open_or_create(dir)?;
-    let mut victim = if ClusterState::exists(&store)? { Victim::over(store) } else { Victim::found(store) };
+    let is_there = ClusterState::exists(&store)?;
+    let mut victim = if is_there { Victim::once_reachable(store)? } else { Victim::found(store) };
     let mut out = std::io::stdout().lock();
     for n in from.. {
         victim.step_through(n)?;
@@ -438,6 +439,16 @@ impl Victim {
         let rows = store.cluster_rows().expect("rows");
         let state = ClusterState::open(rows, signer()).expect("a state that is whole");
         Self { store, state }
+    }
+
+    /// As [`Self::over`], as soon as etcd is there.
+    fn once_reachable(store: Store) -> Result<Self, StateError> {
+        loop {
+            match ClusterState::open(store.cluster_rows()?, signer()) {
+                Err(StateError::Store(StoreError::Etcd(_))) => thread::sleep(Duration::from_millis(10)),
+                opened => return Ok(Self { state: opened?, store }),
+            }
+        }
     }
 
     /// As [`Self::step`], again after each time that etcd was away. What is said to have changed nothing
