@@ -276,7 +276,7 @@ async fn hear_answer(keys: &Keys, channel: &mut KeyChannel) -> Option<Epoch> {
     let frame = tokio::time::timeout(HEAR_TIMEOUT, channel.receive()).await.ok()?.ok()??;
     let Ok(Message::Removals(signed)) = Message::decode(&frame) else { return None };
     // That lanes are gone, the agent is told by others.
-    if let Err(error) = keys.dataplane.adopt_removals(&signed).await.ok()? {
+    if let Err(error) = keys.dataplane.adopt_removals(*signed).await.ok()? {
         tracing::debug!(%error, "refused a list of removed nodes");
     }
     let newest = keys.dataplane.removed().borrow().signed.clone();

@@ -218,14 +218,22 @@ impl DataPlane {
     }
 
     /// Follows a list of removed nodes that a peer passed on, if it is signed and newer than the one known.
-    pub(crate) async fn adopt_removals(&self, signed: &SignedRemovals) -> Result<Adopted, LaneGone> {
-        let mut placement = self.placement.lock().await;
-        let adopted = placement.adopt_removals(signed);
-        if adopted == Ok(true) {
-            self.tell_removed(&placement);
-            self.settle(&mut placement).await?;
-        }
-        Ok(adopted.map(|_| ()))
+    pub(crate) async fn adopt_removals(
+        self: &Arc<Self>,
+        signed: SignedRemovals,
+    ) -> Result<Adopted, LaneGone> {
+        let this = Arc::clone(self);
+        // Whoever heard of it may be cut off meanwhile, and some lanes would keep a removed node's keys.
+        let adopting = tokio::spawn(async move {
+            let mut placement = this.placement.lock().await;
+            let adopted = placement.adopt_removals(&signed);
+            if adopted == Ok(true) {
+                this.tell_removed(&placement);
+                this.settle(&mut placement).await?;
+            }
+            Ok(adopted.map(|_| ()))
+        });
+        adopting.await.unwrap_or(Err(LaneGone))
     }
 
     /// The newest membership of a network, to be passed on.
@@ -395,6 +403,8 @@ pub(crate) const ANSWER_TIME: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::super::testbed::{PaperCluster, endpoint_id, network_id, peer};
     use super::*;
 
@@ -420,6 +430,25 @@ mod tests {
         let next = dataplane.peers().borrow()[&peer(3)].links[&network_id(1)].hold;
         assert_eq!(next.slot, hold.slot);
         assert_eq!(dataplane.command_link((key, hold), refused).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn removal_is_followed_to_the_end_though_whoever_heard_of_it_is_cut_off() {
+        let mut cluster = PaperCluster::new();
+        let dataplane = Arc::new(cluster.dataplane());
+        let view = cluster.view(vec![cluster.network(1, 1, &[2])], &[]);
+        dataplane.follow(view).await.expect("followed");
+        let mut peers = dataplane.peers();
+        assert!(peers.borrow().contains_key(&peer(2)));
+
+        let removals = cluster.sign_removals(1, &[2]);
+        // Polled once, in which no lane answers, and dropped.
+        assert!(dataplane.adopt_removals(removals).now_or_never().is_none(), "it was done in one go");
+
+        let settled = peers.wait_for(|peers| peers.is_empty());
+        let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
+        assert!(matches!(settled, Ok(Ok(_))), "the removed node is still a peer: {settled:?}");
+        assert!(dataplane.links().await.is_empty());
     }
 
     #[tokio::test]

@@ -266,7 +266,7 @@ impl Peer {
                 Ok(())
             }
             Ok(Message::Removals(signed)) => {
-                if let Err(error) = self.keys.dataplane.adopt_removals(&signed).await? {
+                if let Err(error) = self.keys.dataplane.adopt_removals(*signed).await? {
                     self.complain("refused a list of removed nodes that the peer passed on", &error);
                 }
                 Ok(())

@@ -19,14 +19,14 @@ use crate::worker::LaneGone;
 /// Refuses whom this node knew to be removed when it last ran; called before it serves anybody.
 pub(crate) async fn recall(
     store: &Store,
-    dataplane: &DataPlane,
+    dataplane: &Arc<DataPlane>,
     credentials: &Credentials,
 ) -> anyhow::Result<()> {
     let store = store.clone();
     let known = blocking(move || store.removals()).await?;
     if let Some(signed) = known
         && let Err(error) = dataplane
-            .adopt_removals(&signed)
+            .adopt_removals(signed)
             .await
             .map_err(|LaneGone| anyhow::anyhow!("a packet lane has ended"))?
     {
