@@ -22,7 +22,9 @@ use support::paced::PacedStream;
 use support::swarm::{Agent, Attached, Family, PATIENCE, Swarm, V4_SUBNET};
 use support::test_program;
 
+// The longest first: four run at once.
 test_program! {
+    traffic_stops_at_the_hard_age_without_a_key_channel_and_comes_back_with_it
     rekeys_under_load_lose_no_packet
     old_keys_are_gone_eleven_seconds_after_a_rekey
     keys_are_renewed_without_a_manager_for_twice_their_hard_age
@@ -30,7 +32,6 @@ test_program! {
     rekey_of_a_network_or_a_peer_renews_those_links_and_no_others
     rekey_with_a_peer_that_is_away_says_why_and_keeps_the_old_keys
     traffic_stops_at_the_hard_limit_of_packets_without_a_key_channel_and_comes_back_with_it
-    traffic_stops_at_the_hard_age_without_a_key_channel_and_comes_back_with_it
     ; soak:
     hundred_rekeys_in_hundred_seconds_under_200_mbit_lose_no_packet
 }
