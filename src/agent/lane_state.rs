@@ -23,7 +23,7 @@ pub(crate) struct LaneState {
     vteps: BTreeMap<LinkKey, VtepSlot>,
     pub(crate) ports: BTreeMap<EndpointId, (PortSlot, PortHold)>,
     /// The networks of the view that this node is to carry.
-    pub(crate) carried: BTreeMap<NetworkId, Carried>,
+    carried: BTreeMap<NetworkId, Carried>,
     /// Those that it refuses to carry, and why.
     pub(crate) refused: BTreeMap<NetworkId, NotCarried>,
 }
@@ -58,22 +58,22 @@ impl LaneState {
     }
 
     /// What the tables are to have of a network of the view; nothing of one that is not carried.
-    pub(crate) fn expected<'v>(&self, this: NodeId, view: &'v NetworkView) -> Option<Expected<'v>> {
-        let Carried { membership, mtu } = self.carried.get(&view.network.id)?;
+    pub(crate) fn expected<'v>(&'v self, this: NodeId, view: &'v NetworkView) -> Option<Expected<'v>> {
+        let carried = self.carried.get(&view.network.id)?;
         let endpoints = view.endpoints.iter().filter_map(|endpoint| {
             let whither = if endpoint.node == this {
                 Whither::Here(self.ports.get(&endpoint.id)?.0)
             } else {
-                membership.nodes.get(&endpoint.node).copied().map(Whither::At)?
+                carried.membership.nodes.get(&endpoint.node).copied().map(Whither::At)?
             };
             Some((endpoint, whither))
         });
-        Some(Expected { endpoints: endpoints.collect(), mtu: *mtu })
+        Some(Expected { endpoints: endpoints.collect(), carried })
     }
 
     /// What is wrong of a network in the tables of a lane, if anything is.
     pub(crate) fn wrong_tables(&self, view: &NetworkView, expected: &Expected<'_>) -> Option<String> {
-        let Expected { endpoints, mtu } = expected;
+        let Expected { endpoints, carried: Carried { mtu, .. } } = expected;
         self.inventories.iter().enumerate().find_map(|(lane, inventory)| {
             let table = inventory.tables.networks().find(|table| table.vni() == view.network.vni);
             let wrong = match table {
@@ -121,7 +121,7 @@ impl LaneState {
 /// What the tables are to have of a network.
 pub(crate) struct Expected<'v> {
     pub(crate) endpoints: Vec<(&'v Endpoint, Whither)>,
-    mtu: u16,
+    pub(crate) carried: &'v Carried,
 }
 
 impl Expected<'_> {

@@ -20,9 +20,7 @@ pub(super) async fn items(member: &Member) -> Result<Vec<VerifiedItem>, ApiError
     for (id, network) in &view.networks {
         let name = &network.network.name;
         items.push(told(member, network).await);
-        let (Some(carried), Some(expected)) =
-            (lanes.carried.get(id), lanes.expected(member.node.id, network))
-        else {
+        let Some(expected) = lanes.expected(member.node.id, network) else {
             let refused = lanes.refused.get(id).map(ToString::to_string);
             let is = refused.unwrap_or_else(|| "this node is not in it".to_owned());
             let how = "carries nothing of the network until a manager has signed one that it can believe";
@@ -34,7 +32,7 @@ pub(super) async fn items(member: &Member) -> Result<Vec<VerifiedItem>, ApiError
             ));
             continue;
         };
-        let membership = &carried.membership;
+        let membership = &expected.carried.membership;
         let nodes = membership.nodes.len();
         items.push(VerifiedItem::ok(
             Verified::Membership,
