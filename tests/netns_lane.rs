@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,7 +10,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::drop_reason::DropReason;
 use overlayd::forward::{EndpointSpec, NetworkTable, Place, Tables, TablesBuilder};
 use overlayd::id::{
@@ -30,48 +28,27 @@ use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, 
 
 #[path = "support/lane_allocations.rs"]
 mod lane_allocations;
-#[path = "support/streams.rs"]
-mod streams;
+mod support;
 
 use lane_allocations::lane_allocations;
-use streams::{assert_run_is_intact, assert_run_is_intact_as, assert_stream_is_intact};
+use support::streams::{assert_run_is_intact, assert_run_is_intact_as, assert_stream_is_intact};
+use support::test_program;
 
-fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // One laboratory at a time; its namespaces have names.
-    arguments.test_threads = Some(1);
-    if !arguments.list
-        && let Err(error) = Lab::enter()
-    {
-        #[expect(clippy::print_stderr, reason = "there is no test yet that could fail with it")]
-        {
-            eprintln!("the laboratory cannot be built here: {error}");
-        }
-        return ExitCode::FAILURE;
-    }
-    libtest_mimic::run(&arguments, trials()).exit_code()
-}
-
-fn trials() -> Vec<Trial> {
-    macro_rules! trials {
-        ($($test:ident)*) => { vec![$(Trial::test(stringify!($test), || { $test(); Ok::<(), Failed>(()) })),*] };
-    }
-    trials! {
-        containers_ping_through_esp_over_either_underlay
-        containers_of_a_plain_network_ping_through_vxlan
-        every_datagram_of_the_encrypted_network_is_esp
-        without_keys_nothing_is_sent_and_control_hears_of_it
-        datagrams_that_the_kernel_refuses_are_counted_at_their_peer
-        deleted_port_is_reported_and_its_slot_can_be_used_again
-        deleted_port_whose_container_may_not_send_is_reported_soon_by_any_lane
-        streams_and_runs_cross_intact_whatever_the_kernel_offers
-        super_frames_are_used_where_the_kernel_offers_them
-        segmentation_that_the_kernel_refuses_is_given_up_and_told_once
-        warm_lanes_allocate_nothing_in_either_direction
-        outer_header_shows_ecn_and_the_dscp_on_request_alone
-        congestion_that_the_underlay_marks_slows_the_stream_down
-        mark_that_no_sender_asked_for_is_a_counted_loss
-    }
+test_program! {
+    containers_ping_through_esp_over_either_underlay
+    containers_of_a_plain_network_ping_through_vxlan
+    every_datagram_of_the_encrypted_network_is_esp
+    without_keys_nothing_is_sent_and_control_hears_of_it
+    datagrams_that_the_kernel_refuses_are_counted_at_their_peer
+    deleted_port_is_reported_and_its_slot_can_be_used_again
+    deleted_port_whose_container_may_not_send_is_reported_soon_by_any_lane
+    streams_and_runs_cross_intact_whatever_the_kernel_offers
+    super_frames_are_used_where_the_kernel_offers_them
+    segmentation_that_the_kernel_refuses_is_given_up_and_told_once
+    warm_lanes_allocate_nothing_in_either_direction
+    outer_header_shows_ecn_and_the_dscp_on_request_alone
+    congestion_that_the_underlay_marks_slows_the_stream_down
+    mark_that_no_sender_asked_for_is_a_counted_loss
 }
 
 fn containers_ping_through_esp_over_either_underlay() {
