@@ -29,47 +29,77 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use overlayd::lab::{Lab, eventually};
 
-/// Makes `main` of the tests that it names; of those that measure, one at a time. Soaks take minutes,
-/// are run when asked for (`--ignored`), and tell what they found.
+/// Makes `TESTS` of a module's tests. Soaks take minutes, are run when asked for (`--ignored`), and tell what
+/// they found.
+macro_rules! tests {
+    (@ $test:ident) => { (concat!(module_path!(), "::", stringify!($test)), $test as fn()) };
+    ($($test:ident)* $(; soak: $($soak:ident)*)?) => {
+        pub(crate) const TESTS: $crate::support::Tests = $crate::support::Tests {
+            tests: &[$($crate::support::tests!(@ $test)),*],
+            soaks: &[$($($crate::support::tests!(@ $soak)),*)?],
+        };
+    };
+}
+pub(crate) use tests;
+
+/// Makes `main` of the tests that it names, or of those of the modules; of what measures, one at a time.
 macro_rules! test_program {
-    (one at a time: $($test:ident)*) => {
+    (one at a time: $($tests:tt)*) => {
+        $crate::support::tests!($($tests)*);
+        $crate::support::test_program!(@ 1; self);
+    };
+    (modules: $($module:ident)*) => {
+        $crate::support::test_program!(@ $crate::support::PROCESSES; $($module)*);
+    };
+    (@ $processes:expr; $($module:tt)*) => {
         fn main() -> std::process::ExitCode {
-            $crate::support::run(&[$((stringify!($test), $test)),*], &[], 1)
+            $crate::support::run(&[$($module::TESTS),*], $processes)
         }
     };
-    ($($test:ident)* $(; soak: $($soak:ident)*)?) => {
-        fn main() -> std::process::ExitCode {
-            let soaks = &[$($((stringify!($soak), $soak as fn())),*)?];
-            $crate::support::run(&[$((stringify!($test), $test)),*], soaks, $crate::support::PROCESSES)
-        }
+    ($($tests:tt)*) => {
+        $crate::support::tests!($($tests)*);
+        $crate::support::test_program!(@ $crate::support::PROCESSES; self);
     };
 }
 pub(crate) use test_program;
 
-/// A test: its name and what it does.
+/// The tests of a module.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tests {
+    pub(crate) tests: &'static [Test],
+    pub(crate) soaks: &'static [Test],
+}
+
+/// A test: its path and what it does.
 type Test = (&'static str, fn());
 
 /// Runs the tests that the command line asks for, each in its own process, so many at once.
-pub(crate) fn run(tests: &'static [Test], soaks: &'static [Test], processes: usize) -> ExitCode {
+pub(crate) fn run(modules: &[Tests], processes: usize) -> ExitCode {
     let mut given = std::env::args().skip(1);
     if given.next().as_deref() == Some(ALONE) {
-        return run_alone(&[tests, soaks].concat(), &given.next().unwrap_or_default());
+        return run_alone(modules, &given.next().unwrap_or_default());
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(processes);
-    let trials = tests.iter().map(|(name, _)| Trial::test(*name, move || start(name, PATIENCE)));
-    let soaks = soaks.iter().map(|(name, _)| {
-        Trial::test(*name, move || start(name, SOAK_PATIENCE)).with_ignored_flag(true).with_kind("soak")
-    });
-    libtest_mimic::run(&arguments, trials.chain(soaks).collect()).exit_code()
+    let trial = |path: &'static str, patience| Trial::test(name(path), move || start(name(path), patience));
+    let tests = modules.iter().flat_map(|module| module.tests).map(|(path, _)| trial(path, PATIENCE));
+    let soaks = modules.iter().flat_map(|module| module.soaks);
+    let soaks = soaks.map(|(path, _)| trial(path, SOAK_PATIENCE).with_ignored_flag(true).with_kind("soak"));
+    libtest_mimic::run(&arguments, tests.chain(soaks).collect()).exit_code()
 }
 
-fn run_alone(tests: &[Test], name: &str) -> ExitCode {
+/// A test's path within its program.
+fn name(path: &'static str) -> &'static str {
+    path.split_once("::").map_or(path, |(_program, name)| name)
+}
+
+fn run_alone(modules: &[Tests], asked: &str) -> ExitCode {
     if let Err(error) = Lab::enter() {
         let _ = writeln!(io::stderr(), "the laboratory cannot be built here: {error}");
         return ExitCode::FAILURE;
     }
-    let (_, test) = tests.iter().find(|(known, _)| *known == name).expect("a test of this program");
+    let mut tests = modules.iter().flat_map(|module| module.tests.iter().chain(module.soaks));
+    let (_, test) = tests.find(|(path, _)| name(path) == asked).expect("a test of this program");
     test();
     ExitCode::SUCCESS
 }

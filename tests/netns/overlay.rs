@@ -1,9 +1,5 @@
 //! The overlay end to end: real agents, their command line, containers as namespaces, real packets.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -17,11 +13,11 @@ use overlayd::id::IfName;
 use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Ping, Underlay, eventually, tcp_throughput};
 
-use support::frames::{self, Seen, datagrams, see};
-use support::swarm::{Agent, Attached, Family, Swarm};
-use support::test_program;
+use crate::support::frames::{self, Seen, datagrams, see};
+use crate::support::swarm::{Agent, Attached, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     containers_ping_over_either_underlay
     containers_of_three_hosts_ping_each_other
     containers_of_an_unencrypted_network_ping

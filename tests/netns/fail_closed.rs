@@ -1,9 +1,5 @@
 //! Without a key nothing leaves: every frame on the underlay is looked at, every drop is counted.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,11 +12,11 @@ use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Host, Underlay, eventually};
 use rustix::process::Signal;
 
-use support::frames::{self, Seen, TLS_PORT, see};
-use support::swarm::{Attached, Family, Swarm};
-use support::test_program;
+use crate::support::frames::{self, Seen, TLS_PORT, see};
+use crate::support::swarm::{Attached, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     nothing_leaves_while_the_peers_agent_is_stopped
     nothing_leaves_while_the_peers_agent_is_dead
     nothing_leaves_while_the_key_channel_is_blocked

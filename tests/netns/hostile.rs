@@ -1,9 +1,5 @@
 //! What hostile hosts, peers and containers send never reaches a container, and is counted by name.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -16,11 +12,11 @@ use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Capture, Host, Underlay, eventually};
 use overlayd::sa::{KeyMaterial, Limits, OutboundSa, Suite};
 
-use support::frames::{self, ESP_PORT, TLS_PORT, VXLAN_PORT};
-use support::swarm::{Agent, Attached, Family, Swarm};
-use support::test_program;
+use crate::support::frames::{self, ESP_PORT, TLS_PORT, VXLAN_PORT};
+use crate::support::swarm::{Agent, Attached, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     garbage_on_every_port_reaches_nobody
     plaintext_for_an_encrypted_network_reaches_nobody
     replayed_packets_reach_nobody

@@ -1,9 +1,5 @@
 //! Keys between real agents: every suite, renewal under load, limits, and refusals that are told.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,11 +9,11 @@ use overlayd::drop_reason::DropReason;
 use overlayd::lab::{Ping, Underlay, eventually, tcp_throughput};
 use rustix::process::Signal;
 
-use support::frames::{self, datagrams};
-use support::swarm::{Attached, Family, Swarm, V4_SUBNET};
-use support::test_program;
+use crate::support::frames::{self, datagrams};
+use crate::support::swarm::{Attached, Family, Swarm, V4_SUBNET};
+use crate::support::tests;
 
-test_program! {
+tests! {
     every_suite_carries_traffic
     keys_are_renewed_under_load_without_a_loss
     packets_beyond_the_hard_limit_never_leave

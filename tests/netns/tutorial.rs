@@ -3,21 +3,17 @@
 //! A machine is a host of the laboratory with a shell that has directories of its own for sockets and
 //! state. Two things differ from a reader's: the program is built already, and `sudo` does nothing.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use crate::support::swarm::{OVERLAYD, PATIENCE};
+use crate::support::tests;
 use overlayd::lab::{Host, Lab, Underlay, eventually};
-use support::swarm::{OVERLAYD, PATIENCE};
-use support::test_program;
 
-test_program! {
+tests! {
     the_tutorial_works_as_it_is_written
 }
 
@@ -27,7 +23,7 @@ fn the_tutorial_works_as_it_is_written() {
     let mut machines = [1, 2].map(|number| Machine::start(lab.host(number), dir.path()));
     let (mut built, mut join, mut seen) = (0, None, Vec::new());
 
-    for (on, line) in tutorial(include_str!("../README.md")) {
+    for (on, line) in tutorial(include_str!("../../README.md")) {
         let number = if on == On::First { 0 } else { 1 };
         let machine = &mut machines[number];
         if line.starts_with("cargo build --release && sudo install ") {

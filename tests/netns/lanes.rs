@@ -1,10 +1,6 @@
 //! Several lanes in each agent: flows are spread over them and keep their order, each lane has the
 //! SAs that name it, and nodes with other numbers of lanes, or without steering, get along.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -15,11 +11,11 @@ use overlayd::id::{MacAddr, Spi};
 use overlayd::lab::{Underlay, eventually, tcp_throughput};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use support::frames::{self, Datagram, datagrams};
-use support::swarm::{Agent, Attached, Family, PATIENCE, Swarm};
-use support::test_program;
+use crate::support::frames::{self, Datagram, datagrams};
+use crate::support::swarm::{Agent, Attached, Family, PATIENCE, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     there_is_a_lane_for_each_core_unless_the_configuration_says_otherwise
     every_flow_stays_in_one_lane_and_every_lane_has_some
     flows_keep_their_order_under_load_and_no_packet_seems_replayed

@@ -1,10 +1,6 @@
 //! A manager that is lost and restored from a backup: elsewhere and at its own place, its nodes come back to
 //! it, and what must not be restored is refused.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +15,10 @@ use overlayd::control::store::{Backup, Store};
 use overlayd::lab::{Ping, Underlay, eventually};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use support::swarm::{Agent, Family, PATIENCE, Swarm, refused};
-use support::test_program;
+use crate::support::swarm::{Agent, Family, PATIENCE, Swarm, refused};
+use crate::support::tests;
 
-test_program! {
+tests! {
     manager_restored_on_another_machine_has_its_nodes_back_while_traffic_goes_on
     manager_that_was_replaced_and_knows_nobody_ends_too_when_it_is_started_again
     manager_restored_in_its_place_needs_no_hand_elsewhere

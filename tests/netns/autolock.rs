@@ -1,10 +1,6 @@
 //! A manager that is locked at each start of its agent: what it does and refuses before it is unlocked, and
 //! how it goes on after that.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -20,11 +16,11 @@ use overlayd::lab::{Container, Underlay, eventually};
 use overlayd::unlock_key::UnlockKey;
 use rustix::process::Signal;
 
-use support::etcd::{Etcd, Place};
-use support::swarm::{Agent, Family, PATIENCE, Swarm, refused};
-use support::test_program;
+use crate::support::etcd::{Etcd, Place};
+use crate::support::swarm::{Agent, Family, PATIENCE, Swarm, refused};
+use crate::support::tests;
 
-test_program! {
+tests! {
     locked_manager_carries_and_changes_nothing_and_goes_on_once_unlocked
     wrong_unlock_key_changes_nothing_and_is_answered_slowly
     changed_unlock_key_replaces_the_earlier_one

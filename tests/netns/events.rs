@@ -1,9 +1,5 @@
 //! The audit log of real agents: what is in it, over restarts too, and what is not.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::process::Stdio;
@@ -14,10 +10,10 @@ use overlayd::cluster::{Role, TokenName};
 use overlayd::events::{Event, Recorded};
 use overlayd::lab::{Underlay, eventually};
 
-use support::swarm::{Agent, Family, Swarm};
-use support::test_program;
+use crate::support::swarm::{Agent, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     who_did_what_from_where_is_told_and_outlives_the_agents
     followers_see_events_as_they_happen
     forged_packets_are_told_in_bursts

@@ -1,9 +1,5 @@
 //! Labels and availability: which nodes take containers, and of which networks they may be members.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,12 +15,12 @@ use overlayd::lab::{Host, Underlay, eventually};
 use overlayd::membership::SignedMembership;
 use overlayd::negotiate::{Action, Hello, Message, Reason, SpiPool};
 
-use support::cut_off::{Traffic, cut_tcp, mend_tcp};
-use support::simulated::SimulatedNode;
-use support::swarm::{Agent, Attached, Family, Swarm, V4_SUBNET};
-use support::{keyed, test_program};
+use crate::support::cut_off::{Traffic, cut_tcp, mend_tcp};
+use crate::support::simulated::SimulatedNode;
+use crate::support::swarm::{Agent, Attached, Family, Swarm, V4_SUBNET};
+use crate::support::{keyed, tests};
 
-test_program! {
+tests! {
     drained_node_takes_no_new_containers_and_keeps_those_that_it_has
     node_that_loses_its_label_is_cut_off_within_a_second_by_peers_that_no_manager_reaches
     peer_gives_a_node_without_the_label_no_keys_whatever_its_view_and_an_older_or_forged_record_say

@@ -1,10 +1,6 @@
 //! The cluster's certificate authority, on real agents: its root, one that the operator brings, and
 //! its replacement by another.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
@@ -20,12 +16,12 @@ use overlayd::lab::{Underlay, eventually};
 use rcgen::IsCa;
 use sha2::{Digest, Sha256};
 
-use support::certificates::root_files;
-use support::managers::three_managers_and_two_workers;
-use support::swarm::{Family, PATIENCE, Swarm};
-use support::test_program;
+use crate::support::certificates::root_files;
+use crate::support::managers::three_managers_and_two_workers;
+use crate::support::swarm::{Family, PATIENCE, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     rotation_goes_on_by_other_managers_after_the_one_that_took_a_step_was_killed
     root_is_the_same_on_every_node_and_in_the_token
     root_that_the_operator_brought_carries_traffic
@@ -289,7 +285,7 @@ fn rotation_goes_on_after_the_manager_was_killed_between_its_steps() {
                 swarm.start(1);
                 seen.push(rotation(&swarm).map(|rotation| rotation.step));
             }
-            support::tell(&format!("found after each kill: {seen:?}"));
+            crate::support::tell(&format!("found after each kill: {seen:?}"));
             await_end(&swarm);
             let new = root(&swarm, 1);
             let is_alone = |number: usize| {
@@ -394,7 +390,10 @@ fn rotation_goes_on_by_other_managers_after_the_one_that_took_a_step_was_killed(
         swarm.agent(1).done(&["ca", "rotate", "--detach"]);
         std::thread::sleep(Duration::from_micros(rand::random_range(0..200_000)));
         swarm.agent(1).kill();
-        support::tell(&format!("killed in {:?}", rotation_by(&swarm, 2).map(|rotation| rotation.step)));
+        crate::support::tell(&format!(
+            "killed in {:?}",
+            rotation_by(&swarm, 2).map(|rotation| rotation.step)
+        ));
         swarm.start(1);
         await_end_by(1, &old);
         done.store(true, Ordering::Relaxed);

@@ -2,10 +2,6 @@
 //! counts them. It also slows the lane, which makes batches longer; but a call per packet would still
 //! be hundreds a megabyte, as the first test shows where the kernel's offloads are off.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -13,11 +9,11 @@ use std::process::{Child, Command, Stdio};
 use overlayd::lab::Underlay;
 use rustix::process::{Pid, Signal, kill_process};
 
-use support::streams::assert_stream_is_intact;
-use support::swarm::{Agent, Attached, Family, Swarm};
-use support::test_program;
+use crate::support::streams::assert_stream_is_intact;
+use crate::support::swarm::{Agent, Attached, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     calls_per_packet_would_be_seen
     tcp_through_the_encrypted_network_costs_few_calls_a_megabyte
     tcp_through_the_plain_network_costs_few_calls_a_megabyte

@@ -1,10 +1,6 @@
 //! New keys between real agents: at an operator's word under load, at the limits, and where the key
 //! channel is cut while data could still pass.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,13 +13,13 @@ use overlayd::io::clock::boot_time;
 use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Host, Ping, Underlay, eventually};
 
-use support::frames::{self, datagrams};
-use support::paced::PacedStream;
-use support::swarm::{Agent, Attached, Family, PATIENCE, Swarm, V4_SUBNET};
-use support::test_program;
+use crate::support::frames::{self, datagrams};
+use crate::support::paced::PacedStream;
+use crate::support::swarm::{Agent, Attached, Family, PATIENCE, Swarm, V4_SUBNET};
+use crate::support::tests;
 
 // The longest first: four run at once.
-test_program! {
+tests! {
     traffic_stops_at_the_hard_age_without_a_key_channel_and_comes_back_with_it
     rekeys_under_load_lose_no_packet
     old_keys_are_gone_eleven_seconds_after_a_rekey
@@ -84,7 +80,7 @@ fn assert_rekeys_lose_nothing(rekeys: u32, interval: Duration, bits_per_second: 
     assert!(elapsed < interval * rekeys + Duration::from_secs(5), "{rekeys} rekeys took {elapsed:?}");
     let report = stream.stop_without_loss();
 
-    support::tell(&format!("{} rekeys in {elapsed:?}: {report:?}", seen.len() - 1));
+    crate::support::tell(&format!("{} rekeys in {elapsed:?}: {report:?}", seen.len() - 1));
 }
 
 fn old_keys_are_gone_eleven_seconds_after_a_rekey() {

@@ -1,9 +1,5 @@
 //! Bad input to real agents: a clear message that says what to do, the exit code, nothing half done.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -18,11 +14,11 @@ use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Container, Underlay, eventually};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use support::certificates::shift_certificate;
-use support::swarm::{Agent, Family, Swarm, refused};
-use support::test_program;
+use crate::support::certificates::shift_certificate;
+use crate::support::swarm::{Agent, Family, Swarm, refused};
+use crate::support::tests;
 
-test_program! {
+tests! {
     malformed_token_is_refused
     token_of_another_cluster_is_refused
     rotated_token_is_void
@@ -369,7 +365,7 @@ fn unknown_key_of_the_configuration_is_named_with_its_line() {
     let config = swarm.dir().join("config.toml");
     std::fs::write(&config, "[log]\nlevel = \"info\"\nlevle = \"debug\"\n").unwrap();
     let state = swarm.dir().join("state-of-nobody");
-    let mut command = Command::new(support::swarm::OVERLAYD);
+    let mut command = Command::new(crate::support::swarm::OVERLAYD);
     command.args(["agent", "--config"]).arg(&config).arg("--state-dir").arg(&state);
     let refusal = refused(&mut command, 1);
     assert!(refusal.contains("config.toml:3:") && refusal.contains("levle"), "{refusal}");

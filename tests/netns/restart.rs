@@ -1,9 +1,5 @@
 //! Agents that are killed, stopped and started again: what is attached stays, and comes back.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -19,11 +15,11 @@ use overlayd::io::netlink::{Link, Netlink};
 use overlayd::lab::{Container, Ping, Underlay, eventually};
 use rustix::process::Signal;
 
-use support::kills::assert_changes_survive;
-use support::swarm::{Agent, Attached, Family, Swarm, refused};
-use support::test_program;
+use crate::support::kills::assert_changes_survive;
+use crate::support::swarm::{Agent, Attached, Family, Swarm, refused};
+use crate::support::tests;
 
-test_program! {
+tests! {
     killed_agent_brings_everything_back
     all_agents_killed_come_back_without_their_manager
     agent_may_be_killed_at_any_moment_of_an_attachment
@@ -140,7 +136,7 @@ fn second_agent_on_a_state_directory_or_socket_is_refused() {
     let swarm = Swarm::unformed(2, Underlay::default());
     let (one, other) = (swarm.agent(1), swarm.dir().join("other"));
     let agent = |socket: &Path, state: &Path| {
-        let mut command = Command::new(support::swarm::OVERLAYD);
+        let mut command = Command::new(crate::support::swarm::OVERLAYD);
         command.arg("--socket").arg(socket).args(["agent", "--state-dir"]).arg(state);
         first_line(&refused(&mut command, 1))
     };

@@ -1,9 +1,5 @@
 //! Clusters whose state is in etcd: made there, moved there, without it for a while, and what is refused.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,12 +11,12 @@ use overlayd::cluster::Role;
 use overlayd::lab::{Underlay, eventually};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-use support::etcd::{Etcd, Place, Tls};
-use support::kills::assert_changes_survive;
-use support::swarm::{Agent, Family, PATIENCE, Swarm};
-use support::test_program;
+use crate::support::etcd::{Etcd, Place, Tls};
+use crate::support::kills::assert_changes_survive;
+use crate::support::swarm::{Agent, Family, PATIENCE, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     traffic_goes_on_without_etcd_and_changes_are_refused_until_it_is_back
     state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there
     locked_manager_has_its_state_in_etcd_once_it_is_unlocked

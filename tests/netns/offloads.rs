@@ -1,10 +1,6 @@
 //! Everything works with each of the kernel's offloads switched off by the operator, and `overlayd
 //! status` says so: real agents, streams, runs and pings of both families, in both kinds of network.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -12,11 +8,11 @@ use overlayd::api::types::{Offload, OffloadStatus};
 use overlayd::io::netns::NetNs;
 use overlayd::lab::{Underlay, eventually};
 
-use support::streams::{assert_run_is_intact, assert_stream_is_intact};
-use support::swarm::{Agent, Attached, Family, Swarm};
-use support::test_program;
+use crate::support::streams::{assert_run_is_intact, assert_stream_is_intact};
+use crate::support::swarm::{Agent, Attached, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     everything_is_on_by_default
     without_checksums_left_by_containers
     without_tcp_super_frames

@@ -1,9 +1,5 @@
 //! Unencrypted networks are VXLAN as RFC 7348 has it: the kernel's own device is the other end.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::time::Duration;
 
 use overlayd::drop_reason::DropReason;
@@ -11,11 +7,11 @@ use overlayd::id::{IfName, MacAddr};
 use overlayd::io::netlink::{Netlink, Vxlan};
 use overlayd::lab::{Ping, Underlay, eventually};
 
-use support::frames::{self, VXLAN_PORT, datagrams};
-use support::swarm::{Attached, Family, Swarm};
-use support::test_program;
+use crate::support::frames::{self, VXLAN_PORT, datagrams};
+use crate::support::swarm::{Attached, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     kernel_vxlan_device_and_container_ping_each_other_over_ipv4
     kernel_vxlan_device_and_container_ping_each_other_over_ipv6
     address_that_is_not_placed_on_the_kernels_host_does_not_get_in

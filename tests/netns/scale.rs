@@ -4,10 +4,6 @@
 //! All nodes are one process, on the same two cores as the manager. Each reads every update; most keep of it
 //! only who is there, and one in fifty keeps the whole view and checks what was signed, as an agent does.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,11 +17,11 @@ use overlayd::membership::JoinToken;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 
-use support::followers::{Follower, known_to_all};
-use support::swarm::{Agent, Family, Swarm};
-use support::{tell, test_program};
+use crate::support::followers::{Follower, known_to_all};
+use crate::support::swarm::{Agent, Family, Swarm};
+use crate::support::{tell, tests};
 
-test_program! {
+tests! {
     hundred_nodes_join_from_one_address_and_hear_of_changes_in_time
     ; soak:
     thousand_nodes_join_from_one_address_and_hear_of_changes_in_time
@@ -184,7 +180,7 @@ impl Kind {
             }
             Self::Comes => {
                 let new = coming.attach(1).await;
-                let has_come = |known: &support::followers::Known| {
+                let has_come = |known: &crate::support::followers::Known| {
                     known.nodes.contains(&coming.id()) && known.endpoints.contains(&new[0])
                 };
                 known_to_all(nodes, "who came", has_come).await;
@@ -194,7 +190,7 @@ impl Kind {
                 removed.is_to_end();
                 let id = removed.id().to_string();
                 agent.done(&["node", "rm", "--force", &id]);
-                let knows = |known: &support::followers::Known| {
+                let knows = |known: &crate::support::followers::Known| {
                     known.removed.contains(&removed.id()) && !known.nodes.contains(&removed.id())
                 };
                 known_to_all(nodes, "who was removed", knows).await;

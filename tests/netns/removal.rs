@@ -1,9 +1,5 @@
 //! Nodes that are removed while they live on: cut off within a second, refused everywhere, back only as new.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -26,11 +22,11 @@ use overlayd::id::NodeId;
 use overlayd::io::clock::{boot_time, wall_clock};
 use overlayd::lab::{Host, Underlay, eventually};
 
-use support::cut_off::{Traffic, cut_tcp, mend_tcp};
-use support::swarm::{Agent, Attached, Family, Swarm};
-use support::test_program;
+use crate::support::cut_off::{Traffic, cut_tcp, mend_tcp};
+use crate::support::swarm::{Agent, Attached, Family, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     removed_node_that_hears_nothing_of_it_is_cut_off_within_a_second_and_peers_tell_one_another
     removed_node_says_so_and_comes_back_only_as_a_new_node
     node_is_removed_only_by_force_while_it_is_connected_or_has_endpoints

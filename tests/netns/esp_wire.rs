@@ -1,10 +1,6 @@
 //! What is on the wire of an encrypted network, as another program reads it: tshark opens every
 //! packet with the keys of `--esp-key-log`.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -15,12 +11,12 @@ use overlayd::io::netns::NetNs;
 use overlayd::lab::{Underlay, eventually, write_pcap};
 use overlayd::wire::traffic_class::TrafficClass;
 
-use support::frames::{self, Datagram, datagrams};
-use support::streams::assert_run_is_intact_as;
-use support::swarm::{Agent, Attached, Family, PATIENCE, Swarm};
-use support::test_program;
+use crate::support::frames::{self, Datagram, datagrams};
+use crate::support::streams::assert_run_is_intact_as;
+use crate::support::swarm::{Agent, Attached, Family, PATIENCE, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     tshark_opens_every_packet_over_ipv4
     tshark_opens_every_packet_over_ipv6
     capture_without_the_keys_does_not_show_what_was_sent

@@ -1,9 +1,5 @@
 //! The state at rest: what whoever has a node's state file, or looks into its agent, can read there.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -17,12 +13,12 @@ use overlayd::lab::{Underlay, eventually};
 use overlayd::membership::JoinToken;
 use rustix::process::Signal;
 
-use support::certificates::root_files;
-use support::simulated::SimulatedNode;
-use support::swarm::{Agent, Family, PATIENCE, Swarm};
-use support::test_program;
+use crate::support::certificates::root_files;
+use crate::support::simulated::SimulatedNode;
+use crate::support::swarm::{Agent, Family, PATIENCE, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     nothing_of_the_cluster_can_be_read_in_the_state_files
     root_key_is_in_memory_only_while_it_is_used
     root_key_that_was_brought_is_in_memory_only_while_it_is_used

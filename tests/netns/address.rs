@@ -1,9 +1,5 @@
 //! Hosts that are given another address: the node goes on at the new one, and everybody finds it.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -15,10 +11,10 @@ use overlayd::io::clock::boot_time;
 use overlayd::io::netlink::{Link, Netlink};
 use overlayd::lab::{Host, Ping, Underlay, eventually};
 
-use support::swarm::{Attached, Family, PATIENCE, Swarm};
-use support::{tell, test_program};
+use crate::support::swarm::{Attached, Family, PATIENCE, Swarm};
+use crate::support::{tell, tests};
 
-test_program! {
+tests! {
     node_whose_address_is_replaced_is_found_by_its_peers_and_its_manager
     manager_whose_address_is_replaced_is_found_by_all_nodes
     nodes_that_move_at_once_find_each_other_through_the_manager

@@ -1,10 +1,6 @@
 //! Packet sizes end to end: what is too big is answered, connections fit, and the MTU follows the
 //! underlay's.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -15,11 +11,11 @@ use overlayd::drop_reason::DropReason;
 use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Host, Underlay, eventually};
 
-use support::streams::{assert_run_is_intact, assert_stream_is_intact};
-use support::swarm::{Attached, Family, PATIENCE, Swarm, V4_SUBNET, V6_SUBNET};
-use support::test_program;
+use crate::support::streams::{assert_run_is_intact, assert_stream_is_intact};
+use crate::support::swarm::{Attached, Family, PATIENCE, Swarm, V4_SUBNET, V6_SUBNET};
+use crate::support::tests;
 
-test_program! {
+tests! {
     sender_of_a_packet_that_is_too_big_hears_of_it
     connections_fit_whatever_the_containers_believe
     large_underlay_is_used_without_a_fragment

@@ -1,9 +1,5 @@
 //! Hosts that fall silent, as those do that lose their power: nobody closes a connection.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -23,9 +19,9 @@ use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Host, Lab, Underlay};
 use tokio::net::TcpListener;
 
-use support::{tell, test_program};
+use crate::support::{tell, tests};
 
-test_program! {
+tests! {
     silent_host_is_noticed_by_both_ends_of_an_idle_key_channel
     silent_host_is_noticed_by_both_ends_while_they_send
 }

@@ -1,9 +1,5 @@
 //! Certificates over the years, on real agents: renewed under traffic, expired, and under clocks that move.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
-mod support;
-
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,11 +10,11 @@ use overlayd::api::types::{
 use overlayd::io::clock::{boot_time, wall_clock};
 use overlayd::lab::{Underlay, eventually};
 
-use support::certificates::{Clock, shift_certificate};
-use support::swarm::{Agent, Family, PATIENCE, Swarm};
-use support::test_program;
+use crate::support::certificates::{Clock, shift_certificate};
+use crate::support::swarm::{Agent, Family, PATIENCE, Swarm};
+use crate::support::tests;
 
-test_program! {
+tests! {
     certificates_of_fifteen_seconds_are_renewed_under_traffic_without_a_gap
     life_below_an_hour_is_refused
     expired_node_comes_back_as_what_it_was
@@ -73,7 +69,7 @@ fn assert_renewals_lose_nothing(nodes: u8, life: &str, times: usize) {
     });
     let elapsed = boot_time().since(started);
     let counts: Vec<_> = swarm.agents.iter().map(renewals).collect();
-    support::tell(&format!(
+    crate::support::tell(&format!(
         "certificates of {life}: {counts:?} renewals in {elapsed:?}, {sent} pings, all answered"
     ));
 
