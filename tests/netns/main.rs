@@ -32,6 +32,7 @@ mod state;
 mod support;
 mod syscalls;
 mod tutorial;
+mod verify;
 mod vxlan_interop;
 
 use support::test_program;
@@ -64,5 +65,6 @@ test_program! {
     silence
     syscalls
     tutorial
+    verify
     vxlan_interop
 }

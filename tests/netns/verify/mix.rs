@@ -19,12 +19,12 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 
-use super::support::certificates::{Clock, shift_certificate};
-use super::support::cut_off::{cut_tcp, mend_tcp, plug_in, unplug};
-use super::support::etcd::{Etcd, Place};
-use super::support::swarm::{Agent, Attached, Swarm, V4_SUBNET, V6_SUBNET};
-use super::support::tell;
 use super::{SOON, ip};
+use crate::support::certificates::{Clock, shift_certificate};
+use crate::support::cut_off::{cut_tcp, mend_tcp, plug_in, unplug};
+use crate::support::etcd::{Etcd, Place};
+use crate::support::swarm::{Agent, Attached, Swarm, V4_SUBNET, V6_SUBNET};
+use crate::support::tell;
 
 /// Where the cluster's state is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,7 @@
 //! What there is held against what should be: each difference is mended or told by name, and nothing is
 //! left behind.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
 mod mix;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -18,11 +14,11 @@ use overlayd::io::netns::NetNs;
 use overlayd::io::tap::Tap;
 use overlayd::lab::{Underlay, eventually};
 
+use crate::support::swarm::{Agent, Attached, Family, Swarm, V4_SUBNET, V6_SUBNET};
+use crate::support::tests;
 use mix::Form;
-use support::swarm::{Agent, Attached, Family, Swarm, V4_SUBNET, V6_SUBNET};
-use support::test_program;
 
-test_program! {
+tests! {
     what_a_container_cannot_do_without_is_given_again
     what_somebody_set_in_a_container_is_told_and_left
     leftovers_are_found_at_the_start_removed_and_told_once
