@@ -65,11 +65,13 @@ impl Sum {
                 *lane += u64::from(u32::from_ne_bytes(*word));
             }
         }
-        let (words, last) = rest.as_chunks::<2>();
-        let sum = words.iter().map(|word| u64::from(u16::from_ne_bytes(*word))).sum::<u64>();
+        let (words, rest) = rest.as_chunks::<4>();
+        let words = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum::<u64>();
+        let (half, last) = rest.as_chunks::<2>();
+        let half = half.first().map_or(0, |half| u64::from(u16::from_ne_bytes(*half)));
         let last = last.first().map_or(0, |last| u64::from(u16::from_ne_bytes([*last, 0])));
         let lanes = lanes.iter().map(|lane| (lane >> 32) + (lane & 0xffff_ffff)).sum::<u64>();
-        Self(self.0 + lanes + sum + last)
+        Self(self.0 + lanes + words + half + last)
     }
 
     /// Adds one word.
