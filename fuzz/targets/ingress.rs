@@ -147,6 +147,7 @@ impl Node {
     /// Everything in the batch at once.
     fn receive(&mut self) {
         let (drops, mut batch) = (self.drops(), std::mem::take(&mut self.batch));
+        let came = batch.len();
         let cx = Context { tables: &self.tables, counters: &self.counters, now: self.now };
         let mut coalescer = Coalescer::new();
         let (ingress, judge) = (&mut self.ingress, &mut self.judge);
@@ -164,7 +165,7 @@ impl Node {
         }
         coalescer.flush(&cx, judge);
         let dropped_before = usize::try_from(self.drops() - drops).expect("a batch") - self.judge.refused;
-        let (halves, came) = (self.judge.halves, batch.len());
+        let halves = self.judge.halves;
         assert_eq!(2 * dropped_before + halves, 2 * came, "{dropped_before} drops of {came}");
         (self.judge.halves, self.judge.refused) = (0, 0);
         self.judge.allowed.clear();

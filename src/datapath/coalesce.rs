@@ -2,7 +2,8 @@
 //! the kernel's own (`tcp_gro_receive`, `udp_gro_receive_segment`, `inet_gro_receive`).
 //!
 //! One flow is open at a time, so frames never overtake each other. Pieces are borrowed from the
-//! buffer of the batch and written with one call; nothing is copied. Every piece's checksum has been
+//! buffer of the batch and written with one call when the batch has been opened (`gathered`); nothing is
+//! copied. Every piece's checksum has been
 //! found right before it is merged, or left undone by a sender who is believed, because the merged
 //! frame says so: a wrong one goes to the container alone and as it is. A run ends with the batch, with a
 //! frame that does not follow, with a shorter segment, with PSH or FIN, after 64 segments, and at 64 KiB.
@@ -12,6 +13,7 @@
 use std::num::NonZeroU16;
 
 use super::egress::{deliver, of_unfinished};
+use super::gathered::Gathered;
 use super::segment::{IPV4_ID, IPV4_TOTAL_LEN, IPV6_PAYLOAD_LEN};
 use super::segment::{octets16, partial_of, put, udp_len, word, write_ipv4_checksum};
 use super::{Context, Outlet};
@@ -88,14 +90,13 @@ pub enum Origin {
 #[must_use = "what has gathered is to be flushed"]
 pub struct Coalescer<'p> {
     run: Option<Run<'p>>,
-    /// The payloads behind the head of the run; the first is the head's place.
-    pieces: [&'p [u8]; MAX_SEGMENTS],
+    gathered: Gathered<'p>,
 }
 
 impl<'p> Coalescer<'p> {
     /// Nothing has gathered.
     pub fn new() -> Self {
-        Self { run: None, pieces: [&[]; MAX_SEGMENTS] }
+        Self { run: None, gathered: Gathered::default() }
     }
 
     /// Takes a frame that continues the run; gives back one that does not and has to be judged.
@@ -103,13 +104,7 @@ impl<'p> Coalescer<'p> {
     /// # Errors
     /// The frame.
     #[inline]
-    pub fn continue_run(
-        &mut self,
-        cx: &Context<'_>,
-        origin: Origin,
-        frame: Arrived<'p>,
-        outlet: &mut impl Outlet,
-    ) -> Result<(), Arrived<'p>> {
+    pub fn continue_run(&mut self, origin: Origin, frame: Arrived<'p>) -> Result<(), Arrived<'p>> {
         let (Some(run), Some(transport)) = (&mut self.run, &frame.transport) else { return Err(frame) };
         let follows = run.origin == origin
             && is_mergeable(frame.bytes, transport)
@@ -118,10 +113,9 @@ impl<'p> Coalescer<'p> {
         if !follows {
             return Err(frame);
         }
-        let index = run.segments;
-        self.pieces[index] = run.append(frame.bytes, transport);
+        self.gathered.add(run.append(frame.bytes, transport));
         if run.is_closed {
-            self.flush(cx, outlet);
+            self.finish_run();
         }
         Ok(())
     }
@@ -144,7 +138,11 @@ impl<'p> Coalescer<'p> {
             Protocol::Udp => merging.udp,
         };
         if is_merged && frame.is_checksum_right(&transport) {
-            self.flush(cx, outlet);
+            self.finish_run();
+            if !self.gathered.has_room() {
+                self.gathered.deliver(cx, outlet);
+            }
+            self.gathered.begin();
             self.run = Some(Run::new(port, origin, frame, transport));
         } else {
             self.pass(cx, port, &frame, outlet);
@@ -153,11 +151,15 @@ impl<'p> Coalescer<'p> {
 
     /// Hands over what has gathered.
     pub fn flush(&mut self, cx: &Context<'_>, outlet: &mut impl Outlet) {
+        self.finish_run();
+        self.gathered.deliver(cx, outlet);
+    }
+
+    fn finish_run(&mut self) {
         let Some(run) = self.run.take() else { return };
-        let (port, segments) = (run.port, run.segments);
+        let port = run.port;
         let (head, header) = run.close();
-        self.pieces[0] = head;
-        deliver(cx, port, &header, &self.pieces[..segments], outlet);
+        self.gathered.finish(port, head, header);
     }
 
     /// Hands over one frame behind what has gathered.
@@ -372,7 +374,7 @@ const IPV4_FLAGS: usize = ethernet::HEADER_LEN + 6;
 /// Do not fragment, in the upper octet of the flags.
 const DF: u8 = 0x40;
 /// `UDP_MAX_SEGMENTS` of Linux before 6.9: a kernel refuses longer runs of datagrams.
-const MAX_SEGMENTS: usize = 64;
+pub(super) const MAX_SEGMENTS: usize = 64;
 /// The longest packet of IPv4, with its Ethernet header.
 const MAX_LEN: usize = 0xffff + ethernet::HEADER_LEN;
 

@@ -242,7 +242,7 @@ fn receive_frame<'p, R: Remote>(
     // Before it may be merged: a run has one traffic class.
     class.enter(bytes)?;
     let arrived = Arrived::new(bytes, checksum)?;
-    let Err(arrived) = batch.continue_run(cx, origin, arrived, outlet) else { return Ok(()) };
+    let Err(arrived) = batch.continue_run(origin, arrived) else { return Ok(()) };
     let frame = Frame::parse(arrived.bytes).map_err(|_| DropReason::MalformedVxlan)?;
     policy::inward(directory, from, &frame)?;
     if frame.destination.is_multicast() {

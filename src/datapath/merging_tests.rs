@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::Merging;
 use super::flows::{Flow, are_checksums_right, mend};
 use super::testbed::*;
+use super::{Coalescer, Context, Merging};
 use crate::drop_reason::DropReason::{ForbiddenInner, PeerMacSpoofed};
 use crate::id::{Spi, Vni};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
@@ -69,6 +69,39 @@ fn run_ends_after_64_segments_and_at_64_kib() {
     let flow = Flow { size: 1300, ..Flow::new(A, B, false, Protocol::Tcp) };
     let lens: Vec<_> = merge(&flow.segments(&payload(78_000))).iter().map(|(_, frame)| frame.len()).collect();
     assert_eq!(lens, [66 + 50 * 1300, 66 + 10 * 1300]);
+}
+
+#[test]
+fn batch_is_opened_before_any_of_it_is_written() {
+    let (a, mut b) = keyed_nodes();
+    b.out.merging = EVERYTHING;
+    let runs = [false, true].map(|is_ipv6| Flow::new(A, B, is_ipv6, Protocol::Tcp).segments(&payload(3_000)));
+    let mut packets = seal(&a, &runs.concat());
+    let Node { ingress, tables, counters, out, now, class, .. } = &mut b;
+    let cx = Context { tables, counters, now: *now };
+    let mut batch = Coalescer::new();
+    for packet in &mut packets {
+        ingress.receive_esp(&cx, a.esp_address, *class, packet, &mut batch, out);
+        assert_eq!(out.delivered.len(), 0);
+    }
+    batch.flush(&cx, out);
+    assert_eq!(out.delivered.iter().map(|(_, _, frame)| frame.len()).collect::<Vec<_>>(), [3_066, 3_086]);
+}
+
+#[test]
+fn batch_of_more_than_can_gather_keeps_its_order() {
+    let flow = Flow { size: 100, ..Flow::new(A, B, false, Protocol::Tcp) };
+    let merged = merge(&flow.segments(&payload(40_000)));
+    assert_eq!(merged.iter().map(|(_, frame)| frame.len() - 66).collect::<Vec<_>>(), {
+        [6_400, 6_400, 6_400, 6_400, 6_400, 6_400, 1_600]
+    });
+    let arrived: Vec<_> = merged.iter().flat_map(|(_, frame)| frame[66..].to_vec()).collect();
+    assert_eq!(arrived, payload(40_000));
+
+    let flows = [false, true].map(|is_ipv6| Flow::new(A, B, is_ipv6, Protocol::Udp).frame(&payload(700)));
+    let alternating = flows.iter().cycle().take(50).cloned().collect::<Vec<_>>();
+    let frames: Vec<_> = merge(&alternating).into_iter().map(|(_, frame)| frame).collect();
+    assert_eq!(frames, alternating);
 }
 
 /// A change of the second of two frames that would be merged without it.

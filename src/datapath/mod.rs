@@ -18,6 +18,7 @@ mod coalesce;
 mod counters;
 mod egress;
 mod flood;
+mod gathered;
 mod ingress;
 mod limit;
 mod reply;

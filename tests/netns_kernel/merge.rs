@@ -276,7 +276,7 @@ pub(crate) fn merge(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut batch = Coalescer::new();
     for frame in &mut frames {
         let (origin, frame) = (Origin::Link(LinkSlot::new(0)), Arrived::new(frame, None).unwrap());
-        if let Err(frame) = batch.continue_run(&cx, origin, frame, &mut seen) {
+        if let Err(frame) = batch.continue_run(origin, frame) {
             batch.push(&cx, PortSlot::new(0), origin, frame, &mut seen);
         }
     }
