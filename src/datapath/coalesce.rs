@@ -1,14 +1,13 @@
 //! Merges received segments of a flow into one super-frame for the container's kernel, by the rules of
 //! the kernel's own (`tcp_gro_receive`, `udp_gro_receive_segment`, `inet_gro_receive`).
 //!
-//! One flow is open at a time, so frames never overtake each other. Pieces are borrowed from the
-//! buffer of the batch and written with one call when the batch has been opened (`gathered`); nothing is
-//! copied. Every piece's checksum has been
-//! found right before it is merged, or left undone by a sender who is believed, because the merged
-//! frame says so: a wrong one goes to the container alone and as it is. A run ends with the batch, with a
-//! frame that does not follow, with a shorter segment, with PSH or FIN, after 64 segments, and at 64 KiB.
-//! What follows in a run came the same way and has the same addresses, protocol and ports as its head, so that
-//! nothing else of it has to be judged. Used by `datapath::ingress`.
+//! One flow is open at a time, so frames never overtake each other. Pieces are borrowed from the buffer of
+//! the batch and written with one call when the batch has been opened (`gathered`); nothing is copied.
+//! Every piece's checksum has been found right before it is merged, or left undone by a sender who is
+//! believed, because the merged frame says so: a wrong one goes to the container alone and as it is. A run
+//! ends with the batch, with a frame that does not follow, with a shorter segment, with PSH or FIN, after
+//! 64 segments, and at 64 KiB. What follows in a run came the same way and has the same addresses, protocol
+//! and ports as its head, so that nothing else of it has to be judged. Used by `datapath::ingress`.
 
 use std::num::NonZeroU16;
 
