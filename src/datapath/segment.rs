@@ -17,6 +17,8 @@ pub struct SuperFrame {
     /// Octets of payload in every segment but the last.
     segment: usize,
     header: VnetHeader,
+    /// Of the IPv4 header without length, identification and checksum; each segment has its own.
+    ipv4: Sum,
 }
 
 impl SuperFrame {
@@ -44,7 +46,8 @@ impl SuperFrame {
             segmentation: Some(Segmentation { has_cwr, ..cut }),
             header_len: u16::try_from(payload).map_err(|_| malformed)?,
         };
-        let this = Self { transport, segment: usize::from(cut.size.get()), header };
+        let ipv4 = if is_ipv6 { Sum::ZERO } else { ipv4_sum(&frame[ethernet::HEADER_LEN..start]) };
+        let this = Self { transport, segment: usize::from(cut.size.get()), header, ipv4 };
         if this.segments() > MAX_SEGMENTS { Err(malformed) } else { Ok(this) }
     }
 
@@ -85,10 +88,11 @@ impl SuperFrame {
         if is_ipv6 {
             put(place, IPV6_PAYLOAD_LEN, octets16(len - ethernet::HEADER_LEN - ipv6::HEADER_LEN));
         } else {
-            put(place, IPV4_TOTAL_LEN, octets16(len - ethernet::HEADER_LEN));
-            let id = word(frame, IPV4_ID).wrapping_add(u16::from_be_bytes(octets16(index)));
-            put(place, IPV4_ID, id.to_be_bytes());
-            write_ipv4_checksum(place);
+            let total_len = octets16(len - ethernet::HEADER_LEN);
+            let id = word(frame, IPV4_ID).wrapping_add(u16::from_be_bytes(octets16(index))).to_be_bytes();
+            put(place, IPV4_TOTAL_LEN, total_len);
+            put(place, IPV4_ID, id);
+            put(place, IPV4_CHECKSUM, self.ipv4.plus(&total_len).plus(&id).checksum().to_be_bytes());
         }
         match protocol {
             Protocol::Tcp => {
@@ -123,6 +127,11 @@ pub(super) fn partial_of(transport: &Transport) -> Option<Checksum> {
     let start = u16::try_from(transport.start).ok()?;
     let offset = u16::try_from(transport.protocol.checksum_offset()).ok()?;
     Some(Checksum::Partial { start, offset })
+}
+
+/// The sum of an IPv4 header without the fields in which segments differ.
+fn ipv4_sum(header: &[u8]) -> Sum {
+    Sum::ZERO.plus(&header[..2]).plus(&header[6..10]).plus(&header[12..])
 }
 
 /// Makes the header checksum of an IPv4 packet in its frame anew.
