@@ -220,8 +220,8 @@ mod tests {
             let lanes = LaneCount::new(lanes).expect("some");
             queue(rate.parse().expect("a rate"), 1408, lanes).frames
         };
-        // 50 ms of 59,000 bytes each.
-        assert_eq!((frames("1gbit", 1), frames("1gbit", 2)), (Some(105), Some(52)));
+        // 50 ms of 60,000 bytes each.
+        assert_eq!((frames("1gbit", 1), frames("1gbit", 2)), (Some(104), Some(52)));
         assert_eq!((frames("1gbit", 64), frames("8kbit", 1)), (Some(FEWEST_FRAMES), Some(FEWEST_FRAMES)));
     }
 

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn rate_is_exact_but_for_the_burst_whatever_the_frames_and_however_late_the_looks() {
         for (rate, octets) in [("10mbit", 2_500_000), ("100mbit", 25_000_000), ("1gbit", 250_000_000)] {
-            for (len, interval) in [(64, 20_000), (1_422, 1_000_000), (59_000, 50_000), (59_000, 15_000_000)]
+            for (len, interval) in [(64, 20_000), (1_422, 1_000_000), (60_000, 50_000), (60_000, 15_000_000)]
             {
                 let passed =
                     passed(&limit(rate), len, Duration::from_nanos(interval), Duration::from_secs(2));
