@@ -13,8 +13,8 @@ use std::num::NonZeroU16;
 
 use super::egress::{deliver, of_unfinished};
 use super::gathered::Gathered;
-use super::segment::{IPV4_ID, IPV4_TOTAL_LEN, IPV6_PAYLOAD_LEN};
-use super::segment::{octets16, partial_of, put, udp_len, word, write_ipv4_checksum};
+use super::segment::{IPV4_CHECKSUM, IPV4_ID, IPV4_TOTAL_LEN, IPV6_PAYLOAD_LEN};
+use super::segment::{octets16, partial_of, put, udp_len, word};
 use super::{Context, Outlet};
 use crate::drop_reason::DropReason;
 use crate::id::{LinkSlot, PortSlot, Vni, VtepSlot};
@@ -297,8 +297,10 @@ impl<'p> Run<'p> {
         if is_ipv6 {
             put(head, IPV6_PAYLOAD_LEN, octets16(len - ethernet::HEADER_LEN - ipv6::HEADER_LEN));
         } else {
-            put(head, IPV4_TOTAL_LEN, octets16(len - ethernet::HEADER_LEN));
-            write_ipv4_checksum(head);
+            let (before, total_len) = (word(head, IPV4_TOTAL_LEN), octets16(len - ethernet::HEADER_LEN));
+            let sum = checksum::adjusted(word(head, IPV4_CHECKSUM), before.to_be_bytes(), total_len);
+            put(head, IPV4_TOTAL_LEN, total_len);
+            put(head, IPV4_CHECKSUM, sum.to_be_bytes());
         }
         let kind = match protocol {
             Protocol::Tcp => {

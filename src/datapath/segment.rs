@@ -46,7 +46,7 @@ impl SuperFrame {
             segmentation: Some(Segmentation { has_cwr, ..cut }),
             header_len: u16::try_from(payload).map_err(|_| malformed)?,
         };
-        let ipv4 = if is_ipv6 { Sum::ZERO } else { ipv4_sum(&frame[ethernet::HEADER_LEN..start]) };
+        let ipv4 = if is_ipv6 { Sum::ZERO } else { ipv4_sum(frame, start) };
         let this = Self { transport, segment: usize::from(cut.size.get()), header, ipv4 };
         if this.segments() > MAX_SEGMENTS { Err(malformed) } else { Ok(this) }
     }
@@ -129,17 +129,11 @@ pub(super) fn partial_of(transport: &Transport) -> Option<Checksum> {
     Some(Checksum::Partial { start, offset })
 }
 
-/// The sum of an IPv4 header without the fields in which segments differ.
-fn ipv4_sum(header: &[u8]) -> Sum {
-    Sum::ZERO.plus(&header[..2]).plus(&header[6..10]).plus(&header[12..])
-}
-
-/// Makes the header checksum of an IPv4 packet in its frame anew.
-pub(super) fn write_ipv4_checksum(frame: &mut [u8]) {
-    let end = ethernet::HEADER_LEN + usize::from(frame[ethernet::HEADER_LEN] & 0x0f) * 4;
-    put(frame, IPV4_CHECKSUM, [0, 0]);
-    let checksum = checksum::plain(&frame[ethernet::HEADER_LEN..end]);
-    put(frame, IPV4_CHECKSUM, checksum.to_be_bytes());
+/// The sum of an IPv4 header, which ends at `end`, without the fields in which segments differ.
+fn ipv4_sum(frame: &[u8], end: usize) -> Sum {
+    let flags_to_protocol = IPV4_ID + 2..IPV4_CHECKSUM;
+    let first_word = ethernet::HEADER_LEN..IPV4_TOTAL_LEN;
+    Sum::ZERO.plus(&frame[first_word]).plus(&frame[flags_to_protocol]).plus(&frame[IPV4_CHECKSUM + 2..end])
 }
 
 /// A length of something that is in a frame.
