@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::netlink::{Handover, Netlink, NetlinkError};
 use super::netns::{NetNs, NetNsError};
 use super::tap::{Tap, TapError};
+use super::udp::MAX_RUN_BYTES;
 use crate::id::{IfName, LaneCount, MacAddr};
 
 /// What an interface is to be.
@@ -168,5 +169,13 @@ fn create_nameless() -> Result<Tap, TapError> {
 }
 
 /// So that a super-frame, cut and sealed, is one run of `UDP_SEGMENT`: at an MTU of 1408 it is 44
-/// packets of 1,472 bytes, and 65,507 is the most. Of this TCP keeps some 320 bytes for headers.
+/// packets of 1,472 bytes, and one more would not fit.
 const GSO_MAX_SIZE: u32 = 60_000;
+
+/// TCP keeps `MAX_TCP_HEADER` and a byte of the size to itself (`sk_dst_gso_max_size` in net/core/sock.c);
+/// its segments have 1,356 bytes of payload with timestamps, and 1,336 over IPv6.
+const _: () = {
+    let payload = GSO_MAX_SIZE as usize - 321;
+    assert!(payload / 1356 == 44 && payload / 1336 == 44);
+    assert!(44 * 1472 <= MAX_RUN_BYTES && 45 * 1472 > MAX_RUN_BYTES);
+};
