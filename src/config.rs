@@ -34,6 +34,9 @@ pub struct AgentConfig {
     /// The longest that a lane that has just had something to do looks again before it sleeps; absent
     /// means that the agent chooses by what a wake-up takes.
     pub busy_poll: Option<Duration>,
+    /// Whether the processors are kept from sleeping while packets are carried; absent means that the
+    /// agent chooses by what a wake-up takes, with and without.
+    pub keep_awake: Option<bool>,
     /// What the kernel is asked to do for many packets at once.
     pub offload: OffloadConfig,
     /// Whether outer headers show the DSCP of what containers send.
@@ -74,6 +77,7 @@ impl AgentConfig {
             limits: keys.limits.0,
             flood: keys.flood,
             busy_poll: keys.busy_poll.map(|window| window.0),
+            keep_awake: keys.keep_awake,
             offload: keys.offload,
             copy_dscp: keys.copy_dscp,
             shortest_cert_expiry: keys.shortest_cert_expiry.0,
@@ -93,6 +97,7 @@ impl Default for AgentConfig {
             limits: LimitOverrides::default(),
             flood: FloodLimit::default(),
             busy_poll: None,
+            keep_awake: None,
             offload: OffloadConfig::default(),
             copy_dscp: false,
             shortest_cert_expiry: ShortestCertExpiry::default().0,
@@ -290,6 +295,7 @@ struct Keys {
     limits: LoweredLimits,
     flood: FloodLimit,
     busy_poll: Option<BusyPoll>,
+    keep_awake: Option<bool>,
     offload: OffloadConfig,
     copy_dscp: bool,
     shortest_cert_expiry: ShortestCertExpiry,
@@ -306,6 +312,7 @@ impl Default for Keys {
             limits: LoweredLimits::default(),
             flood: FloodLimit::default(),
             busy_poll: None,
+            keep_awake: None,
             offload: OffloadConfig::default(),
             copy_dscp: false,
             shortest_cert_expiry: ShortestCertExpiry::default(),
@@ -553,6 +560,7 @@ mod tests {
             socket = "/run/o1.sock"
             suites = ["chacha20-poly1305", "aes-256-gcm"]
             busy_poll = "20us"
+            keep_awake = false
             copy_dscp = true
             shortest_cert_expiry = "1m"
             lanes = 64
@@ -577,6 +585,7 @@ mod tests {
         assert_eq!(config.shortest_cert_expiry, Duration::from_mins(1));
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
         assert_eq!(config.busy_poll, Some(Duration::from_micros(20)));
+        assert_eq!(config.keep_awake, Some(false));
         assert_eq!(config.lanes.map(LaneCount::get), Some(64));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");
@@ -627,6 +636,7 @@ mod tests {
             ("[limits]\nhard_age = \"soon\"", 2, "\"soon\""),
             ("[limits]\nhard_pakets = 1", 2, "`hard_pakets`"),
             ("busy_poll = \"2ms\"", 1, "between"),
+            ("keep_awake = \"often\"", 1, "\"often\""),
             ("shortest_cert_expiry = \"2h\"", 1, "between"),
             ("[flood]\nburst = 0", 1, "flood limits start at 1"),
             ("[flood]\nburts = 1", 2, "`burts`"),

@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,7 +25,9 @@ use overlayd::rate::{Rate, RateLimits};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use overlayd::wire::traffic_class::{Dscp, TrafficClass};
 use overlayd::wire::vxlan::LeftChecksums;
-use overlayd::worker::{self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent, PortLimits};
+use overlayd::worker::{
+    self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent, PortLimits, Vigil,
+};
 
 #[path = "support/lane_allocations.rs"]
 mod lane_allocations;
@@ -49,6 +52,7 @@ test_program! {
     outer_header_shows_ecn_and_the_dscp_on_request_alone
     congestion_that_the_underlay_marks_slows_the_stream_down
     mark_that_no_sender_asked_for_is_a_counted_loss
+    processors_are_kept_awake_while_containers_converse
 }
 
 fn containers_ping_through_esp_over_either_underlay() {
@@ -299,6 +303,29 @@ fn mark_that_no_sender_asked_for_is_a_counted_loss() {
     assert_eq!(bed.nodes[1].lane.counters().link(LINK).last_drop, Some(DropReason::EcnIncapable));
 }
 
+fn processors_are_kept_awake_while_containers_converse() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    bed.exchange_keys();
+    bed.assert_ping(0, 1);
+    let calm = |node: &Node| while node.sleep_is_allowed.recv_timeout(Duration::from_secs(1)).is_ok() {};
+    bed.nodes.iter().for_each(calm);
+    assert!(bed.ping(0, 1, 20).is_complete());
+    for node in &bed.nodes {
+        assert_eq!(node.sleep_is_allowed.try_recv(), Err(mpsc::TryRecvError::Empty), "20 a second");
+    }
+
+    let often = Ping { count: 100, interval: Duration::from_millis(2), ..Ping::default() };
+    let namespace = bed.nodes[0].container.namespace();
+    for node in &bed.nodes {
+        let is_kept_awake = eventually(Duration::from_secs(20), || {
+            assert!(often.run(namespace, v4(1).addr()).unwrap().is_complete());
+            node.sleep_is_allowed.try_recv() == Ok(false)
+        });
+        assert!(is_kept_awake, "500 a second");
+        assert_eq!(node.sleep_is_allowed.recv_timeout(Duration::from_secs(10)), Ok(true), "a moment after");
+    }
+}
+
 /// How the only network of a [`Bed`] travels.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -318,6 +345,8 @@ struct Node {
     lane: Lane,
     tables: Arc<ArcSwap<Tables>>,
     container: Container,
+    /// Whether the processors may sleep, whenever that changes.
+    sleep_is_allowed: mpsc::Receiver<bool>,
 }
 
 impl Bed {
@@ -480,6 +509,8 @@ fn node(
     (options, dscp): (&UdpOptions, Dscp),
 ) -> Node {
     let container = host.container(["red", "blue"][index]).unwrap();
+    let (said, sleep_is_allowed) = mpsc::channel();
+    let vigil = Vigil::start(move |is_allowed| said.send(is_allowed).map_err(io::Error::other)).unwrap();
     let (lane, tables) = host
         .run_in(|| {
             let bind = |port| UdpSocket::bind(SocketAddr::new(own, port), options).unwrap();
@@ -492,6 +523,7 @@ fn node(
                 tables: tables.clone(),
                 flood: FloodLimit::default().into(),
                 busy_poll: Duration::from_micros(100),
+                vigil: Some(vigil),
                 dscp,
                 checksums: LeftChecksums::default(),
             };
@@ -503,7 +535,7 @@ fn node(
     tap.set_offloads(offloads).unwrap();
     block_on(lane.execute(Command::AddPort { slot: PORT, hold: HOLD, tap, limits: PortLimits::default() }))
         .unwrap();
-    Node { lane, tables, container }
+    Node { lane, tables, container, sleep_is_allowed }
 }
 
 /// The only queue of a container's interface.

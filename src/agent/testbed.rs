@@ -56,6 +56,7 @@ impl PaperCluster {
             tables: Arc::clone(tables),
             flood: FloodLimit { frames_per_second: 1, burst: 1 }.into(),
             busy_poll: Duration::ZERO,
+            vigil: None,
             dscp: Dscp::Hidden,
             checksums: LeftChecksums::Passed,
         };

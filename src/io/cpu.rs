@@ -86,6 +86,14 @@ const WAKE_UPS: usize = 15;
 /// About as long as a lane sleeps in a conversation.
 const ASLEEP: Duration = Duration::from_micros(200);
 
+/// How many there are in the machine, whether this process may use them or not.
+#[expect(unsafe_code, reason = "sysconf has no safe wrapper")]
+pub fn online() -> usize {
+    // SAFETY: sysconf takes a number and touches no memory of the caller's.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).map_or(1, |count| count.max(1))
+}
+
 /// How many threads of this process can run at once.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -107,6 +115,7 @@ mod tests {
         let before = sched_getaffinity(None).unwrap();
         let time = wake_up_time().unwrap();
         assert_eq!(!time.is_zero(), before.count() > 1, "{time:?}");
+        assert!(online() >= before.count() as usize, "no more than there are");
         assert!(time < Duration::from_millis(100), "{time:?}");
         assert_eq!(sched_getaffinity(None).unwrap(), before);
     }

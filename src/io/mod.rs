@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod container_port;
 pub mod cpu;
+pub mod cpu_latency;
 pub mod epoll;
 pub mod ethtool;
 pub mod eventfd;

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::command::{Command, CommandRing};
 use super::event::{EventRing, LaneEvent};
 use super::turn::Turns;
+use super::vigil::Vigil;
 use crate::datapath::{Flood, LaneCounters};
 use crate::forward::Tables;
 use crate::id::LaneId;
@@ -35,6 +36,8 @@ pub struct LaneConfig {
     pub flood: Flood,
     /// The longest that it looks for more before it sleeps; zero for never.
     pub busy_poll: Duration,
+    /// Who keeps the processors awake while it is woken often; nobody where that does not pay.
+    pub vigil: Option<Vigil>,
     /// Whether the underlay sees the DSCP of what containers send.
     pub dscp: Dscp,
     /// Whether checksums that containers leave are left to the receivers' kernels.

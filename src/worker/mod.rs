@@ -16,6 +16,7 @@ mod lane;
 mod moderation;
 mod ports;
 mod turn;
+mod vigil;
 
 #[cfg(test)]
 mod tests;
@@ -25,5 +26,6 @@ pub use command::Command;
 pub use event::{DataSocket, LaneEvent};
 pub use inventory::Inventory;
 pub use lane::{Lane, LaneConfig, LaneGone, spawn};
+pub use vigil::{Vigil, may_pay, pays};
 
 pub use crate::datapath::{Flood, FloodLimit, LaneCounters, PeerCounters, PortCounters, PortLimits};

@@ -154,6 +154,7 @@ impl TestLane {
             tables: tables.clone(),
             flood: FloodLimit::default().into(),
             busy_poll: Duration::from_micros(100),
+            vigil: None,
             dscp: Dscp::Hidden,
             checksums: LeftChecksums::Passed,
         };

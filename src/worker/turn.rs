@@ -21,6 +21,7 @@ use super::inventory::Inventory;
 use super::lane::{LaneConfig, Shared};
 use super::moderation::Moderation;
 use super::ports::Ports;
+use super::vigil::Wakings;
 use crate::boot_time::BootTime;
 use crate::datapath::{
     Coalescer, Context, Delivery, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run,
@@ -47,6 +48,7 @@ pub(super) struct Turns {
     received: RecvRing,
     epoll: Epoll,
     busy_poll: BusyPoll,
+    wakings: Wakings,
     courtesy: Courtesy,
     contention: Contention,
     moderation: Moderation,
@@ -72,12 +74,14 @@ impl Turns {
                 vxlan: config.vxlan,
                 ports: Ports::default(),
                 now: clock::boot_time(),
+                has_delivered: false,
                 overflow: [0; 2],
                 shared: shared.clone(),
             },
             received: RecvRing::new(),
             epoll,
             busy_poll: BusyPoll::new(config.busy_poll),
+            wakings: Wakings::new(config.vigil),
             courtesy: Courtesy::new(),
             contention: Contention::new(),
             moderation: Moderation::new(),
@@ -111,6 +115,10 @@ impl Turns {
             let work = self.turn(&ready, now);
             let from = std::mem::replace(&mut now, clock::boot_time());
             let taken = std::mem::take(&mut self.taken);
+            let has_delivered = std::mem::take(&mut self.wire.has_delivered);
+            if has_delivered || taken.packets > 0 {
+                self.wakings.carried(work, !polls, now);
+            }
             // A turn that time began is nobody's word in a conversation.
             if !ready.is_empty() {
                 let direction = if taken.packets > 0 { Direction::Out } else { Direction::In };
@@ -275,6 +283,8 @@ struct Wire {
     ports: Ports,
     /// Of the turn.
     now: BootTime,
+    /// Whether containers have had something in this turn.
+    has_delivered: bool,
     /// What the two sockets had dropped when that was last counted.
     overflow: [u32; 2],
     shared: Arc<Shared>,
@@ -332,6 +342,7 @@ impl Outlet for Wire {
     }
 
     fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
+        self.has_delivered = true;
         self.ports.deliver(port, header, pieces, self.now)
     }
 
