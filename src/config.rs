@@ -34,7 +34,7 @@ pub struct AgentConfig {
     /// The longest that a lane that has just had something to do looks again before it sleeps; absent
     /// means that the agent chooses by what a wake-up takes.
     pub busy_poll: Option<Duration>,
-    /// Whether the processors are kept from sleeping while packets are carried; absent means that the
+    /// Whether the processors are kept from sleeping while containers converse; absent means that the
     /// agent chooses by what a wake-up takes, with and without.
     pub keep_awake: Option<bool>,
     /// What the kernel is asked to do for many packets at once.

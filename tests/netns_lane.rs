@@ -317,7 +317,8 @@ fn processors_are_kept_awake_while_containers_converse() {
     let often = Ping { count: 100, interval: Duration::from_millis(2), ..Ping::default() };
     let namespace = bed.nodes[0].container.namespace();
     for node in &bed.nodes {
-        let is_kept_awake = eventually(Duration::from_secs(20), || {
+        calm(node);
+        let is_kept_awake = eventually(Duration::from_secs(60), || {
             assert!(often.run(namespace, v4(1).addr()).unwrap().is_complete());
             node.sleep_is_allowed.try_recv() == Ok(false)
         });

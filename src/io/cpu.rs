@@ -87,11 +87,21 @@ const WAKE_UPS: usize = 15;
 const ASLEEP: Duration = Duration::from_micros(200);
 
 /// How many there are in the machine, whether this process may use them or not.
-#[expect(unsafe_code, reason = "sysconf has no safe wrapper")]
-pub fn online() -> usize {
-    // SAFETY: sysconf takes a number and touches no memory of the caller's.
-    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    usize::try_from(count).map_or(1, |count| count.max(1))
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn online() -> io::Result<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+    count_listed(text.trim()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, text))
+}
+
+/// Of a list like `0-3,8`.
+fn count_listed(list: &str) -> Option<usize> {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+    };
+    list.split(',').map(count).sum()
 }
 
 /// How many threads of this process can run at once.
@@ -111,11 +121,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn processors_are_counted_as_the_kernel_lists_them() {
+        assert_eq!(count_listed("0"), Some(1));
+        assert_eq!(count_listed("0-127"), Some(128));
+        assert_eq!(count_listed("0-3,8,10-11"), Some(7));
+        for strange in ["", "0-", "3-1", "a", "0,,1"] {
+            assert_eq!(count_listed(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
     fn waking_takes_time_and_leaves_the_caller_where_it_may_run() {
         let before = sched_getaffinity(None).unwrap();
         let time = wake_up_time().unwrap();
         assert_eq!(!time.is_zero(), before.count() > 1, "{time:?}");
-        assert!(online() >= before.count() as usize, "no more than there are");
+        assert!(online().unwrap() >= before.count() as usize, "no more than there are");
         assert!(time < Duration::from_millis(100), "{time:?}");
         assert_eq!(sched_getaffinity(None).unwrap(), before);
     }

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 /// A request of this process, one of all that there are; the kernel keeps the strictest. It asks for
-/// nothing at first, and is gone with its owner, however that ends.
+/// nothing at first, and is gone with its owner, however that ends; while the process is stopped
+/// (`SIGSTOP`) it stands.
 #[derive(Debug)]
 pub struct CpuLatency(File);
 
@@ -23,7 +24,8 @@ impl CpuLatency {
         Ok(Self(OpenOptions::new().write(true).open(device)?))
     }
 
-    /// Whether a processor that has nothing to do may sleep. One that may not spins.
+    /// Whether a processor that has nothing to do may sleep. One that may not spins, where the kernel's
+    /// idle driver knows how; elsewhere this changes nothing.
     ///
     /// # Errors
     /// When the kernel refuses.

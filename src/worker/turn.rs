@@ -74,7 +74,7 @@ impl Turns {
                 vxlan: config.vxlan,
                 ports: Ports::default(),
                 now: clock::boot_time(),
-                has_delivered: false,
+                has_carried: false,
                 overflow: [0; 2],
                 shared: shared.clone(),
             },
@@ -115,13 +115,12 @@ impl Turns {
             let work = self.turn(&ready, now);
             let from = std::mem::replace(&mut now, clock::boot_time());
             let taken = std::mem::take(&mut self.taken);
-            let has_delivered = std::mem::take(&mut self.wire.has_delivered);
-            if has_delivered || taken.packets > 0 {
-                self.wakings.carried(work, !polls, now);
+            let direction = if taken.packets > 0 { Direction::Out } else { Direction::In };
+            if std::mem::take(&mut self.wire.has_carried) {
+                self.wakings.carried(work, direction, !polls, now);
             }
             // A turn that time began is nobody's word in a conversation.
             if !ready.is_empty() {
-                let direction = if taken.packets > 0 { Direction::Out } else { Direction::In };
                 self.busy_poll.served(from, now, work, direction);
             }
             let done = (taken, work.bytes - taken.bytes);
@@ -283,8 +282,8 @@ struct Wire {
     ports: Ports,
     /// Of the turn.
     now: BootTime,
-    /// Whether containers have had something in this turn.
-    has_delivered: bool,
+    /// Whether any frame has reached a container or left the node in this turn.
+    has_carried: bool,
     /// What the two sockets had dropped when that was last counted.
     overflow: [u32; 2],
     shared: Arc<Shared>,
@@ -326,6 +325,7 @@ impl Outlet for Wire {
     fn send_esp(&mut self, run: &Run<'_, Sealed>) {
         let sent = self.esp.send.send_run_as(run.to(), run.class(), run.bytes(), run.segment());
         let lost = self.shared.account(DataSocket::Esp, sent, run.packets());
+        self.has_carried |= lost < run.packets() as u64;
         if lost > 0 {
             self.shared.counters.note_drops_at_link(run.peer(), DropReason::SendFailed, lost);
         }
@@ -336,14 +336,16 @@ impl Outlet for Wire {
             vxlan.send.send_run_as(run.to(), run.class(), run.bytes(), run.segment())
         });
         let lost = self.shared.account(DataSocket::Vxlan, sent, run.packets());
+        self.has_carried |= lost < run.packets() as u64;
         if lost > 0 {
             self.shared.counters.note_drops_at_vtep(run.peer(), DropReason::SendFailed, lost);
         }
     }
 
     fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
-        self.has_delivered = true;
-        self.ports.deliver(port, header, pieces, self.now)
+        let delivery = self.ports.deliver(port, header, pieces, self.now);
+        self.has_carried |= delivery == Delivery::Taken;
+        delivery
     }
 
     fn merging(&self, port: PortSlot) -> Merging {

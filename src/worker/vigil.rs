@@ -2,57 +2,87 @@
 //!
 //! A processor that has nothing to do sleeps, and to leave its sleep takes a virtual machine longer than
 //! all that is done for a packet, at every step from program to lane to lane to program. The kernel can be
-//! asked to let its processors spin instead, as drivers of network cards ask it for (`e1000_change_mtu`).
-//! That costs all that the processors would have slept, so it is asked for only where it pays, while lanes
-//! are woken for one word after the other, and for a moment after. Streams and floods do not gain by it:
-//! more gathers while a processor wakes. Owned by `turn`; the request, by a thread of its own.
+//! asked to let its processors spin instead. That costs all that they would have slept, so it is asked for
+//! only where it pays, while lanes are woken for one word after the other, both ways, and for a moment
+//! after. Turns of many packets do not gain by it: more gathers while a processor wakes. Owned by `turn`;
+//! the request, by a thread of its own.
 
 use std::io;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
-use super::busy_poll::Work;
+use super::busy_poll::{Direction, Work};
 use crate::boot_time::BootTime;
 
-/// Keeps the processors awake as long as it is asked to, time and again; ends with its last clone.
+/// Keeps the processors awake as long as it is asked to, time and again; ends soon after its last clone.
 #[derive(Debug, Clone)]
-pub struct Vigil {
-    ask: SyncSender<()>,
-}
+pub struct Vigil(Arc<Bell>);
 
 impl Vigil {
     /// `allow_sleep` is called, by a thread that is made for it, whenever that changes.
     ///
     /// # Errors
     /// When the process has no thread left.
-    pub fn start(mut allow_sleep: impl FnMut(bool) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
-        let (ask, asked) = sync_channel(1);
-        std::thread::Builder::new().name("vigil".into()).spawn(move || {
-            let mut keep = || -> io::Result<()> {
-                while let Ok(()) = asked.recv() {
-                    allow_sleep(false)?;
-                    let ended = loop {
-                        if let Err(ended) = asked.recv_timeout(KEPT) {
-                            break ended;
-                        }
-                    };
-                    allow_sleep(true)?;
-                    if ended == RecvTimeoutError::Disconnected {
-                        break;
-                    }
-                }
-                Ok(())
-            };
-            if let Err(error) = keep() {
+    pub fn start(allow_sleep: impl FnMut(bool) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
+        let heard = Arc::new(Heard::default());
+        let bell = Arc::clone(&heard);
+        let thread = std::thread::Builder::new().name("vigil".into()).spawn(move || {
+            if let Err(error) = heard.keep(allow_sleep) {
                 tracing::warn!(%error, "the processors are not kept awake any more");
             }
         })?;
-        Ok(Self { ask })
+        Ok(Self(Arc::new(Bell { heard: bell, thread: thread.thread().clone() })))
     }
 
+    /// Takes no lock: lanes ask.
     fn ask(&self) {
-        // Full: it has been asked already. Closed: the kernel refuses, and that has been said.
-        let _ = self.ask.try_send(());
+        if !self.0.heard.is_asked.swap(true, Ordering::Relaxed) {
+            self.0.thread.unpark();
+        }
+    }
+}
+
+/// What the clones share.
+#[derive(Debug)]
+struct Bell {
+    heard: Arc<Heard>,
+    thread: Thread,
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.heard.is_over.store(true, Ordering::Relaxed);
+        self.thread.unpark();
+    }
+}
+
+/// What the thread hears of them.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Since the thread looked last.
+    is_asked: AtomicBool,
+    is_over: AtomicBool,
+}
+
+impl Heard {
+    fn keep(&self, mut allow_sleep: impl FnMut(bool) -> io::Result<()>) -> io::Result<()> {
+        while !self.is_over.load(Ordering::Relaxed) {
+            if self.is_asked.swap(false, Ordering::Relaxed) {
+                allow_sleep(false)?;
+                loop {
+                    std::thread::sleep(KEPT);
+                    if !self.is_asked.swap(false, Ordering::Relaxed) {
+                        break;
+                    }
+                }
+                allow_sleep(true)?;
+            } else {
+                std::thread::park();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -64,25 +94,29 @@ pub(super) struct Wakings {
     since: BootTime,
     /// For which it was woken.
     words: u32,
+    /// After each `Direction`.
+    has_carried: [bool; 2],
     has_bulk: bool,
 }
 
 impl Wakings {
     pub(super) fn new(vigil: Option<Vigil>) -> Self {
-        Self { vigil, since: BootTime::from_nanos(0), words: 0, has_bulk: false }
+        let since = BootTime::from_nanos(0);
+        Self { vigil, since, words: 0, has_carried: [false; 2], has_bulk: false }
     }
 
-    /// The lane has carried frames of containers, until `now`; `was_asleep` before.
+    /// The lane has carried frames, until `now`; `may_have_slept` before, as it did not poll.
     #[inline]
-    pub(super) fn carried(&mut self, work: Work, was_asleep: bool, now: BootTime) {
+    pub(super) fn carried(&mut self, work: Work, direction: Direction, may_have_slept: bool, now: BootTime) {
         let Some(vigil) = &self.vigil else { return };
         if now.since(self.since) >= WINDOW {
-            (self.since, self.words, self.has_bulk) = (now, 0, false);
+            (self.since, self.words, self.has_carried, self.has_bulk) = (now, 0, [false; 2], false);
         }
         self.has_bulk |= !work.is_light();
-        if was_asleep && !self.has_bulk {
+        self.has_carried[direction as usize] = true;
+        if may_have_slept && !self.has_bulk {
             self.words += 1;
-            if self.words == OFTEN {
+            if self.words >= OFTEN && self.has_carried == [true; 2] {
                 vigil.ask();
             }
         }
@@ -102,11 +136,11 @@ pub fn pays(asleep: Duration, awake: Duration) -> bool {
 const WINDOW: Duration = Duration::from_millis(50);
 /// In a window: 200 a second.
 const OFTEN: u32 = 10;
-/// After it was asked last. From one window to the next it may take two to be asked again.
+/// From one window to the next it may take two to be asked again.
 const KEPT: Duration = Duration::from_millis(100);
 /// All of them spin, whichever the packets need.
 const FEW: usize = 8;
-/// Some times what a processor of its own takes to leave a light sleep.
+/// Some times what a processor that no hypervisor has takes to leave a light sleep.
 const LONG: Duration = Duration::from_micros(20);
 
 #[cfg(test)]
@@ -116,51 +150,80 @@ mod tests {
     use super::*;
     use crate::io::clock::boot_time;
 
+    const WORD: Work = Work { packets: 1, bytes: 80 };
+
     fn at(micros: u64) -> BootTime {
         BootTime::from_nanos(1_000_000_000 + micros * 1000)
     }
 
-    const WORD: Work = Work { packets: 1, bytes: 80 };
+    /// A lane's view of a vigil, and what it has made of it.
+    fn wakings() -> (Wakings, Receiver<bool>) {
+        let (said, heard) = channel();
+        let vigil = Vigil::start(move |is_allowed| said.send(is_allowed).map_err(io::Error::other)).unwrap();
+        (Wakings::new(Some(vigil)), heard)
+    }
 
-    /// A lane's view of a vigil, and how often it has asked.
-    fn wakings() -> (Wakings, Receiver<()>) {
-        let (ask, asked) = sync_channel(100);
-        (Wakings::new(Some(Vigil { ask })), asked)
+    fn asked(wakings: &Wakings) -> bool {
+        wakings.vigil.as_ref().unwrap().0.heard.is_asked.load(Ordering::Relaxed)
     }
 
     #[test]
-    fn lane_that_is_woken_for_many_words_asks_once_in_a_window() {
-        let (mut wakings, asked) = wakings();
-        for number in 0..500 {
-            wakings.carried(WORD, true, at(number * 2_000));
+    fn lane_that_is_woken_for_many_words_asks_in_every_window() {
+        let (mut wakings, heard) = wakings();
+        for number in 0..10 {
+            assert!(!asked(&wakings), "word {number} of 10 is not many");
+            wakings.carried(WORD, Direction::Out, true, at(number * 2_000));
+            wakings.carried(WORD, Direction::In, false, at(number * 2_000 + 70));
         }
-        assert_eq!(asked.try_iter().count(), 20, "a second of pings, 2 ms apart");
+        assert!(!heard.recv().unwrap());
+        let (mut windows, mut now) = (0, 20_000);
+        while windows < 5 {
+            now += 2_000;
+            wakings.carried(WORD, Direction::Out, true, at(now));
+            wakings.carried(WORD, Direction::In, false, at(now + 70));
+            if wakings.vigil.as_ref().unwrap().0.heard.is_asked.swap(false, Ordering::Relaxed) {
+                windows = now / 50_000;
+            }
+            assert!(now < 400_000, "windows without a question");
+        }
     }
 
     #[test]
     fn lane_that_is_woken_now_and_then_or_not_asleep_does_not() {
-        let (mut wakings, asked) = wakings();
+        let (mut wakings, _heard) = wakings();
         for number in 0..500 {
-            wakings.carried(WORD, true, at(number * 6_000));
-            wakings.carried(WORD, false, at(number * 6_000 + 100));
+            wakings.carried(WORD, Direction::Out, true, at(number * 6_000));
+            wakings.carried(WORD, Direction::In, false, at(number * 6_000 + 100));
+            assert!(!asked(&wakings));
         }
-        assert_eq!(asked.try_iter().count(), 0);
+    }
+
+    #[test]
+    fn what_goes_one_way_is_no_conversation() {
+        for direction in [Direction::In, Direction::Out] {
+            let (mut wakings, _heard) = wakings();
+            for number in 0..500 {
+                wakings.carried(Work { packets: 1, bytes: 1_200 }, direction, true, at(number * 2_000));
+                assert!(!asked(&wakings));
+            }
+        }
     }
 
     #[test]
     fn stream_is_carried_by_processors_that_sleep() {
-        let (mut wakings, asked) = wakings();
+        let (mut wakings, _heard) = wakings();
         for number in 0..5_000 {
-            wakings.carried(Work { packets: 1, bytes: 60_000 }, true, at(number * 100));
-            wakings.carried(WORD, true, at(number * 100 + 50));
+            let run = Work { packets: 1, bytes: 60_000 };
+            wakings.carried(run, Direction::Out, true, at(number * 100));
+            wakings.carried(WORD, Direction::In, true, at(number * 100 + 50));
+            assert!(!asked(&wakings), "its acknowledgments are words");
         }
-        assert_eq!(asked.try_iter().count(), 0, "its acknowledgments are words");
     }
 
     #[test]
     fn processors_are_kept_awake_while_asked_for_and_a_moment_longer() {
-        let (said, heard) = channel();
-        let vigil = Vigil::start(move |is_allowed| said.send(is_allowed).map_err(io::Error::other)).unwrap();
+        let (wakings, heard) = wakings();
+        let vigil = wakings.vigil.unwrap();
         let is_kept_from_the_last_time_on = || {
             vigil.ask();
             assert!(!heard.recv().unwrap());

@@ -56,38 +56,44 @@ struct Processors {
 
 impl Processors {
     fn new(config: &AgentConfig) -> Self {
+        let is_chosen = config.busy_poll.is_none() || config.keep_awake != Some(false);
         // Without a thread left to measure it the lanes will not start either, and say so.
-        let asleep = cpu::wake_up_time().unwrap_or_default();
+        let asleep = if is_chosen { cpu::wake_up_time().unwrap_or_default() } else { Duration::ZERO };
         let busy_poll = config.busy_poll.unwrap_or_else(|| worker::longest_window(asleep));
-        let vigil = match config.keep_awake {
-            Some(false) => None,
-            Some(true) => start_vigil(None)
-                .inspect_err(|error| {
-                    tracing::warn!(%error, device = DEVICE, "keep_awake = true is not possible here");
-                })
-                .unwrap_or_default(),
-            None if !worker::may_pay(cpu::online(), asleep) => None,
-            None => start_vigil(Some(asleep))
-                .inspect_err(|error| {
-                    tracing::debug!(%error, device = DEVICE, "the processors cannot be kept awake here");
-                })
-                .unwrap_or_default(),
+        let is_wanted = config.keep_awake == Some(true);
+        let may_pay = || cpu::online().is_ok_and(|processors| worker::may_pay(processors, asleep));
+        let vigil = if is_wanted || config.keep_awake.is_none() && may_pay() {
+            start_vigil(asleep, is_wanted).unwrap_or_else(|error| {
+                let device = DEVICE;
+                if is_wanted {
+                    tracing::warn!(%error, device, "keep_awake = true is not possible here");
+                } else {
+                    tracing::info!(%error, device, "processors cannot be kept awake; wake-ups are slow here");
+                }
+                None
+            })
+        } else {
+            None
         };
         Self { busy_poll, vigil }
     }
 }
 
-/// Nobody where it would not shorten wake-ups that take `asleep` otherwise.
-fn start_vigil(asleep: Option<Duration>) -> io::Result<Option<Vigil>> {
+/// Nobody where it does not shorten wake-ups, which took `asleep`, unless it `is_wanted` all the same.
+fn start_vigil(asleep: Duration, is_wanted: bool) -> io::Result<Option<Vigil>> {
     let mut latency = CpuLatency::open()?;
-    if let Some(asleep) = asleep {
-        latency.allow_sleep(false)?;
-        let awake = cpu::wake_up_time()?;
-        latency.allow_sleep(true)?;
-        tracing::debug!(?asleep, ?awake, "how long wake-ups take");
-        if !worker::pays(asleep, awake) {
-            return Ok(None);
-        }
+    latency.allow_sleep(false)?;
+    let awake = cpu::wake_up_time()?;
+    latency.allow_sleep(true)?;
+    // The first time others may have had the processors.
+    let asleep = asleep.min(cpu::wake_up_time()?);
+    let pays = worker::pays(asleep, awake);
+    tracing::info!(?asleep, ?awake, "how long it takes to wake a processor, and one that is kept awake");
+    if is_wanted && !pays {
+        tracing::warn!("keep_awake = true wakes nobody sooner here, or somebody else asks for the same");
+    }
+    if !is_wanted && !pays {
+        return Ok(None);
     }
     Vigil::start(move |is_allowed| latency.allow_sleep(is_allowed)).map(Some)
 }
