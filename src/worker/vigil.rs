@@ -140,8 +140,8 @@ const OFTEN: u32 = 10;
 const KEPT: Duration = Duration::from_millis(100);
 /// All of them spin, whichever the packets need.
 const FEW: usize = 8;
-/// Some times what a processor that no hypervisor has takes to leave a light sleep.
-const LONG: Duration = Duration::from_micros(20);
+/// Some times what a processor that no hypervisor has takes to leave a light sleep (`C1`).
+const LONG: Duration = Duration::from_micros(10);
 
 #[cfg(test)]
 mod tests {
@@ -244,8 +244,8 @@ mod tests {
     #[test]
     fn pays_only_where_wake_ups_are_dear_and_processors_few() {
         let micros = Duration::from_micros;
-        assert!(may_pay(2, micros(50)) && may_pay(8, micros(20)));
-        assert!(!may_pay(9, micros(50)) && !may_pay(2, micros(19)));
+        assert!(may_pay(2, micros(50)) && may_pay(8, micros(10)));
+        assert!(!may_pay(9, micros(50)) && !may_pay(2, micros(9)));
         assert!(pays(micros(50), micros(25)) && !pays(micros(50), micros(26)));
         assert!(!may_pay(1, Duration::ZERO), "nobody is woken from elsewhere");
     }
