@@ -37,7 +37,7 @@ bench *ARGUMENTS:
 # Table and plot of the README, on a quiet machine: ten minutes
 figures:
     cargo build --release
-    sudo netns-scripts/throughput.sh --seconds 2 --rounds 5 --json docs/throughput.json --svg docs/throughput.svg --readme README.md
+    sudo netns-scripts/throughput.sh --peers vxlan,overlayd,null,gotatun,boringtun,nebula,fastd,openvpn,tinc,vpncloud,wireguard-go+vxlan --seconds 2 --rounds 5 --json docs/throughput.json --svg docs/throughput.svg --readme README.md
 
 # Any measurement of the data path: overlayd beside the kernel's VXLAN, on a quiet machine
 throughput *ARGUMENTS:
