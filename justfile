@@ -34,7 +34,7 @@ demo:
 bench *ARGUMENTS:
     cargo bench {{ARGUMENTS}}
 
-# Table and plot of the README, on a quiet machine: ten minutes
+# Table and plot of the README, on a quiet machine: twenty minutes with every tunnel
 figures:
     cargo build --release
     sudo netns-scripts/throughput.sh --peers vxlan,overlayd,null,gotatun,boringtun,nebula,fastd,openvpn,tinc,vpncloud,wireguard-go+vxlan --seconds 2 --rounds 5 --json docs/throughput.json --svg docs/throughput.svg --readme README.md

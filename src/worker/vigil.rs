@@ -27,13 +27,13 @@ impl Vigil {
     /// When the process has no thread left.
     pub fn start(allow_sleep: impl FnMut(bool) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
         let heard = Arc::new(Heard::default());
-        let bell = Arc::clone(&heard);
+        let keeper = Arc::clone(&heard);
         let thread = std::thread::Builder::new().name("vigil".into()).spawn(move || {
-            if let Err(error) = heard.keep(allow_sleep) {
+            if let Err(error) = keeper.keep(allow_sleep) {
                 tracing::warn!(%error, "the processors are not kept awake any more");
             }
         })?;
-        Ok(Self(Arc::new(Bell { heard: bell, thread: thread.thread().clone() })))
+        Ok(Self(Arc::new(Bell { heard, thread: thread.thread().clone() })))
     }
 
     /// Takes no lock: lanes ask.
