@@ -37,6 +37,9 @@ pub struct AgentConfig {
     /// Whether the processors are kept from sleeping while containers converse; absent means that the
     /// agent chooses by what a wake-up takes, with and without.
     pub keep_awake: Option<bool>,
+    /// Whether the agent is given more of the processors while it carries streams; absent means where that
+    /// can be had.
+    pub streams_first: Option<bool>,
     /// What the kernel is asked to do for many packets at once.
     pub offload: OffloadConfig,
     /// Whether outer headers show the DSCP of what containers send.
@@ -78,6 +81,7 @@ impl AgentConfig {
             flood: keys.flood,
             busy_poll: keys.busy_poll.map(|window| window.0),
             keep_awake: keys.keep_awake,
+            streams_first: keys.streams_first,
             offload: keys.offload,
             copy_dscp: keys.copy_dscp,
             shortest_cert_expiry: keys.shortest_cert_expiry.0,
@@ -98,6 +102,7 @@ impl Default for AgentConfig {
             flood: FloodLimit::default(),
             busy_poll: None,
             keep_awake: None,
+            streams_first: None,
             offload: OffloadConfig::default(),
             copy_dscp: false,
             shortest_cert_expiry: ShortestCertExpiry::default().0,
@@ -296,6 +301,7 @@ struct Keys {
     flood: FloodLimit,
     busy_poll: Option<BusyPoll>,
     keep_awake: Option<bool>,
+    streams_first: Option<bool>,
     offload: OffloadConfig,
     copy_dscp: bool,
     shortest_cert_expiry: ShortestCertExpiry,
@@ -313,6 +319,7 @@ impl Default for Keys {
             flood: FloodLimit::default(),
             busy_poll: None,
             keep_awake: None,
+            streams_first: None,
             offload: OffloadConfig::default(),
             copy_dscp: false,
             shortest_cert_expiry: ShortestCertExpiry::default(),
@@ -561,6 +568,7 @@ mod tests {
             suites = ["chacha20-poly1305", "aes-256-gcm"]
             busy_poll = "20us"
             keep_awake = false
+            streams_first = true
             copy_dscp = true
             shortest_cert_expiry = "1m"
             lanes = 64
@@ -586,6 +594,7 @@ mod tests {
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
         assert_eq!(config.busy_poll, Some(Duration::from_micros(20)));
         assert_eq!(config.keep_awake, Some(false));
+        assert_eq!(config.streams_first, Some(true));
         assert_eq!(config.lanes.map(LaneCount::get), Some(64));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.log.level.as_str(), "info,overlayd::control=debug");

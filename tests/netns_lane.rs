@@ -20,13 +20,13 @@ use overlayd::io::clock::boot_time;
 use overlayd::io::container_port::{ContainerPort, TapQueue};
 use overlayd::io::tap::{Tap, TapOffloads};
 use overlayd::io::udp::{Datagram, RecvRing, UdpOptions, UdpSocket};
-use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually};
+use overlayd::lab::{Container, Host, Lab, Ping, Underlay, eventually, tcp_throughput, udp_blast};
 use overlayd::rate::{Rate, RateLimits};
 use overlayd::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use overlayd::wire::traffic_class::{Dscp, TrafficClass};
 use overlayd::wire::vxlan::LeftChecksums;
 use overlayd::worker::{
-    self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent, PortLimits, Vigil,
+    self, Command, DataSocket, FloodLimit, Lane, LaneConfig, LaneEvent, PortLimits, Precedence, Wish,
 };
 
 #[path = "support/lane_allocations.rs"]
@@ -53,6 +53,7 @@ test_program! {
     congestion_that_the_underlay_marks_slows_the_stream_down
     mark_that_no_sender_asked_for_is_a_counted_loss
     processors_are_kept_awake_while_containers_converse
+    streams_come_first_and_floods_do_not
 }
 
 fn containers_ping_through_esp_over_either_underlay() {
@@ -307,11 +308,11 @@ fn processors_are_kept_awake_while_containers_converse() {
     let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
     bed.exchange_keys();
     bed.assert_ping(0, 1);
-    let calm = |node: &Node| while node.sleep_is_allowed.recv_timeout(Duration::from_secs(1)).is_ok() {};
+    let calm = |node: &Node| while node.vigil.recv_timeout(Duration::from_secs(1)).is_ok() {};
     bed.nodes.iter().for_each(calm);
     assert!(bed.ping(0, 1, 20).is_complete());
     for node in &bed.nodes {
-        assert_eq!(node.sleep_is_allowed.try_recv(), Err(mpsc::TryRecvError::Empty), "20 a second");
+        assert_eq!(node.vigil.try_recv(), Err(mpsc::TryRecvError::Empty), "20 a second");
     }
 
     let often = Ping { count: 100, interval: Duration::from_millis(2), ..Ping::default() };
@@ -320,10 +321,33 @@ fn processors_are_kept_awake_while_containers_converse() {
         calm(node);
         let is_kept_awake = eventually(Duration::from_secs(60), || {
             assert!(often.run(namespace, v4(1).addr()).unwrap().is_complete());
-            node.sleep_is_allowed.try_recv() == Ok(false)
+            node.vigil.try_recv() == Ok(true)
         });
         assert!(is_kept_awake, "500 a second");
-        assert_eq!(node.sleep_is_allowed.recv_timeout(Duration::from_secs(10)), Ok(true), "a moment after");
+        assert_eq!(node.vigil.recv_timeout(Duration::from_secs(10)), Ok(false), "a moment after");
+    }
+}
+
+fn streams_come_first_and_floods_do_not() {
+    let bed = Bed::new(Kind::Encrypted { is_ipv6: false });
+    bed.exchange_keys();
+    bed.assert_ping(0, 1);
+    assert!(bed.ping(0, 1, 20).is_complete());
+    let [sender, receiver] = [0, 1].map(|index| bed.nodes[index].container.namespace());
+    let to = v4(1).addr();
+    let is_quiet = |node: &Node| node.precedence.try_recv() == Err(mpsc::TryRecvError::Empty);
+    assert!(bed.nodes.iter().all(is_quiet), "a ping is no stream");
+
+    udp_blast(sender, receiver, to, &[7; 64], 100_000).unwrap();
+    assert!(bed.nodes.iter().all(is_quiet), "a flood is none either");
+
+    for node in &bed.nodes {
+        let comes_first = eventually(Duration::from_secs(60), || {
+            tcp_throughput(sender, receiver, to, Duration::from_secs(1)).unwrap();
+            node.precedence.try_recv() == Ok(true)
+        });
+        assert!(comes_first, "the sender's lane or the receiver's");
+        assert_eq!(node.precedence.recv_timeout(Duration::from_secs(10)), Ok(false), "a moment after");
     }
 }
 
@@ -346,8 +370,10 @@ struct Node {
     lane: Lane,
     tables: Arc<ArcSwap<Tables>>,
     container: Container,
-    /// Whether the processors may sleep, whenever that changes.
-    sleep_is_allowed: mpsc::Receiver<bool>,
+    /// Whether the processors are kept awake, whenever that changes.
+    vigil: mpsc::Receiver<bool>,
+    /// Whether streams come first, whenever that changes.
+    precedence: mpsc::Receiver<bool>,
 }
 
 impl Bed {
@@ -510,8 +536,12 @@ fn node(
     (options, dscp): (&UdpOptions, Dscp),
 ) -> Node {
     let container = host.container(["red", "blue"][index]).unwrap();
-    let (said, sleep_is_allowed) = mpsc::channel();
-    let vigil = Vigil::start(move |is_allowed| said.send(is_allowed).map_err(io::Error::other)).unwrap();
+    let wish = |name| {
+        let (said, heard) = mpsc::channel();
+        let grant = move |is_granted| said.send(is_granted).map_err(io::Error::other);
+        (Wish::start(name, grant).unwrap(), heard)
+    };
+    let ((wish_awake, vigil), (wish_first, precedence)) = (wish("vigil"), wish("precedence"));
     let (lane, tables) = host
         .run_in(|| {
             let bind = |port| UdpSocket::bind(SocketAddr::new(own, port), options).unwrap();
@@ -524,7 +554,8 @@ fn node(
                 tables: tables.clone(),
                 flood: FloodLimit::default().into(),
                 busy_poll: Duration::from_micros(100),
-                vigil: Some(vigil),
+                vigil: Some(wish_awake),
+                precedence: Some(Precedence::new(wish_first)),
                 dscp,
                 checksums: LeftChecksums::default(),
             };
@@ -536,7 +567,7 @@ fn node(
     tap.set_offloads(offloads).unwrap();
     block_on(lane.execute(Command::AddPort { slot: PORT, hold: HOLD, tap, limits: PortLimits::default() }))
         .unwrap();
-    Node { lane, tables, container, sleep_is_allowed }
+    Node { lane, tables, container, vigil, precedence }
 }
 
 /// The only queue of a container's interface.

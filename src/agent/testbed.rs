@@ -57,6 +57,7 @@ impl PaperCluster {
             flood: FloodLimit { frames_per_second: 1, burst: 1 }.into(),
             busy_poll: Duration::ZERO,
             vigil: None,
+            precedence: None,
             dscp: Dscp::Hidden,
             checksums: LeftChecksums::Passed,
         };

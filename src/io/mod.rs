@@ -4,6 +4,7 @@
 //! `agent`. The per-packet calls ([`tap::Tap::read_frame`], [`tap::Tap::write_frame`],
 //! [`udp::UdpSocket::send_run`], [`udp::UdpSocket::recv`]) neither allocate nor lock.
 
+pub mod autogroup;
 pub mod clock;
 pub mod container_port;
 pub mod cpu;

@@ -10,8 +10,9 @@ use tokio::sync::oneshot;
 
 use super::command::{Command, CommandRing};
 use super::event::{EventRing, LaneEvent};
+use super::precedence::Precedence;
 use super::turn::Turns;
-use super::vigil::Vigil;
+use super::wish::Wish;
 use crate::datapath::{Flood, LaneCounters};
 use crate::forward::Tables;
 use crate::id::LaneId;
@@ -37,7 +38,9 @@ pub struct LaneConfig {
     /// The longest that it looks for more before it sleeps; zero for never.
     pub busy_poll: Duration,
     /// Who keeps the processors awake while it is woken often; nobody where that does not pay.
-    pub vigil: Option<Vigil>,
+    pub vigil: Option<Wish>,
+    /// What is asked for more of the processors while streams are carried; nothing where there is none.
+    pub precedence: Option<Precedence>,
     /// Whether the underlay sees the DSCP of what containers send.
     pub dscp: Dscp,
     /// Whether checksums that containers leave are left to the receivers' kernels.

@@ -15,8 +15,10 @@ mod inventory;
 mod lane;
 mod moderation;
 mod ports;
+mod precedence;
 mod turn;
 mod vigil;
+mod wish;
 
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,8 @@ pub use command::Command;
 pub use event::{DataSocket, LaneEvent};
 pub use inventory::Inventory;
 pub use lane::{Lane, LaneConfig, LaneGone, spawn};
-pub use vigil::{Vigil, may_pay, pays};
+pub use precedence::{NICE, Precedence};
+pub use vigil::{may_pay, pays};
+pub use wish::Wish;
 
 pub use crate::datapath::{Flood, FloodLimit, LaneCounters, PeerCounters, PortCounters, PortLimits};

@@ -155,6 +155,7 @@ impl TestLane {
             flood: FloodLimit::default().into(),
             busy_poll: Duration::from_micros(100),
             vigil: None,
+            precedence: None,
             dscp: Dscp::Hidden,
             checksums: LeftChecksums::Passed,
         };

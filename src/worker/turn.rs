@@ -21,6 +21,7 @@ use super::inventory::Inventory;
 use super::lane::{LaneConfig, Shared};
 use super::moderation::Moderation;
 use super::ports::Ports;
+use super::precedence::{Carried, Streams};
 use super::vigil::Wakings;
 use crate::boot_time::BootTime;
 use crate::datapath::{
@@ -49,6 +50,7 @@ pub(super) struct Turns {
     epoll: Epoll,
     busy_poll: BusyPoll,
     wakings: Wakings,
+    streams: Streams,
     courtesy: Courtesy,
     contention: Contention,
     moderation: Moderation,
@@ -75,6 +77,7 @@ impl Turns {
                 ports: Ports::default(),
                 now: clock::boot_time(),
                 has_carried: false,
+                carried: Carried::default(),
                 overflow: [0; 2],
                 shared: shared.clone(),
             },
@@ -82,6 +85,7 @@ impl Turns {
             epoll,
             busy_poll: BusyPoll::new(config.busy_poll),
             wakings: Wakings::new(config.vigil),
+            streams: Streams::new(config.precedence),
             courtesy: Courtesy::new(),
             contention: Contention::new(),
             moderation: Moderation::new(),
@@ -119,6 +123,7 @@ impl Turns {
             if std::mem::take(&mut self.wire.has_carried) {
                 self.wakings.carried(work, direction, !polls, now);
             }
+            self.streams.carried(std::mem::take(&mut self.wire.carried), now);
             // A turn that time began is nobody's word in a conversation.
             if !ready.is_empty() {
                 self.busy_poll.served(from, now, work, direction);
@@ -259,9 +264,7 @@ impl Turns {
             }
         }
     }
-}
 
-impl Turns {
     fn inventory(&mut self) -> Inventory {
         let now = clock::boot_time();
         let inbound = self.ingress.sas().filter(|(_, sa)| sa.expires_at() > now);
@@ -284,6 +287,8 @@ struct Wire {
     now: BootTime,
     /// Whether any frame has reached a container or left the node in this turn.
     has_carried: bool,
+    /// What was read off TAPs and written to them in this turn.
+    carried: Carried,
     /// What the two sockets had dropped when that was last counted.
     overflow: [u32; 2],
     shared: Arc<Shared>,
@@ -343,6 +348,8 @@ impl Outlet for Wire {
     }
 
     fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
+        // Of a super-frame the headers are a piece of their own.
+        self.carried.add(header, pieces.len().saturating_sub(1).max(1));
         let delivery = self.ports.deliver(port, header, pieces, self.now);
         self.has_carried |= delivery == Delivery::Taken;
         delivery
@@ -398,6 +405,7 @@ fn read_port(
         place.head[..UNWRITTEN].fill(0);
         match tap.read_frame(place.head, place.rest) {
             Ok(Some((header, frame_len))) => {
+                wire.carried.add(&header, header.on_the_wire(place.head, frame_len).0);
                 wire.ports.charge(port, &header, place.head, frame_len, cx.now);
                 egress.submit(cx, port, &header, frame_len, wire);
                 frames += 1;

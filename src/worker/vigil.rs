@@ -4,92 +4,18 @@
 //! all that is done for a packet, at every step from program to lane to lane to program. The kernel can be
 //! asked to let its processors spin instead. That costs all that they would have slept, so it is asked for
 //! only where it pays, while lanes are woken for one word after the other, both ways, and for a moment
-//! after. Turns of many packets do not gain by it: more gathers while a processor wakes. Owned by `turn`;
-//! the request, by a thread of its own.
+//! after. Turns of many packets do not gain by it: more gathers while a processor wakes. Owned by `turn`.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::Thread;
 use std::time::Duration;
 
 use super::busy_poll::{Direction, Work};
+use super::wish::{WINDOW, Wish};
 use crate::boot_time::BootTime;
-
-/// Keeps the processors awake as long as it is asked to, time and again; ends soon after its last clone.
-#[derive(Debug, Clone)]
-pub struct Vigil(Arc<Bell>);
-
-impl Vigil {
-    /// `allow_sleep` is called, by a thread that is made for it, whenever that changes.
-    ///
-    /// # Errors
-    /// When the process has no thread left.
-    pub fn start(allow_sleep: impl FnMut(bool) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
-        let heard = Arc::new(Heard::default());
-        let keeper = Arc::clone(&heard);
-        let thread = std::thread::Builder::new().name("vigil".into()).spawn(move || {
-            if let Err(error) = keeper.keep(allow_sleep) {
-                tracing::warn!(%error, "the processors are not kept awake any more");
-            }
-        })?;
-        Ok(Self(Arc::new(Bell { heard, thread: thread.thread().clone() })))
-    }
-
-    /// Takes no lock: lanes ask.
-    fn ask(&self) {
-        if !self.0.heard.is_asked.swap(true, Ordering::Relaxed) {
-            self.0.thread.unpark();
-        }
-    }
-}
-
-/// What the clones share.
-#[derive(Debug)]
-struct Bell {
-    heard: Arc<Heard>,
-    thread: Thread,
-}
-
-impl Drop for Bell {
-    fn drop(&mut self) {
-        self.heard.is_over.store(true, Ordering::Relaxed);
-        self.thread.unpark();
-    }
-}
-
-/// What the thread hears of them.
-#[derive(Debug, Default)]
-struct Heard {
-    /// Since the thread looked last.
-    is_asked: AtomicBool,
-    is_over: AtomicBool,
-}
-
-impl Heard {
-    fn keep(&self, mut allow_sleep: impl FnMut(bool) -> io::Result<()>) -> io::Result<()> {
-        while !self.is_over.load(Ordering::Relaxed) {
-            if self.is_asked.swap(false, Ordering::Relaxed) {
-                allow_sleep(false)?;
-                loop {
-                    std::thread::sleep(KEPT);
-                    if !self.is_asked.swap(false, Ordering::Relaxed) {
-                        break;
-                    }
-                }
-                allow_sleep(true)?;
-            } else {
-                std::thread::park();
-            }
-        }
-        Ok(())
-    }
-}
 
 /// How often a lane has been woken lately, and for what.
 #[derive(Debug)]
 pub(super) struct Wakings {
-    vigil: Option<Vigil>,
+    vigil: Option<Wish>,
     /// When the window began.
     since: BootTime,
     /// For which it was woken.
@@ -100,7 +26,7 @@ pub(super) struct Wakings {
 }
 
 impl Wakings {
-    pub(super) fn new(vigil: Option<Vigil>) -> Self {
+    pub(super) fn new(vigil: Option<Wish>) -> Self {
         let since = BootTime::from_nanos(0);
         Self { vigil, since, words: 0, has_carried: [false; 2], has_bulk: false }
     }
@@ -133,11 +59,8 @@ pub fn pays(asleep: Duration, awake: Duration) -> bool {
     awake * 2 <= asleep
 }
 
-const WINDOW: Duration = Duration::from_millis(50);
 /// In a window: 200 a second.
 const OFTEN: u32 = 10;
-/// From one window to the next it may take two to be asked again.
-const KEPT: Duration = Duration::from_millis(100);
 /// All of them spin, whichever the packets need.
 const FEW: usize = 8;
 /// Some times what a processor that no hypervisor has takes to leave a light sleep (`C1`).
@@ -145,10 +68,7 @@ const LONG: Duration = Duration::from_micros(10);
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, channel};
-
     use super::*;
-    use crate::io::clock::boot_time;
 
     const WORD: Work = Work { packets: 1, bytes: 80 };
 
@@ -156,32 +76,29 @@ mod tests {
         BootTime::from_nanos(1_000_000_000 + micros * 1000)
     }
 
-    /// A lane's view of a vigil, and what it has made of it.
-    fn wakings() -> (Wakings, Receiver<bool>) {
-        let (said, heard) = channel();
-        let vigil = Vigil::start(move |is_allowed| said.send(is_allowed).map_err(io::Error::other)).unwrap();
-        (Wakings::new(Some(vigil)), heard)
+    fn wakings() -> Wakings {
+        Wakings::new(Some(Wish::unheard()))
     }
 
     fn asked(wakings: &Wakings) -> bool {
-        wakings.vigil.as_ref().unwrap().0.heard.is_asked.load(Ordering::Relaxed)
+        wakings.vigil.as_ref().unwrap().take_asked()
     }
 
     #[test]
     fn lane_that_is_woken_for_many_words_asks_in_every_window() {
-        let (mut wakings, heard) = wakings();
+        let mut wakings = wakings();
         for number in 0..10 {
             assert!(!asked(&wakings), "word {number} of 10 is not many");
             wakings.carried(WORD, Direction::Out, true, at(number * 2_000));
             wakings.carried(WORD, Direction::In, false, at(number * 2_000 + 70));
         }
-        assert!(!heard.recv().unwrap());
+        assert!(asked(&wakings));
         let (mut windows, mut now) = (0, 20_000);
         while windows < 5 {
             now += 2_000;
             wakings.carried(WORD, Direction::Out, true, at(now));
             wakings.carried(WORD, Direction::In, false, at(now + 70));
-            if wakings.vigil.as_ref().unwrap().0.heard.is_asked.swap(false, Ordering::Relaxed) {
+            if asked(&wakings) {
                 windows = now / 50_000;
             }
             assert!(now < 400_000, "windows without a question");
@@ -190,7 +107,7 @@ mod tests {
 
     #[test]
     fn lane_that_is_woken_now_and_then_or_not_asleep_does_not() {
-        let (mut wakings, _heard) = wakings();
+        let mut wakings = wakings();
         for number in 0..500 {
             wakings.carried(WORD, Direction::Out, true, at(number * 6_000));
             wakings.carried(WORD, Direction::In, false, at(number * 6_000 + 100));
@@ -201,7 +118,7 @@ mod tests {
     #[test]
     fn what_goes_one_way_is_no_conversation() {
         for direction in [Direction::In, Direction::Out] {
-            let (mut wakings, _heard) = wakings();
+            let mut wakings = wakings();
             for number in 0..500 {
                 wakings.carried(Work { packets: 1, bytes: 1_200 }, direction, true, at(number * 2_000));
                 assert!(!asked(&wakings));
@@ -211,34 +128,13 @@ mod tests {
 
     #[test]
     fn stream_is_carried_by_processors_that_sleep() {
-        let (mut wakings, _heard) = wakings();
+        let mut wakings = wakings();
         for number in 0..5_000 {
             let run = Work { packets: 1, bytes: 60_000 };
             wakings.carried(run, Direction::Out, true, at(number * 100));
             wakings.carried(WORD, Direction::In, true, at(number * 100 + 50));
             assert!(!asked(&wakings), "its acknowledgments are words");
         }
-    }
-
-    #[test]
-    fn processors_are_kept_awake_while_asked_for_and_a_moment_longer() {
-        let (wakings, heard) = wakings();
-        let vigil = wakings.vigil.unwrap();
-        let is_kept_from_the_last_time_on = || {
-            vigil.ask();
-            assert!(!heard.recv().unwrap());
-            std::thread::sleep(KEPT / 2);
-            let asked = boot_time();
-            vigil.ask();
-            while !heard.recv_timeout(KEPT * 50).unwrap() {}
-            boot_time().since(asked) >= KEPT
-        };
-        // On a busy machine the sleep may be too long.
-        assert!((0..5).any(|_| is_kept_from_the_last_time_on()));
-        vigil.clone().ask();
-        assert!(!heard.recv().unwrap());
-        drop(vigil);
-        assert_eq!(heard.iter().collect::<Vec<_>>(), [true], "nobody is left who could ask");
     }
 
     #[test]

@@ -13,12 +13,13 @@ use super::super::offloads;
 use crate::config::AgentConfig;
 use crate::forward::Tables;
 use crate::id::LaneCount;
+use crate::io::autogroup::Autogroup;
 use crate::io::cpu;
 use crate::io::cpu_latency::{CpuLatency, DEVICE};
 use crate::io::steer::Group;
 use crate::wire::traffic_class::Dscp;
 use crate::wire::vxlan::LeftChecksums;
-use crate::worker::{self, Flood, FloodLimit, Lane, LaneConfig, LaneEvent, Vigil};
+use crate::worker::{self, Flood, FloodLimit, Lane, LaneConfig, LaneEvent, NICE, Precedence, Wish};
 
 /// One for each of the sockets for ESP.
 pub(super) fn start_lanes(
@@ -34,24 +35,26 @@ pub(super) fn start_lanes(
     let vxlan = vxlan.into_iter().flat_map(|group| group.lanes).map(Some).chain(std::iter::repeat(None));
     let processors = Processors::new(config);
     let busy_poll = processors.busy_poll;
+    let precedence = precedence(config);
     let sockets = count.ids().zip(esp.lanes).zip(vxlan);
     let configs = sockets.map(|((id, esp), vxlan)| {
         let (tables, flood) = (Arc::clone(tables), flood.clone());
         let dscp = if config.copy_dscp { Dscp::Copied } else { Dscp::Hidden };
         let checksums =
             if config.offload.remote_checksum { LeftChecksums::Passed } else { LeftChecksums::Made };
-        let vigil = processors.vigil.clone();
-        LaneConfig { id, esp, vxlan, tables, flood, busy_poll, vigil, dscp, checksums }
+        let (vigil, precedence) = (processors.vigil.clone(), precedence.clone());
+        LaneConfig { id, esp, vxlan, tables, flood, busy_poll, vigil, precedence, dscp, checksums }
     });
     let keep_awake = processors.vigil.is_some();
-    tracing::info!(lanes = count.get(), ?busy_poll, keep_awake, "packets are carried");
+    let streams_first = precedence.is_some();
+    tracing::info!(lanes = count.get(), ?busy_poll, keep_awake, streams_first, "packets are carried");
     configs.map(|lane| Ok(Arc::new(worker::spawn(lane)?))).collect()
 }
 
 /// What is done about the time that it takes to wake a processor.
 struct Processors {
     busy_poll: Duration,
-    vigil: Option<Vigil>,
+    vigil: Option<Wish>,
 }
 
 impl Processors {
@@ -80,7 +83,7 @@ impl Processors {
 }
 
 /// Nobody where it does not shorten wake-ups, which took `asleep`, unless it `is_wanted` all the same.
-fn start_vigil(asleep: Duration, is_wanted: bool) -> io::Result<Option<Vigil>> {
+fn start_vigil(asleep: Duration, is_wanted: bool) -> io::Result<Option<Wish>> {
     let mut latency = CpuLatency::open()?;
     latency.allow_sleep(false)?;
     let awake = cpu::wake_up_time()?;
@@ -95,7 +98,31 @@ fn start_vigil(asleep: Duration, is_wanted: bool) -> io::Result<Option<Vigil>> {
     if !is_wanted && !pays {
         return Ok(None);
     }
-    Vigil::start(move |is_allowed| latency.allow_sleep(is_allowed)).map(Some)
+    Wish::start("vigil", move |is_kept| latency.allow_sleep(!is_kept)).map(Some)
+}
+
+/// Nothing where the scheduler would not mind it, or does not let the agent have it.
+fn precedence(config: &AgentConfig) -> Option<Precedence> {
+    if config.streams_first == Some(false) {
+        return None;
+    }
+    start_precedence().map(Some).unwrap_or_else(|error| {
+        if config.streams_first == Some(true) {
+            tracing::warn!(%error, "streams_first = true is not possible here");
+        } else {
+            tracing::info!(%error, "streams do not come first");
+        }
+        None
+    })
+}
+
+fn start_precedence() -> io::Result<Precedence> {
+    let mut session = Autogroup::open()?;
+    // Whether the kernel allows it is known now and not when the first stream is there.
+    session.set_nice(NICE)?;
+    session.set_nice(0)?;
+    let wish = Wish::start("precedence", move |is_first| session.set_nice(if is_first { NICE } else { 0 }))?;
+    Ok(Precedence::new(wish))
 }
 
 /// Passes on what a lane has to tell until it has ended.
