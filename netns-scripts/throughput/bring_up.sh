@@ -14,7 +14,7 @@ bring_up() {
             ;;
         overlayd)
             containers_alone
-            # The scheduler shares processors among sessions (autogroup): both agents are one service here.
+            # A session of its own, as each agent has: not the programs' that measure.
             setsid "$HERE/pair.sh" "$(host 1)" "$(host 2)" "$(container 1)" "$(container 2)" "$dir" >>"$dir/log" 2>&1 &
             await "overlayd is not ready" 60 test -e "$dir/ready"
             ;;

@@ -4,13 +4,15 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
-
-use rustix::process::{getpid, getsid};
+use std::time::Duration;
 
 /// A session that this process leads, so that it is its own and ends with it, and of which the scheduler
-/// minds the weight.
+/// minds the weight. Its weight is as before when this is dropped.
 #[derive(Debug)]
-pub struct Autogroup(File);
+pub struct Autogroup {
+    file: File,
+    nice: i32,
+}
 
 impl Autogroup {
     /// That of this process.
@@ -19,7 +21,7 @@ impl Autogroup {
     /// When it leads none, or its weight makes no difference here or is somebody else's choice; the error
     /// says why.
     pub fn open() -> io::Result<Self> {
-        if getsid(None)? != getpid() {
+        if !leads_a_session() {
             return Err(io::Error::other("the agent does not lead a session of its own"));
         }
         Self::open_at(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
@@ -31,18 +33,16 @@ impl Autogroup {
             return Err(io::Error::other("the kernel does not share processors by session"));
         }
         let memberships = std::fs::read_to_string(proc.join("self/cgroup"))?;
-        if memberships.lines().any(|line| has_weight(line, cgroups)) {
-            return Err(io::Error::other("the agent's control group has a weight (CPUWeight= of systemd)"));
+        if has_weight(&memberships, cgroups)? {
+            return Err(io::Error::other("the agent's control group has a weight (cpu.weight)"));
         }
         let path = proc.join("self/autogroup");
         let session = std::fs::read_to_string(&path)?;
-        if !session.trim_end().ends_with(" nice 0") {
-            return Err(io::Error::other(format!(
-                "its session has a weight already: {}",
-                session.trim_end()
-            )));
+        match session.trim_end().rsplit_once(' ') {
+            Some((_, "0")) => Ok(Self { file: OpenOptions::new().write(true).open(path)?, nice: 0 }),
+            Some((_, nice)) => Err(io::Error::other(format!("the agent's session has nice {nice} already"))),
+            None => Err(io::Error::other("the agent's session is not told apart from others")),
         }
-        Ok(Self(OpenOptions::new().write(true).open(path)?))
     }
 
     /// Gives the session the weight that a program of this nice value has: from -20, the most, to 19.
@@ -50,28 +50,75 @@ impl Autogroup {
     /// # Errors
     /// When the kernel refuses: less than zero takes `CAP_SYS_NICE` or `RLIMIT_NICE`.
     pub fn set_nice(&mut self, nice: i32) -> io::Result<()> {
-        self.0.write_all(nice.to_string().as_bytes()).map_err(|error| {
-            let is_forbidden = error.kind() == io::ErrorKind::PermissionDenied;
-            if is_forbidden { io::Error::new(error.kind(), MAY_NOT) } else { error }
-        })
+        for _ in 0..ATTEMPTS {
+            match self.file.write_all(nice.to_string().as_bytes()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(BETWEEN),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(io::Error::new(error.kind(), MAY_NOT));
+                }
+                written => {
+                    written?;
+                    self.nice = nice;
+                    return Ok(());
+                }
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 
-/// Whether a line of `/proc/PID/cgroup` is a control group with a share of processors, in which sessions
-/// are not told apart: any but the root of the first version's `cpu`, or, of the second version's, one
-/// that has a weight or is in one that has.
-fn has_weight(line: &str, cgroups: &Path) -> bool {
-    let mut fields = line.splitn(3, ':').skip(1);
-    let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { return false };
-    if controllers.is_empty() {
-        let group = cgroups.join(path.trim_start_matches('/'));
-        let within = group.ancestors().take_while(|group| group.starts_with(cgroups));
-        return within.into_iter().any(|group| group.join("cpu.weight").exists());
+impl Drop for Autogroup {
+    fn drop(&mut self) {
+        if self.nice != 0
+            && let Err(error) = self.set_nice(0)
+        {
+            tracing::warn!(%error, nice = self.nice, "the agent's session keeps its weight until the agent ends");
+        }
     }
-    controllers.split(',').any(|controller| controller == "cpu") && path != "/"
+}
+
+#[expect(
+    unsafe_code,
+    reason = "rustix takes the 0 of a session that began outside this PID namespace for a number"
+)]
+fn leads_a_session() -> bool {
+    // SAFETY: getsid takes no pointers; 0 is the calling process.
+    let session = unsafe { libc::getsid(0) };
+    u32::try_from(session).is_ok_and(|session| session == std::process::id())
+}
+
+/// Whether what `/proc/PID/cgroup` says is a control group with a share of processors, in which sessions
+/// are not told apart: any but the root of the first version's `cpu`; or, of the second version's, one that
+/// has a weight or is in one that has.
+fn has_weight(memberships: &str, cgroups: &Path) -> io::Result<bool> {
+    let mut unified = None;
+    for membership in memberships.lines().filter_map(|line| line.split_once(':')) {
+        match membership.1.split_once(':') {
+            Some(("", path)) => unified = Some(path),
+            Some((controllers, path)) if controllers.split(',').any(|name| name == "cpu") => {
+                return Ok(path != "/");
+            }
+            Some(_) | None => {}
+        }
+    }
+    let Some(path) = unified else { return Ok(false) };
+    let mut group = cgroups.to_owned();
+    let mut is_weighed = group.join("cpu.weight").exists();
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        group.push(name);
+        is_weighed |= group.join("cpu.weight").exists();
+    }
+    // Whoever is shown no control groups, as by `ip netns exec`, is shown no weights either.
+    if !is_weighed && !group.exists() {
+        return Err(io::Error::other(format!("the agent's control group {path} is not shown here")));
+    }
+    Ok(is_weighed)
 }
 
 const MAY_NOT: &str = "the agent may not (CAP_SYS_NICE, or LimitNICE= of systemd)";
+/// Without `CAP_SYS_ADMIN` the kernel refuses to do it twice, for anybody, within a tenth of a second.
+const BETWEEN: Duration = Duration::from_millis(110);
+const ATTEMPTS: usize = 5;
 
 #[cfg(test)]
 mod tests {
@@ -89,20 +136,23 @@ mod tests {
             std::fs::create_dir_all(cgroups.path().join(group))?;
             std::fs::write(cgroups.path().join(group).join("cpu.weight"), "100\n")?;
         }
+        let session = proc.path().join("self/autogroup");
         let mut opened = Autogroup::open_at(proc.path(), cgroups.path())?;
-        std::fs::write(proc.path().join("self/autogroup"), "")?;
+        std::fs::write(&session, "")?;
         opened.set_nice(-8)?;
-        std::fs::read(proc.path().join("self/autogroup"))
+        drop(opened);
+        // The kernel reads each write for itself, a file has them behind each other.
+        std::fs::read(session)
     }
 
     const SESSION: &str = "/autogroup-122 nice 0\n";
 
     #[test]
-    fn weight_is_written_as_the_kernel_reads_it() {
+    fn weight_is_written_as_the_kernel_reads_it_and_taken_back() {
         let memberships = "9:name=systemd:/a\n4:memory:/b\n2:cpuacct:/c\n1:cpu:/\n0::/\n";
-        assert_eq!(open("1\n", SESSION, memberships, &[]).unwrap(), b"-8");
-        let memberships = "0::/system.slice/overlayd.service\n";
-        assert_eq!(open("1\n", SESSION, memberships, &["other.slice"]).unwrap(), b"-8");
+        assert_eq!(open("1\n", SESSION, memberships, &[]).unwrap(), b"-80");
+        let memberships = "0::/system.slice\n";
+        assert_eq!(open("1\n", SESSION, memberships, &["system.slice/beside"]).unwrap(), b"-80");
     }
 
     #[test]
@@ -111,14 +161,17 @@ mod tests {
         assert!(says(open("0\n", SESSION, "0::/\n", &[])).contains("by session"));
         let service = "0::/system.slice/overlayd.service\n";
         for group in ["", "system.slice", "system.slice/overlayd.service"] {
-            assert!(says(open("1\n", SESSION, service, &[group])).contains("CPUWeight="), "{group}");
+            assert!(says(open("1\n", SESSION, service, &[group])).contains("cpu.weight"), "{group}");
         }
-        assert!(says(open("1\n", SESSION, "3:cpu,cpuacct:/docker/1\n0::/\n", &[])).contains("CPUWeight="));
+        assert!(says(open("1\n", SESSION, service, &[])).contains("/system.slice/overlayd.service"));
+        assert!(says(open("1\n", SESSION, "3:cpu,cpuacct:/docker/1\n0::/\n", &[])).contains("cpu.weight"));
     }
 
     #[test]
     fn weight_that_somebody_has_chosen_is_left() {
         let error = open("1\n", "/autogroup-122 nice -10\n", "0::/\n", &[]).unwrap_err();
-        assert_eq!(error.to_string(), "its session has a weight already: /autogroup-122 nice -10");
+        assert_eq!(error.to_string(), "the agent's session has nice -10 already");
+        let error = open("1\n", "", "0::/\n", &[]).unwrap_err();
+        assert_eq!(error.to_string(), "the agent's session is not told apart from others");
     }
 }

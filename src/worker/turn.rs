@@ -348,8 +348,7 @@ impl Outlet for Wire {
     }
 
     fn deliver(&mut self, port: PortSlot, header: &VnetHeader, pieces: &[&[u8]]) -> Delivery {
-        // Of a super-frame the headers are a piece of their own.
-        self.carried.add(header, pieces.len().saturating_sub(1).max(1));
+        self.carried.add_pieces(header, pieces);
         let delivery = self.ports.deliver(port, header, pieces, self.now);
         self.has_carried |= delivery == Delivery::Taken;
         delivery
@@ -405,7 +404,7 @@ fn read_port(
         place.head[..UNWRITTEN].fill(0);
         match tap.read_frame(place.head, place.rest) {
             Ok(Some((header, frame_len))) => {
-                wire.carried.add(&header, header.on_the_wire(place.head, frame_len).0);
+                wire.carried.add(&header, place.head, frame_len);
                 wire.ports.charge(port, &header, place.head, frame_len, cx.now);
                 egress.submit(cx, port, &header, frame_len, wire);
                 frames += 1;
