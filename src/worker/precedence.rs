@@ -82,7 +82,8 @@ impl Streams {
         if window >= WINDOW {
             let Carried { super_frames, singles } = std::mem::take(&mut self.carried);
             if singles >= FLOOD && singles > super_frames.saturating_mul(ACKNOWLEDGMENTS) {
-                let end = now.min(self.since + WINDOW);
+                // The window may have ended long before the turn that ends it here.
+                let end = self.since + WINDOW;
                 precedence.flooded.store(end.as_nanos(), Ordering::Relaxed);
             } else if super_frames >= STREAM && window < WINDOW * 2 {
                 let flooded = BootTime::from_nanos(precedence.flooded.load(Ordering::Relaxed));
@@ -105,7 +106,7 @@ const LONG: usize = 8 * 1024;
 const STREAM: u32 = 50;
 /// In a window: 20,000 a second.
 const FLOOD: u32 = 1_000;
-/// What a super-frame may cause at most; most cause one.
+/// To a super-frame: most cause one, and more than these are somebody else's frames.
 const ACKNOWLEDGMENTS: u32 = 4;
 /// So long a flood may have been kept waiting by the scheduler, and go on.
 const AWAY: Duration = Duration::from_secs(1);
