@@ -31,7 +31,7 @@ use overlayd::wire::{checksum, ethernet, mss, udp, vxlan};
 use super::limited::{Allowance, Limited, SLOW};
 use super::overlay::{
     At, ENCRYPTED_VNI, ENDPOINTS, Endpoint, LINKS, MTU, NO_PORT, NOW, PLAIN_VNI, array, at_port, esp_address,
-    is_answer, is_for, records, sa_pair, source_of, tables, vtep_address,
+    is_answer, is_for, records, sa_pair, source_of, tables, tag_of, vtep_address,
 };
 
 /// Panics where a promise of the way outward is broken.
@@ -157,7 +157,7 @@ impl Judge {
 
     /// Panics unless the outer header is to say of the frame what it may.
     fn assert_class(&self, class: TrafficClass, frame: &[u8]) {
-        let inner = match frame[12..16] {
+        let inner = match frame[tag_of(frame).len()..][12..16] {
             [0x08, 0x00, _, octet] => octet,
             [0x86, 0xdd, high, low] => high << 4 | low >> 4,
             _ => 0,
@@ -211,6 +211,7 @@ impl Outlet for Judge {
         if let Some(sent) = self.submitted.last().filter(|sent| sent.port == port) {
             let is_answer = is_answer_to_too_big(frame, &sent.given) || is_answer(frame, receiver);
             assert!(is_answer, "a port gets back what is no answer");
+            assert_eq!(tag_of(frame), tag_of(&sent.given), "the answer is in another VLAN");
         } else {
             let sender = self.assert_may_leave(frame, receiver.is_encrypted, receiver.at);
             assert_ne!(sender, receiver);
@@ -227,18 +228,21 @@ impl Outlet for Judge {
 
 /// Whether a port is told that what it sent is too big, from where it sent it to.
 fn is_answer_to_too_big(frame: &[u8], sent: &[u8]) -> bool {
-    let (quoted, expected) = match frame.get(12..) {
+    let tag_len = tag_of(sent).len();
+    let (quoted, expected) = match frame.get(tag_len + 12..) {
         Some([0x08, 0x00, ..]) => (42, [3, 4]),
         Some([0x86, 0xdd, ..]) => (62, [2, 0]),
         Some(_) | None => return false,
     };
+    let quoted = tag_len + quoted;
     if frame.len() < quoted || frame[quoted - 8..quoted - 6] != expected {
         return false;
     }
     let quote = &frame[quoted..];
     assert!(sent.len() > ethernet::HEADER_LEN + usize::from(MTU), "it was not too big");
-    assert_eq!(frame[quoted - 2..quoted], MTU.to_be_bytes());
-    assert_eq!(quote, &sent[ethernet::HEADER_LEN..][..quote.len()]);
+    let mtu = usize::from(u16::from_be_bytes(array(frame, quoted - 2)));
+    assert_eq!(mtu + tag_len, usize::from(MTU));
+    assert_eq!(quote, &sent[tag_len + ethernet::HEADER_LEN..][..quote.len()]);
     assert_eq!((&frame[..6], &frame[6..12]), (&sent[6..12], &sent[..6]));
     true
 }

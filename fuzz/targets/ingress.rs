@@ -30,7 +30,7 @@ use overlayd::wire::{checksum, mss, udp, vxlan};
 use super::limited::Limited;
 use super::overlay::{
     At, ENCRYPTED_VNI, LINKS, MTU, NOW, PLAIN_VNI, at_port, esp_address, is_for, records, sa_pair, source_of,
-    tables, vtep_address,
+    tables, tag_of, vtep_address,
 };
 
 /// Panics where a promise of the way inward is broken.
@@ -256,6 +256,8 @@ impl Outlet for Judge {
 /// Gives a frame the congestion mark that its outer header brought (RFC 6040 figure 4); `None` where it
 /// is to be dropped. The header checksum of IPv4 follows, right or wrong as it was.
 fn entered(frame: &mut [u8], outer: u8) -> Option<()> {
+    let tag_len = tag_of(frame).len();
+    let frame = &mut frame[tag_len..];
     let Some(&[a, b, first, second]) = frame.get(12..16) else { return Some(()) };
     let inner = match [a, b] {
         [0x08, 0x00] => second & 3,

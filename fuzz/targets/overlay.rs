@@ -64,6 +64,7 @@ impl Endpoint {
     /// Panics unless this endpoint may be who sent `frame` over the wire.
     pub(super) fn assert_speaks(self, frame: &[u8]) {
         assert_eq!(frame[6..12], self.mac().octets(), "another's MAC address");
+        let frame = &frame[tag_of(frame).len()..];
         match frame[12..14] {
             [0x08, 0x00] => {
                 let source = Ipv4Addr::from_octets(array(frame, 26));
@@ -213,6 +214,13 @@ pub(super) fn records(mut data: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
         data = rest;
         Some((*what, record))
     })
+}
+
+/// The VLAN tag of a frame, if it has one. Without so many octets at its beginning the frame has
+/// everything behind its addresses at the offsets of one without tag.
+pub(super) fn tag_of(frame: &[u8]) -> &[u8] {
+    let tag = frame.get(12..16).unwrap_or_default();
+    if tag.starts_with(&[0x81, 0x00]) { tag } else { &[] }
 }
 
 /// `N` octets at an offset where they must be.

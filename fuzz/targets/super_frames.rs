@@ -27,7 +27,7 @@ use overlayd::wire::{ethernet, udp, vxlan};
 
 use super::overlay::{
     ENCRYPTED_VNI, ENDPOINTS, LINKS, MTU, NOW, array, at_port, esp_address, records, sa_pair, source_of,
-    tables,
+    tables, tag_of,
 };
 
 /// Panics where a promise about super-frames is broken.
@@ -232,18 +232,19 @@ impl PartialEq<&[u8]> for Normal {
 }
 
 fn normal(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
+    let mut whole = frame.to_vec();
+    let frame = &mut whole[tag_of(frame).len()..];
     if frame[12..14] == [0x08, 0x00] && frame[20] & 0x40 != 0 {
         // Identification and the checksum of the header, which covers it.
         frame[18..20].fill(0);
         frame[24..26].fill(0);
     }
-    if let Ok(Some(Transport { protocol: Protocol::Tcp, start, .. })) = Transport::locate(&frame)
+    if let Ok(Some(Transport { protocol: Protocol::Tcp, start, .. })) = Transport::locate(frame)
         && frame[start + 16..start + 18] == [0xff, 0xff]
     {
         frame[start + 16..start + 18].fill(0);
     }
-    frame
+    whole
 }
 
 /// Panics unless the packets to each peer are the super-frame, cut.
@@ -293,6 +294,15 @@ fn is_right(frame: &[u8], transport: &Transport) -> bool {
 /// Makes lengths and checksums right where the bytes are TCP or UDP straight behind IP; the
 /// transport's checksum is left partial, as a kernel does, or finished.
 fn mend(frame: &mut [u8], is_partial: bool) -> Option<Transport> {
+    let tag_len = tag_of(frame).len();
+    let Transport { network, start, payload, end, .. } = mend_untagged(&mut frame[tag_len..], is_partial)?;
+    let [network, start, payload, end] = [network, start, payload, end].map(|offset| tag_len + offset);
+    let found = Transport::locate(frame).ok()??;
+    assert_eq!((found.network, found.start, found.payload, found.end), (network, start, payload, end));
+    Some(found)
+}
+
+fn mend_untagged(frame: &mut [u8], is_partial: bool) -> Option<Transport> {
     let len = u16::try_from(frame.len().checked_sub(ethernet::HEADER_LEN)?).ok()?;
     match array(frame, 12) {
         [0x08, 0x00] if len >= 20 => {

@@ -24,11 +24,11 @@ fn frame(bytes: &[u8]) {
     rewritten(bytes, frame);
     let header = ethernet::Header::parse(bytes).expect("a frame has a header");
     assert_eq!((header.destination, header.source), (frame.destination, frame.source));
-    let mut written = [0; ethernet::HEADER_LEN];
+    let mut written = vec![0; header.end()];
     header.write(&mut written);
-    assert_eq!(written, bytes[..ethernet::HEADER_LEN]);
+    assert_eq!((&written[..], header.tag), (&bytes[..header.end()], frame.tag));
     assert_eq!(Frame::parse(&[bytes, &[0xa5; 60]].concat()), Ok(frame), "padding changes the frame");
-    let payload = &bytes[ethernet::HEADER_LEN..];
+    let payload = &bytes[header.end()..];
     let len = match frame.content {
         Content::Arp(_) => arp::LEN,
         Content::Ipv4(_) => usize::from(u16::from_be_bytes([payload[2], payload[3]])),
@@ -37,11 +37,7 @@ fn frame(bytes: &[u8]) {
         }
         Content::Unsupported => 0,
     };
-    assert_eq!(
-        Frame::parse(&bytes[..ethernet::HEADER_LEN + len]),
-        Ok(frame),
-        "what follows the packet changes it"
-    );
+    assert_eq!(Frame::parse(&bytes[..header.end() + len]), Ok(frame), "what follows the packet changes it");
 }
 
 /// What a tunnel changes in a frame leaves it the same frame, and what is too big is answered to its

@@ -19,9 +19,9 @@ use crate::wire::{esp, ethernet};
 
 /// The largest MTU of a network, in bytes of IP.
 pub const MAX_MTU: u16 = 16_000;
-/// The longest frame: the largest MTU, the Ethernet header and one VLAN tag (which policy refuses
-/// by name, so it must not have been cut before).
-pub const MAX_FRAME_LEN: usize = MAX_MTU as usize + ethernet::HEADER_LEN + 4;
+/// The longest frame: the largest MTU and the Ethernet header. A VLAN tag makes it no longer: what it
+/// carries is shorter.
+pub const MAX_FRAME_LEN: usize = MAX_MTU as usize + ethernet::HEADER_LEN;
 
 /// Packets on their way out, grouped in runs.
 #[derive(Debug)]

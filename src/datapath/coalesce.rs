@@ -221,22 +221,25 @@ impl<'p> Run<'p> {
     #[inline]
     fn is_followed_by(&self, frame: &[u8], other: &Transport) -> bool {
         let (head, transport) = (&*self.head, &self.transport);
-        let &Transport { protocol, is_ipv6, start, payload, end } = other;
+        let &Transport { protocol, is_ipv6, network, start, payload, end } = other;
         let fits = end - payload <= self.segment
             && self.segments < MAX_SEGMENTS
             && self.len + (end - payload) <= MAX_LEN;
-        // Both have the shortest IP header, so `start` follows from the version.
+        // Both have the shortest IP header, so `start` follows from the version and from `network`, and
+        // both or neither have a tag, which with the EtherType stands in front of that.
         fits && protocol == transport.protocol
             && is_ipv6 == transport.is_ipv6
+            && network == transport.network
             && payload == transport.payload
+            && same::<{ ethernet::ADDRESSES_LEN }>(head, frame, 0)
             && if is_ipv6 {
-                // Ethernet, version, class and flow label; next header, hop limit, addresses, ports.
-                same::<18>(head, frame, 0) && same::<38>(head, frame, 20)
+                // Tag, EtherType, version, class and flow label; next header, hop limit, addresses, ports.
+                same::<8>(head, frame, network - 4) && same::<38>(head, frame, network + 6)
             } else {
-                // Ethernet, version, class; DF, TTL, protocol; addresses, ports.
-                same::<16>(head, frame, 0)
-                    && same::<4>(head, frame, 20)
-                    && same::<12>(head, frame, 26)
+                // Tag, EtherType, version, class; DF, TTL, protocol; addresses, ports.
+                same::<6>(head, frame, network - 4)
+                    && same::<4>(head, frame, network + 6)
+                    && same::<12>(head, frame, network + 12)
                     && self.id_follows(frame)
             }
             && match protocol {
@@ -255,20 +258,26 @@ impl<'p> Run<'p> {
 
     /// With DF the identification may stand still (RFC 6864 §4.1), else it counts.
     fn id_follows(&self, frame: &[u8]) -> bool {
-        let step = word(frame, IPV4_ID).wrapping_sub(word(self.head, IPV4_ID));
+        let step = self.id_step_to(frame);
         let counted = u16::from_be_bytes(octets16(self.segments));
         match self.id_step {
             Some(0) => step == 0,
             Some(_) => step == counted,
-            None => step == counted || step == 0 && self.head[IPV4_FLAGS] & DF != 0,
+            None => step == counted || step == 0 && self.head[self.transport.network + IPV4_FLAGS] & DF != 0,
         }
+    }
+
+    /// How much larger the identification of `frame` is than that of the head.
+    fn id_step_to(&self, frame: &[u8]) -> u16 {
+        let at = self.transport.network + IPV4_ID;
+        word(frame, at).wrapping_sub(word(self.head, at))
     }
 
     /// Takes a frame that follows; its payload.
     fn append(&mut self, frame: &'p [u8], transport: &Transport) -> &'p [u8] {
         let payload = &frame[transport.payload..transport.end];
         if !transport.is_ipv6 && self.id_step.is_none() {
-            self.id_step = Some(word(frame, IPV4_ID).wrapping_sub(word(self.head, IPV4_ID)));
+            self.id_step = Some(self.id_step_to(frame));
         }
         self.segments += 1;
         self.len += payload.len();
@@ -284,7 +293,7 @@ impl<'p> Run<'p> {
     /// The head with headers that are true of the whole, and what the kernel is told of it.
     fn close(self) -> (&'p [u8], VnetHeader) {
         let Self { head, transport, segment, len, alone, .. } = self;
-        let &Transport { protocol, is_ipv6, start, payload, .. } = &transport;
+        let &Transport { protocol, is_ipv6, network, start, payload, .. } = &transport;
         let size = u16::try_from(segment).ok().and_then(NonZeroU16::new);
         let header_len = u16::try_from(payload).ok();
         let (Some(size), Some(header_len), Some(checksum)) = (size, header_len, partial_of(&transport))
@@ -294,13 +303,14 @@ impl<'p> Run<'p> {
         if self.segments == 1 {
             return (head, alone);
         }
+        let packet = &mut head[network..];
         if is_ipv6 {
-            put(head, IPV6_PAYLOAD_LEN, octets16(len - ethernet::HEADER_LEN - ipv6::HEADER_LEN));
+            put(packet, IPV6_PAYLOAD_LEN, octets16(len - network - ipv6::HEADER_LEN));
         } else {
-            let (before, total_len) = (word(head, IPV4_TOTAL_LEN), octets16(len - ethernet::HEADER_LEN));
-            let sum = checksum::adjusted(word(head, IPV4_CHECKSUM), before.to_be_bytes(), total_len);
-            put(head, IPV4_TOTAL_LEN, total_len);
-            put(head, IPV4_CHECKSUM, sum.to_be_bytes());
+            let (before, total_len) = (word(packet, IPV4_TOTAL_LEN), octets16(len - network));
+            let sum = checksum::adjusted(word(packet, IPV4_CHECKSUM), before.to_be_bytes(), total_len);
+            put(packet, IPV4_TOTAL_LEN, total_len);
+            put(packet, IPV4_CHECKSUM, sum.to_be_bytes());
         }
         let kind = match protocol {
             Protocol::Tcp => {
@@ -322,13 +332,12 @@ impl<'p> Run<'p> {
 /// Whether a frame may be part of a run: data in TCP or UDP behind a plain IP header that is right,
 /// no fragment, nothing behind the packet.
 fn is_mergeable(frame: &[u8], transport: &Transport) -> bool {
-    let &Transport { protocol, is_ipv6, start, payload, end } = transport;
+    let &Transport { protocol, is_ipv6, network, start, payload, end } = transport;
+    let header = &frame[network..start];
     let is_plain = if is_ipv6 {
-        start == ethernet::HEADER_LEN + ipv6::HEADER_LEN
+        header.len() == ipv6::HEADER_LEN
     } else {
-        start == ethernet::HEADER_LEN + ipv4::HEADER_LEN
-            && frame[IPV4_FLAGS] & !DF == 0
-            && checksum::plain(&frame[ethernet::HEADER_LEN..start]) == 0
+        header.len() == ipv4::HEADER_LEN && header[IPV4_FLAGS] & !DF == 0 && checksum::plain(header) == 0
     };
     let has_checksum = match protocol {
         Protocol::Tcp => true,
@@ -371,12 +380,12 @@ fn sequence_behind(frame: &[u8], transport: &Transport) -> u32 {
     }
 }
 
-const IPV4_FLAGS: usize = ethernet::HEADER_LEN + 6;
+const IPV4_FLAGS: usize = 6;
 /// Do not fragment, in the upper octet of the flags.
 const DF: u8 = 0x40;
 /// `UDP_MAX_SEGMENTS` of Linux before 6.9: a kernel refuses longer runs of datagrams.
 pub(super) const MAX_SEGMENTS: usize = 64;
-/// The longest packet of IPv4, with its Ethernet header.
+/// The longest packet of IPv4, with its Ethernet header; with a tag, that takes its part.
 const MAX_LEN: usize = 0xffff + ethernet::HEADER_LEN;
 
 const _: () = assert!(TCP_HEADER_LEN == 20, "the urgent pointer ends the fixed header");

@@ -17,6 +17,7 @@ use crate::forward::policy::{self, Outward};
 use crate::forward::{Carrier, Directory, NetworkTable, Place, PortRow, Remote, Row, Tables};
 use crate::id::{LinkSlot, PortSlot};
 use crate::sa::{OutboundSa, Sealed};
+use crate::wire::ethernet::Tag;
 use crate::wire::frame::Frame;
 use crate::wire::traffic_class::{Dscp, TrafficClass};
 use crate::wire::transport::Transport;
@@ -94,7 +95,7 @@ impl Egress {
     pub fn reserve(&mut self, tables: &Tables, port: PortSlot, outlet: &mut impl Outlet) -> FramePlace<'_> {
         // What an unknown port sends is read all the same, to be counted and dropped.
         let network = find(tables, port).map(|(_, network)| network);
-        let head_len = network.map_or(MAX_FRAME_LEN, |network| longest_frame(network) + VLAN_TAG_LEN);
+        let head_len = network.map_or(MAX_FRAME_LEN, longest_frame);
         let head = match network.map(NetworkTable::carrier) {
             Some(Carrier::Esp(_)) | None => tunnel::next_esp_frame(&mut self.esp, outlet),
             Some(Carrier::Vxlan(_)) => tunnel::next_vxlan_frame(&mut self.vxlan, outlet),
@@ -158,11 +159,12 @@ impl Egress {
             return;
         };
         let mut answer = [0; icmp::TOO_BIG_ROOM];
-        let len = icmp::write_too_big(self.stage.gathered(frame_len), network.mtu(), &mut answer);
-        if let Some(len) = len
+        let frame = self.stage.gathered(frame_len);
+        if let Some(len) = icmp::write_too_big(frame, network.mtu(), &mut answer)
+            && let Ok(ethernet::Header { tag, .. }) = ethernet::Header::parse(frame)
             && self.flood.take_answer(port, cx.now)
         {
-            deliver(cx, port, &VnetHeader::COMPLETE, &[&answer[..len]], outlet);
+            deliver_answer(cx, port, tag, &answer[..len], outlet);
         }
     }
 
@@ -241,7 +243,7 @@ impl<'a, R: Remote> Sender<'a, R> {
             Outward::Ask(question) => {
                 let mut reply = EMPTY_REPLY;
                 if let Some(len) = reply::answer(self.directory, frame.source, question, &mut reply)? {
-                    deliver(cx, self.port, &VnetHeader::COMPLETE, &[&reply[..len]], outlet);
+                    deliver_answer(cx, self.port, frame.tag, &reply[..len], outlet);
                 }
                 Ok(())
             }
@@ -391,6 +393,19 @@ pub(super) fn of_unfinished(unfinished: Option<Transport>) -> VnetHeader {
     VnetHeader { checksum, segmentation: None, header_len }
 }
 
+/// Hands an answer, which was written without tag, to a container in the VLAN of its question.
+fn deliver_answer(
+    cx: &Context<'_>,
+    port: PortSlot,
+    tag: Option<Tag>,
+    answer: &[u8],
+    outlet: &mut impl Outlet,
+) {
+    let tag = tag.map(Tag::octets);
+    let (addresses, rest) = answer.split_at(ethernet::ADDRESSES_LEN);
+    deliver(cx, port, &VnetHeader::COMPLETE, &[addresses, tag.as_slice().as_flattened(), rest], outlet);
+}
+
 /// Hands a frame in pieces to a container and counts it there.
 pub(super) fn deliver(
     cx: &Context<'_>,
@@ -419,6 +434,3 @@ fn find(tables: &Tables, port: PortSlot) -> Option<(PortRow, &NetworkTable)> {
     let row = tables.port(port)?;
     Some((row, tables.network(row.net())?))
 }
-
-/// Policy refuses it by name, so it must not have been cut off.
-const VLAN_TAG_LEN: usize = 4;

@@ -5,12 +5,11 @@ use proptest::prelude::*;
 use super::flows::{Flow, are_checksums_right, mend};
 use super::testbed::*;
 use super::{Coalescer, Context, Merging};
-use crate::drop_reason::DropReason::{ForbiddenInner, PeerMacSpoofed};
-use crate::id::{Spi, Vni};
-use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
+use crate::drop_reason::DropReason::PeerMacSpoofed;
+use crate::id::Spi;
+use crate::sa::{InboundSa, KeyMaterial, Limits, Suite};
 use crate::wire::transport::{CWR, ECE, FIN, PSH, Protocol, Transport};
 use crate::wire::vnet_hdr::VnetHeader;
-use crate::wire::{udp, vxlan};
 
 const EVERYTHING: Merging = Merging { tcp: true, udp: true };
 const RST: u8 = 4;
@@ -250,17 +249,6 @@ fn port_that_takes_no_super_frames_gets_the_segments() {
 }
 
 #[test]
-fn tagged_segments_are_dropped_one_by_one() {
-    let (a, mut b) = keyed_nodes();
-    b.out.merging = EVERYTHING;
-    let mut segments = Flow::new(A, B, false, Protocol::Tcp).segments(&payload(3_000));
-    segments.iter_mut().for_each(|segment| drop(segment.splice(12..12, [0x81, 0x00, 0x00, 0x05])));
-    b.receive_esp_batch(a.esp_address, &mut seal(&a, &segments));
-    assert_eq!(b.drops(), [(ForbiddenInner, 3)]);
-    assert!(b.delivered().is_empty());
-}
-
-#[test]
 fn spoofed_segment_within_a_run_is_dropped_alone() {
     let (a, mut b) = keyed_nodes();
     b.out.merging = EVERYTHING;
@@ -386,28 +374,6 @@ fn merge_for(merging: Merging, segments: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>
     b.receive_esp_batch(a.esp_address, &mut seal(&a, segments));
     assert!(b.drops().is_empty(), "{:?}", b.drops());
     b.delivered_as().into_iter().map(|(_, header, frame)| (header, frame)).collect()
-}
-
-/// The packets of frames that no policy has seen, as a peer could make them.
-fn seal(a: &Node, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    seal_under(0x1000, a, frames)
-}
-
-/// The same by whoever has the key of this SPI.
-fn seal_under(spi: u32, a: &Node, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let key = KeyMaterial::new(Suite::Aes256Gcm, &[spi.to_le_bytes()[1]; KeyMaterial::LEN]);
-    let spi = Spi::new(spi).expect("no reserved SPI");
-    let mut sa = OutboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), a.now);
-    let mut seal = |frame: &Vec<u8>| {
-        let plain_len = 16 + frame.len();
-        let mut packet = [&[0; 32][..], frame, &[0; 21]].concat();
-        udp::write_header(&mut packet[16..], 50_000, vxlan::PORT, 8 + frame.len());
-        vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap(), None);
-        let len = sa.seal(a.now, &mut packet, plain_len).expect("fresh").len();
-        packet.truncate(len);
-        packet
-    };
-    frames.iter().map(&mut seal).collect()
 }
 
 fn kinds() -> [(bool, Protocol); 4] {

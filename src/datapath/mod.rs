@@ -45,6 +45,8 @@ mod super_frame_tests;
 mod testbed;
 #[cfg(test)]
 mod too_big_tests;
+#[cfg(test)]
+mod vlan_tests;
 
 use std::net::SocketAddr;
 

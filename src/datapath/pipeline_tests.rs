@@ -403,11 +403,9 @@ fn plaintext_for_an_encrypted_network_is_never_delivered() {
 fn malformed_too_big_unknown_and_homeless_frames_are_dropped_by_name() {
     let (mut a, _) = keyed_nodes();
     let unknown = udp4_as(A.mac(), MacAddr::new([2, 9, 9, 9, 9, 9]), A.v4(), [10, 0, 0, 99], b"");
-    let mut vlan = udp4(A, B, b"");
-    vlan.splice(12..12, [0x81, 0, 0, 5]);
     a.send(PORT, &[0; 13]);
     a.send(PORT, &udp4(A, B, &[0; 1381]));
-    a.send(PORT, &vlan);
+    a.send(PORT, &tagged(&tagged(&udp4(A, B, b""))));
     a.send(PORT, &unknown);
     a.send(PORT, &udp4(A, A, b""));
     a.send(crate::id::PortSlot::new(99), &udp4(A, B, b""));

@@ -6,9 +6,9 @@
 
 use super::DropReason;
 use crate::wire::checksum::{self, Sum};
+use crate::wire::ipv6;
 use crate::wire::transport::{CWR, FIN, PSH, Protocol, TCP_FLAGS, Transport};
 use crate::wire::vnet_hdr::{Checksum, Kind, Segmentation, VnetHeader};
-use crate::wire::{ethernet, ipv6};
 
 /// How a super-frame is to be cut; the frame itself is handed in with every call, unchanged.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,7 @@ impl SuperFrame {
     pub fn parse(frame: &[u8], header: &VnetHeader, cut: Segmentation) -> Result<Self, DropReason> {
         let malformed = DropReason::MalformedFrame;
         let transport = Transport::locate(frame).ok().flatten().ok_or(malformed)?;
-        let &Transport { protocol, is_ipv6, start, payload, end } = &transport;
+        let &Transport { protocol, is_ipv6, network, start, payload, end } = &transport;
         let is_its_kind = match cut.kind {
             Kind::Tcp4 => protocol == Protocol::Tcp && !is_ipv6,
             Kind::Tcp6 => protocol == Protocol::Tcp && is_ipv6,
@@ -46,7 +46,7 @@ impl SuperFrame {
             segmentation: Some(Segmentation { has_cwr, ..cut }),
             header_len: u16::try_from(payload).map_err(|_| malformed)?,
         };
-        let ipv4 = if is_ipv6 { Sum::ZERO } else { ipv4_sum(frame, start) };
+        let ipv4 = if is_ipv6 { Sum::ZERO } else { ipv4_sum(&frame[network..start]) };
         let this = Self { transport, segment: usize::from(cut.size.get()), header, ipv4 };
         if this.segments() > MAX_SEGMENTS { Err(malformed) } else { Ok(this) }
     }
@@ -78,21 +78,22 @@ impl SuperFrame {
     /// When there is no such segment, or `place` is shorter than [`Self::longest`].
     #[inline]
     pub fn write(&self, frame: &[u8], index: usize, place: &mut [u8], is_left: bool) -> usize {
-        let &Transport { protocol, is_ipv6, start, payload, end } = &self.transport;
+        let &Transport { protocol, is_ipv6, network, start, payload, end } = &self.transport;
         let from = payload + index * self.segment;
         let to = end.min(from + self.segment);
         let len = payload + (to - from);
         let place = &mut place[..len];
         place[..payload].copy_from_slice(&frame[..payload]);
         place[payload..].copy_from_slice(&frame[from..to]);
+        let (packet, total_len) = (&mut place[network..], len - network);
         if is_ipv6 {
-            put(place, IPV6_PAYLOAD_LEN, octets16(len - ethernet::HEADER_LEN - ipv6::HEADER_LEN));
+            put(packet, IPV6_PAYLOAD_LEN, octets16(total_len - ipv6::HEADER_LEN));
         } else {
-            let total_len = octets16(len - ethernet::HEADER_LEN);
-            let id = word(frame, IPV4_ID).wrapping_add(u16::from_be_bytes(octets16(index))).to_be_bytes();
-            put(place, IPV4_TOTAL_LEN, total_len);
-            put(place, IPV4_ID, id);
-            put(place, IPV4_CHECKSUM, self.ipv4.plus(&total_len).plus(&id).checksum().to_be_bytes());
+            let total_len = octets16(total_len);
+            let id = word(packet, IPV4_ID).wrapping_add(u16::from_be_bytes(octets16(index))).to_be_bytes();
+            put(packet, IPV4_TOTAL_LEN, total_len);
+            put(packet, IPV4_ID, id);
+            put(packet, IPV4_CHECKSUM, self.ipv4.plus(&total_len).plus(&id).checksum().to_be_bytes());
         }
         match protocol {
             Protocol::Tcp => {
@@ -129,11 +130,11 @@ pub(super) fn partial_of(transport: &Transport) -> Option<Checksum> {
     Some(Checksum::Partial { start, offset })
 }
 
-/// The sum of an IPv4 header, which ends at `end`, without the fields in which segments differ.
-fn ipv4_sum(frame: &[u8], end: usize) -> Sum {
+/// The sum of an IPv4 header without the fields in which segments differ.
+fn ipv4_sum(header: &[u8]) -> Sum {
     let flags_to_protocol = IPV4_ID + 2..IPV4_CHECKSUM;
-    let first_word = ethernet::HEADER_LEN..IPV4_TOTAL_LEN;
-    Sum::ZERO.plus(&frame[first_word]).plus(&frame[flags_to_protocol]).plus(&frame[IPV4_CHECKSUM + 2..end])
+    let first_word = 0..IPV4_TOTAL_LEN;
+    Sum::ZERO.plus(&header[first_word]).plus(&header[flags_to_protocol]).plus(&header[IPV4_CHECKSUM + 2..])
 }
 
 /// A length of something that is in a frame.
@@ -156,11 +157,11 @@ pub(super) fn udp_len(frame: &[u8], start: usize) -> usize {
     usize::from(word(frame, start + 4))
 }
 
-// Where lengths and the like stand in a frame.
-pub(super) const IPV4_TOTAL_LEN: usize = ethernet::HEADER_LEN + 2;
-pub(super) const IPV4_ID: usize = ethernet::HEADER_LEN + 4;
-pub(super) const IPV4_CHECKSUM: usize = ethernet::HEADER_LEN + 10;
-pub(super) const IPV6_PAYLOAD_LEN: usize = ethernet::HEADER_LEN + 4;
+// Where lengths and the like stand in an IP header.
+pub(super) const IPV4_TOTAL_LEN: usize = 2;
+pub(super) const IPV4_ID: usize = 4;
+pub(super) const IPV4_CHECKSUM: usize = 10;
+pub(super) const IPV6_PAYLOAD_LEN: usize = 4;
 
 /// 64 KiB in the smallest segments that Linux makes: `TCP_MIN_SND_MSS` less full options is 36.
 /// Fewer octets are for wearing out whoever cuts.

@@ -3,14 +3,11 @@
 use std::net::Ipv6Addr;
 
 use super::testbed::*;
-use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason::{self, *};
-use crate::id::{MacAddr, Vni};
-use crate::sa::{KeyMaterial, Limits, OutboundSa, Suite};
+use crate::id::MacAddr;
 use crate::wire::arp::Operation::{Reply, Request};
 use crate::wire::frame::{Content, Frame};
 use crate::wire::ndp::Message;
-use crate::wire::{esp, udp, vxlan};
 
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
@@ -88,7 +85,7 @@ fn gateway_cannot_speak_for_other_endpoints_of_its_network_nor_from_what_no_rout
         b.send(GATEWAY_PORT, &frame);
         assert_eq!(b.drops(), [(SourceIpSpoofed, 1)], "{frame:02x?}");
         assert!(b.out.esp.is_empty() && b.delivered().is_empty());
-        let packet = sealed(0x2000, b.now, &frame);
+        let packet = seal_under(0x2000, &b, std::slice::from_ref(&frame)).remove(0);
         a.receive_esp(b.esp_address, &packet);
         assert_eq!(a.drops(), [(PeerIpSpoofed, 1)], "{frame:02x?}");
         assert!(a.delivered().is_empty());
@@ -238,8 +235,6 @@ fn peer_cannot_speak_for_endpoints_that_are_not_placed_on_it() {
 fn peer_cannot_send_what_never_crosses_the_wire_nor_use_us_as_transit() {
     let solicitation = neighbor_message(SOLICITATION, B.v6(), Some(A.mac()));
     let router = |kind| icmp6(A.mac(), A.mac().link_local(), ALL_NODES, &[kind, 0, 0, 0, 0, 0, 0, 0]);
-    let mut vlan = udp4(A, B, b"");
-    vlan.splice(12..12, [0x81, 0, 0, 5]);
     let cases = [
         (arp(Request, A.mac(), A.v4(), B.v4()), ForbiddenInner),
         (arp(Reply, A.mac(), A.v4(), B.v4()), ForbiddenInner),
@@ -247,7 +242,7 @@ fn peer_cannot_send_what_never_crosses_the_wire_nor_use_us_as_transit() {
         (router(133), ForbiddenInner),
         (router(134), ForbiddenInner),
         (router(137), ForbiddenInner),
-        (vlan, ForbiddenInner),
+        (tagged(&tagged(&udp4(A, B, b""))), ForbiddenInner),
         (udp4(A, THIRD, b""), NotLocal),
         (udp4(A, A_NEIGHBOR, b""), NotLocal),
         (udp4_as(A.mac(), MacAddr::new([2, 9, 9, 9, 9, 9]), A.v4(), B.v4(), b""), NotLocal),
@@ -279,36 +274,22 @@ fn foreign_vtep_of_a_plain_network_may_ask_and_be_answered() {
     assert!(a.out.vxlan.is_empty(), "our own containers are answered from the table");
 }
 
-/// The container A sends `frame`; nobody may get it.
+/// The container A sends `frame`, and again in a VLAN; nobody may get it.
 fn assert_outward(frame: &[u8], expected: DropReason) {
     let (mut a, _) = keyed_nodes();
     a.send(PORT, frame);
-    assert_eq!(a.drops(), [(expected, 1)], "{frame:02x?}");
+    a.send(PORT, &tagged(frame));
+    assert_eq!(a.drops(), [(expected, 2)], "{frame:02x?}");
     assert!(a.out.esp.is_empty() && a.out.vxlan.is_empty() && a.delivered().is_empty());
 }
 
-/// The node A, with the right key and no scruples, sends `frame`; nobody may get it.
+/// The node A, with the right key and no scruples, sends `frame`, and again in a VLAN; nobody may get it.
 fn assert_inward(frame: &[u8], expected: DropReason) {
     let (a, mut b) = keyed_nodes();
-    b.receive_esp(a.esp_address, &sealed(0x1000, a.now, frame));
-    assert_eq!(b.drops(), [(expected, 1)], "{frame:02x?}");
+    b.receive_esp_batch(a.esp_address, &mut seal(&a, &[frame.to_vec(), tagged(frame)]));
+    assert_eq!(b.drops(), [(expected, 2)], "{frame:02x?}");
     assert!(b.out.esp.is_empty() && b.out.vxlan.is_empty() && b.delivered().is_empty());
 }
-
-/// The first packet of the SA with this SPI, by who does not ask whether `frame` may be sent.
-fn sealed(spi: u32, now: BootTime, frame: &[u8]) -> Vec<u8> {
-    let key = KeyMaterial::new(Suite::Aes256Gcm, &[spi.to_le_bytes()[1]; KeyMaterial::LEN]);
-    let spi = crate::id::Spi::new(spi).unwrap();
-    let mut sa = OutboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), now);
-    let mut packet = vec![0; esp::HEADROOM + frame.len() + esp::MAX_TRAILER_LEN];
-    udp::write_header(&mut packet[16..], 50000, 4789, 8 + frame.len());
-    vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap(), None);
-    packet[esp::HEADROOM..][..frame.len()].copy_from_slice(frame);
-    let len = sa.seal(now, &mut packet, 16 + frame.len()).unwrap().len();
-    packet.truncate(len);
-    packet
-}
-
 fn advertisement(from: Ipv6Addr, target: Ipv6Addr, link: MacAddr) -> Vec<u8> {
     icmp6(A.mac(), from, ALL_NODES, &neighbor_message(ADVERTISEMENT, target, Some(link)))
 }

@@ -159,26 +159,6 @@ fn policy_holds_for_super_frames() {
 }
 
 #[test]
-fn tagged_super_frame_is_refused_whole() {
-    for (is_ipv6, protocol) in kinds() {
-        for to in [B.mac(), A_NEIGHBOR.mac(), crate::id::MacAddr::BROADCAST] {
-            let (mut a, _) = keyed_nodes();
-            let (header, mut frame) = Flow::new(A, B, is_ipv6, protocol).super_frame(&payload(9_000));
-            frame[..6].copy_from_slice(&to.octets());
-            frame.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
-            let Checksum::Partial { start, offset } = header.checksum else { panic!("it was left") };
-            let checksum = Checksum::Partial { start: start + 4, offset };
-            let header = VnetHeader { checksum, header_len: header.header_len + 4, ..header };
-            a.submit_as(PORT, &header, &frame);
-            a.egress.flush(&mut a.out);
-            assert_eq!(a.drops(), [(UnsupportedEthertype, 1)]);
-            assert_eq!(a.counters.port(PORT).last_drop, Some(UnsupportedEthertype));
-            assert!(a.out.esp.is_empty() && a.out.delivered.is_empty());
-        }
-    }
-}
-
-#[test]
 fn full_segments_of_the_mtu_pass() {
     let (mut a, _) = keyed_nodes();
     let flow = Flow { size: 1408 - 20 - 32, ..Flow::new(A, B, false, Protocol::Tcp) };

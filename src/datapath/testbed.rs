@@ -18,7 +18,7 @@ use crate::id::{LinkSlot, MacAddr, NetSlot, PortSlot, Spi, Vni, VtepSlot};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Sealed, Suite};
 use crate::wire::traffic_class::TrafficClass;
 use crate::wire::vnet_hdr::{Checksum, VnetHeader};
-use crate::wire::{arp, checksum};
+use crate::wire::{arp, checksum, udp, vxlan};
 
 pub(super) const PORT: PortSlot = PortSlot::new(0);
 pub(super) const NEIGHBOR_PORT: PortSlot = PortSlot::new(1);
@@ -132,6 +132,19 @@ pub(super) fn neighbor_message(kind: u8, target: Ipv6Addr, link: Option<MacAddr>
     }
     message
 }
+
+/// The frame in VLAN 5.
+pub(super) fn tagged(frame: &[u8]) -> Vec<u8> {
+    tagged_as(&TAG, frame)
+}
+
+/// The frame with a tag behind its addresses.
+pub(super) fn tagged_as(tag: &[u8], frame: &[u8]) -> Vec<u8> {
+    let (addresses, rest) = frame.split_at(12);
+    [addresses, tag, rest].concat()
+}
+
+pub(super) const TAG: [u8; 4] = [0x81, 0x00, 0x00, 0x05];
 
 /// One lane of one node.
 pub(super) struct Node {
@@ -303,6 +316,28 @@ pub(super) fn connect(sender: &mut Node, receiver: &mut Node, spi: u32, limits: 
     let key = || KeyMaterial::new(Suite::Aes256Gcm, &[spi.get().to_le_bytes()[1]; KeyMaterial::LEN]);
     receiver.ingress.install(LINK, InboundSa::new(spi, key(), limits, receiver.now));
     sender.egress.install(LINK, OutboundSa::new(spi, key(), limits, sender.now));
+}
+
+/// The packets of frames that no policy has seen, as a peer could make them.
+pub(super) fn seal(a: &Node, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    seal_under(0x1000, a, frames)
+}
+
+/// The same by whoever has the key of this SPI.
+pub(super) fn seal_under(spi: u32, a: &Node, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let key = KeyMaterial::new(Suite::Aes256Gcm, &[spi.to_le_bytes()[1]; KeyMaterial::LEN]);
+    let spi = Spi::new(spi).expect("no reserved SPI");
+    let mut sa = OutboundSa::new(spi, key, Limits::standard(Suite::Aes256Gcm), a.now);
+    let mut seal = |frame: &Vec<u8>| {
+        let plain_len = 16 + frame.len();
+        let mut packet = [&[0; 32][..], frame, &[0; 21]].concat();
+        udp::write_header(&mut packet[16..], 50_000, vxlan::PORT, 8 + frame.len());
+        vxlan::write_header(&mut packet[24..], Vni::new(ENCRYPTED_VNI).unwrap(), None);
+        let len = sa.seal(a.now, &mut packet, plain_len).expect("fresh").len();
+        packet.truncate(len);
+        packet
+    };
+    frames.iter().map(&mut seal).collect()
 }
 
 /// Both nodes without any key.

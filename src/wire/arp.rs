@@ -70,7 +70,8 @@ impl Packet {
     /// # Panics
     /// When `frame` is shorter than [`REPLY_LEN`].
     pub fn write_frame(&self, destination: MacAddr, frame: &mut [u8]) {
-        ethernet::Header { destination, source: self.sender_mac, ether_type: EtherType::Arp }.write(frame);
+        ethernet::Header { destination, source: self.sender_mac, tag: None, ether_type: EtherType::Arp }
+            .write(frame);
         let packet = &mut frame[ethernet::HEADER_LEN..];
         let operation = match self.operation {
             Operation::Request => 1,

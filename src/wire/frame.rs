@@ -15,6 +15,8 @@ pub struct Frame {
     pub destination: MacAddr,
     /// Who it claims to be from.
     pub source: MacAddr,
+    /// The VLAN that it is of; addresses are the same in all of them.
+    pub tag: Option<ethernet::Tag>,
     /// What it carries.
     pub content: Content,
 }
@@ -56,15 +58,16 @@ impl Frame {
     /// # Errors
     /// When a header is short or contradicts the length of the frame.
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
-        let ethernet::Header { destination, source, ether_type } = ethernet::Header::parse(bytes)?;
-        let payload = &bytes[ethernet::HEADER_LEN..];
+        let header = ethernet::Header::parse(bytes)?;
+        let ethernet::Header { destination, source, tag, ether_type } = header;
+        let payload = &bytes[header.end()..];
         let content = match ether_type {
             ethernet::EtherType::Arp => Content::Arp(arp::Packet::parse(payload)?),
             ethernet::EtherType::Ipv4 => Content::Ipv4(ipv4::Packet::parse(payload)?),
             ethernet::EtherType::Ipv6 => Content::ipv6(&ipv6::Packet::parse(payload)?),
             ethernet::EtherType::Other(_) => Content::Unsupported,
         };
-        Ok(Self { destination, source, content })
+        Ok(Self { destination, source, tag, content })
     }
 
     /// A number that all packets of a flow share and flows seldom do; it depends on nothing but
@@ -143,12 +146,24 @@ mod tests {
     }
 
     #[test]
-    fn vlan_tags_and_llc_are_unsupported() {
-        for ether_type in [[0x81, 0x00], [0x88, 0xa8], [0x00, 0x26]] {
+    fn provider_tags_second_tags_and_llc_are_unsupported() {
+        for header in [&[0x88, 0xa8, 0, 5][..], &[0x81, 0, 0, 5, 0x81, 0, 0, 6], &[0x00, 0x26]] {
             let mut frame = udp(1);
-            frame[12..14].copy_from_slice(&ether_type);
+            frame.splice(12..12, header.iter().copied());
             assert_eq!(Frame::parse(&frame).expect("a frame").content, Content::Unsupported);
         }
+    }
+
+    #[test]
+    fn tagged_frame_is_what_it_is_without_its_tag() {
+        let plain = Frame::parse(&udp(1)).expect("a frame");
+        let mut bytes = udp(1);
+        bytes.splice(12..12, [0x81, 0, 0, 5]);
+        let tagged = Frame::parse(&bytes).expect("a frame");
+        assert_eq!(tagged.tag.map(ethernet::Tag::octets), Some([0x81, 0, 0, 5]));
+        assert_eq!(Frame { tag: None, ..tagged }, plain);
+        assert_eq!(tagged.flow_hash(), plain.flow_hash());
+        assert_eq!(Frame::parse(&bytes[..17]), Err(Malformed));
     }
 
     #[test]
@@ -175,10 +190,13 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_bytes_never_panic(
-            mut bytes in proptest::collection::vec(any::<u8>(), 0..200), ether_type in 0usize..4
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..200), ether_type in 0usize..4, inner in 0usize..4
         ) {
             if bytes.len() >= 14 {
                 bytes[12..14].copy_from_slice(&[[8, 0], [8, 6], [0x86, 0xdd], [0x81, 0]][ether_type]);
+            }
+            if bytes.len() >= 18 && ether_type == 3 {
+                bytes[16..18].copy_from_slice(&[[8, 0], [8, 6], [0x86, 0xdd], [0x81, 0]][inner]);
             }
             if let Ok(frame) = Frame::parse(&bytes) {
                 let _ = frame.flow_hash();

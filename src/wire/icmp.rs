@@ -17,7 +17,8 @@ use super::{Malformed, checksum, ethernet, ipv4, ipv6, octets, put};
 /// Octets of the longest answer's frame.
 pub const TOO_BIG_ROOM: usize = ethernet::HEADER_LEN + IPV6_LIMIT;
 
-/// Writes the frame that tells the sender of `frame` of the `mtu`; its length. `None` for what must
+/// Writes the frame, without tag, that tells the sender of `frame` of the `mtu`, from which a tag of
+/// `frame` takes its part; its length. `None` for what must
 /// not be answered: IPv4 that may be fragmented, groups, later fragments, and errors (RFC 1812 §4.3.2.7,
 /// RFC 4443 §2.4 e).
 pub fn write_too_big(frame: &[u8], mtu: u16, answer: &mut [u8; TOO_BIG_ROOM]) -> Option<usize> {
@@ -25,15 +26,16 @@ pub fn write_too_big(frame: &[u8], mtu: u16, answer: &mut [u8; TOO_BIG_ROOM]) ->
     if header.destination.is_multicast() {
         return None;
     }
-    let packet = &frame[ethernet::HEADER_LEN..];
+    let mtu = header.mtu(mtu);
+    let packet = &frame[header.end()..];
     let (place, message) = answer.split_at_mut(ethernet::HEADER_LEN);
     let len = match header.ether_type {
         ethernet::EtherType::Ipv4 => too_big_ipv4(packet, mtu, message),
         ethernet::EtherType::Ipv6 => too_big_ipv6(packet, mtu, message),
         ethernet::EtherType::Arp | ethernet::EtherType::Other(_) => Err(Malformed),
     };
-    let ethernet::Header { destination, source, ether_type } = header;
-    ethernet::Header { destination: source, source: destination, ether_type }.write(place);
+    let ethernet::Header { destination, source, ether_type, .. } = header;
+    ethernet::Header { destination: source, source: destination, tag: None, ether_type }.write(place);
     Some(ethernet::HEADER_LEN + len.ok()?)
 }
 
@@ -221,6 +223,16 @@ mod tests {
             sent[if is_ipv6 { 20 } else { 23 }] = protocol;
             sent[if is_ipv6 { 54 } else { 34 }] = kind;
             assert_eq!(answer(&sent).is_some(), is_answered, "type {kind}");
+        }
+    }
+
+    #[test]
+    fn tagged_frame_is_told_of_less_and_is_else_answered_the_same() {
+        for is_ipv6 in [false, true] {
+            let (mut tagged, mut room) = (frame(is_ipv6, 2000), ROOM);
+            let plain = write_too_big(&tagged, 1404, &mut room).map(|len| room[..len].to_vec());
+            tagged.splice(12..12, [0x81, 0, 0, 5]);
+            assert_eq!(answer(&tagged), plain);
         }
     }
 

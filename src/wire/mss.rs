@@ -12,7 +12,7 @@ use super::checksum::adjusted;
 use super::transport::{Protocol, SYN, TCP_FLAGS, TCP_HEADER_LEN, Transport};
 use super::{ethernet, ipv4, ipv6, put};
 
-/// Lowers the segment size in a SYN to what fits into `mtu`, in a frame whose TCP checksum is whole
+/// Lowers the segment size in a SYN to what fits into `mtu`, less a VLAN tag, in a frame whose TCP checksum is whole
 /// (`has_checksum`) or covers the pseudo header alone, which does not change.
 #[inline]
 pub fn clamp(frame: &mut [u8], mtu: u16, has_checksum: bool) {
@@ -34,6 +34,7 @@ fn is_syn(frame: &[u8]) -> bool {
             // Extension headers: to be walked through.
             Some(_) => return true,
         },
+        Some(&[0x81, 0x00, _]) => return true,
         Some(_) | None => return false,
     };
     frame.get(start + TCP_FLAGS).is_some_and(|flags| flags & SYN != 0)
@@ -41,12 +42,12 @@ fn is_syn(frame: &[u8]) -> bool {
 
 fn clamp_syn(frame: &mut [u8], mtu: u16, has_checksum: bool) {
     let Ok(Some(transport)) = Transport::locate(frame) else { return };
-    let Transport { protocol, is_ipv6, start, payload, .. } = transport;
+    let Transport { protocol, is_ipv6, network, start, payload, .. } = transport;
     if protocol != Protocol::Tcp || frame[start + TCP_FLAGS] & SYN == 0 {
         return;
     }
     let headers = if is_ipv6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN } + TCP_HEADER_LEN;
-    let largest = usize::from(mtu).saturating_sub(headers);
+    let largest = (ethernet::HEADER_LEN + usize::from(mtu)).saturating_sub(network + headers);
     let (Some(at), Ok(largest)) = (find(&frame[start..payload]), u16::try_from(largest)) else { return };
     let field = start + at;
     if u16::from_be_bytes([frame[field], frame[field + 1]]) <= largest {
@@ -180,6 +181,16 @@ mod tests {
     }
 
     #[test]
+    fn tag_takes_its_part() {
+        for (is_ipv6, expected) in [(false, MTU - 44), (true, MTU - 64)] {
+            let mut frame = syn(is_ipv6, &[2, 4, 0x22, 0xc4]);
+            frame.splice(12..12, [0x81, 0, 0, 5]);
+            clamp(&mut frame, MTU, true);
+            assert_eq!(announced(&frame), Some(expected));
+        }
+    }
+
+    #[test]
     fn checksum_of_the_pseudo_header_alone_does_not_change() {
         let mut frame = syn(false, &[2, 4, 0x22, 0xc4]);
         let before = frame.clone();
@@ -200,8 +211,13 @@ mod tests {
         }
 
         #[test]
-        fn hostile_frames_never_panic(is_ipv6: bool, at in 0usize..78, bits: u8, len in 0usize..90) {
+        fn hostile_frames_never_panic(
+            is_ipv6: bool, is_tagged: bool, at in 0usize..82, bits: u8, len in 0usize..94
+        ) {
             let mut frame = syn(is_ipv6, &[1, 2, 4, 0x22, 0xc4]);
+            if is_tagged {
+                frame.splice(12..12, [0x81, 0, 0, 5]);
+            }
             let last = frame.len() - 1;
             frame[at.min(last)] ^= bits;
             frame.truncate(len);

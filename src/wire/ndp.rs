@@ -101,7 +101,8 @@ impl Advertisement {
             if detection { (ALL_NODES_MAC, ALL_NODES) } else { (self.asker, self.asker_ip) };
         let router = if self.router { ROUTER } else { 0 };
         let solicited = if detection { 0 } else { SOLICITED };
-        ethernet::Header { destination, source: self.owner, ether_type: EtherType::Ipv6 }.write(frame);
+        ethernet::Header { destination, source: self.owner, tag: None, ether_type: EtherType::Ipv6 }
+            .write(frame);
         let packet = &mut frame[ethernet::HEADER_LEN..];
         ipv6::write_header(packet, self.target, ip, ipv6::NEXT_HEADER_ICMPV6, MESSAGE_LEN_FIELD);
         let message = &mut packet[ipv6::HEADER_LEN..ipv6::HEADER_LEN + MESSAGE_LEN];

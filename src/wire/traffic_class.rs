@@ -33,11 +33,7 @@ impl TrafficClass {
     /// Of the IP header in an Ethernet frame; zero where there is none.
     #[inline]
     pub fn of_frame(frame: &[u8]) -> Self {
-        match frame.get(ETHER_TYPE..=SECOND_OCTET) {
-            Some(&[0x08, 0x00, _, octet]) => Self(octet),
-            Some(&[0x86, 0xdd, high, low]) => Self(high << 4 | low >> 4),
-            Some(_) | None => Self::ZERO,
-        }
+        Field::locate(frame).map_or(Self::ZERO, |field| field.class)
     }
 
     /// What the outer header says of a packet with this class (RFC 6040 §4.1, normal mode): ECN as
@@ -63,12 +59,10 @@ impl TrafficClass {
     }
 
     fn combine(self, frame: &mut [u8]) -> Result<(), DropReason> {
-        let inner = Self::of_frame(frame).0;
-        let Some(&[a, b, first, second]) = frame.get(ETHER_TYPE..=SECOND_OCTET) else { return Ok(()) };
-        let is_ipv6 = match [a, b] {
-            [0x08, 0x00] => false,
-            [0x86, 0xdd] => true,
-            [_, _] => return Ok(()),
+        let Some(Field { network, is_ipv6, class: Self(inner), octets: [first, second] }) =
+            Field::locate(frame)
+        else {
+            return Ok(());
         };
         let combined = match (inner & ECN, self.0 & ECN) {
             (NOT_ECT, CE) => return Err(DropReason::EcnIncapable),
@@ -77,16 +71,42 @@ impl TrafficClass {
             (_, _) => return Ok(()),
         };
         let octet = inner & !ECN | combined;
+        let packet = &mut frame[network..];
         if is_ipv6 {
-            put(frame, FIRST_OCTET, [first & 0xf0 | octet >> 4, octet << 4 | second & 0x0f]);
+            put(packet, 0, [first & 0xf0 | octet >> 4, octet << 4 | second & 0x0f]);
             return Ok(());
         }
-        let Some(field) = frame.get(IPV4_CHECKSUM..IPV4_CHECKSUM + 2) else { return Ok(()) };
+        let Some(field) = packet.get(IPV4_CHECKSUM..IPV4_CHECKSUM + 2) else { return Ok(()) };
         let before = u16::from_be_bytes([field[0], field[1]]);
         let after = checksum::adjusted(before, [first, second], [first, octet]);
-        put(frame, SECOND_OCTET, [octet]);
-        put(frame, IPV4_CHECKSUM, after.to_be_bytes());
+        put(packet, 1, [octet]);
+        put(packet, IPV4_CHECKSUM, after.to_be_bytes());
         Ok(())
+    }
+}
+
+/// Where the octet stands in a frame.
+struct Field {
+    /// Where the IP header begins.
+    network: usize,
+    is_ipv6: bool,
+    class: TrafficClass,
+    /// The first two of the header.
+    octets: [u8; 2],
+}
+
+impl Field {
+    #[inline]
+    fn locate(frame: &[u8]) -> Option<Self> {
+        let header = ethernet::Header::parse(frame).ok()?;
+        let network = header.end();
+        let [first, second] = *frame[network..].first_chunk()?;
+        let (is_ipv6, octet) = match header.ether_type {
+            ethernet::EtherType::Ipv4 => (false, second),
+            ethernet::EtherType::Ipv6 => (true, first << 4 | second >> 4),
+            ethernet::EtherType::Arp | ethernet::EtherType::Other(_) => return None,
+        };
+        Some(Self { network, is_ipv6, class: TrafficClass(octet), octets: [first, second] })
     }
 }
 
@@ -106,10 +126,7 @@ const NOT_ECT: u8 = 0b00;
 const ECT_1: u8 = 0b01;
 const ECT_0: u8 = 0b10;
 const CE: u8 = 0b11;
-const ETHER_TYPE: usize = ethernet::HEADER_LEN - 2;
-const FIRST_OCTET: usize = ethernet::HEADER_LEN;
-const SECOND_OCTET: usize = ethernet::HEADER_LEN + 1;
-const IPV4_CHECKSUM: usize = ethernet::HEADER_LEN + 10;
+const IPV4_CHECKSUM: usize = 10;
 
 #[cfg(test)]
 mod tests {
@@ -138,7 +155,7 @@ mod tests {
             frame.extend([9; 8]);
             frame.extend(vec![1; 4 * options]);
             let sum = checksum::plain(&frame[14..]);
-            put(&mut frame, IPV4_CHECKSUM, sum.to_be_bytes());
+            put(&mut frame, 14 + IPV4_CHECKSUM, sum.to_be_bytes());
         }
         frame
     }
@@ -182,20 +199,25 @@ mod tests {
 
         #[test]
         fn nothing_changes_but_ecn_and_the_checksum_stays_right(
-            is_ipv6: bool, octet: u8, options in 0usize..11, outer: u8
+            is_ipv6: bool, is_tagged: bool, octet: u8, options in 0usize..11, outer: u8
         ) {
-            let mut bytes = frame(is_ipv6, octet, options);
+            let sent = |octet| {
+                let mut bytes = frame(is_ipv6, octet, options);
+                bytes.splice(12..12, [0x81, 0, 0, 5].into_iter().filter(|_| is_tagged));
+                bytes
+            };
+            let mut bytes = sent(octet);
             let entered = TrafficClass::new(outer).enter(&mut bytes);
             let now = TrafficClass::of_frame(&bytes).get();
             prop_assert_eq!(now & !ECN, octet & !ECN);
-            prop_assert_eq!(&bytes, &frame(is_ipv6, now, options));
+            prop_assert_eq!(&bytes, &sent(now));
             prop_assert_eq!(entered.is_err(), octet & ECN == NOT_ECT && outer & ECN == CE);
         }
 
         #[test]
-        fn hostile_frames_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..30), ip in 0usize..3) {
+        fn hostile_frames_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..34), ip in 0usize..4) {
             if bytes.len() >= 14 {
-                bytes[12..14].copy_from_slice(&[[8, 0], [0x86, 0xdd], [8, 6]][ip]);
+                bytes[12..14].copy_from_slice(&[[8, 0], [0x86, 0xdd], [8, 6], [0x81, 0]][ip]);
             }
             let _ = TrafficClass::new(CE).enter(&mut bytes);
         }

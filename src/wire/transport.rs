@@ -62,6 +62,8 @@ pub struct Transport {
     pub protocol: Protocol,
     /// Over IPv6 rather than IPv4.
     pub is_ipv6: bool,
+    /// Where the IP header begins: behind that of Ethernet and a VLAN tag.
+    pub network: usize,
     /// Where the transport header begins.
     pub start: usize,
     /// Where its payload begins.
@@ -76,8 +78,10 @@ impl Transport {
     /// # Errors
     /// When a header is short or contradicts the length of the frame.
     pub fn locate(frame: &[u8]) -> Result<Option<Self>, Malformed> {
-        let packet = frame.get(ethernet::HEADER_LEN..).ok_or(Malformed)?;
-        let (is_ipv6, protocol, start, end) = match ethernet::Header::parse(frame)?.ether_type {
+        let header = ethernet::Header::parse(frame)?;
+        let network = header.end();
+        let packet = &frame[network..];
+        let (is_ipv6, protocol, start, end) = match header.ether_type {
             ethernet::EtherType::Ipv4 => {
                 let protocol = ipv4::Packet::parse(packet)?.protocol;
                 let [version_ihl, _, high, low] = octets(packet, 0)?;
@@ -109,24 +113,24 @@ impl Transport {
         if payload > end {
             return Err(Malformed);
         }
-        let [start, payload, end] = [start, payload, end].map(|offset| ethernet::HEADER_LEN + offset);
-        Ok(Some(Self { protocol, is_ipv6, start, payload, end }))
+        let [start, payload, end] = [start, payload, end].map(|offset| network + offset);
+        Ok(Some(Self { protocol, is_ipv6, network, start, payload, end }))
     }
 
     /// The sum of the pseudo header for `len` octets of transport header and payload, by the
     /// addresses of the IP header: not for a packet with a routing header.
     #[inline]
     pub fn pseudo_header(&self, frame: &[u8], len: u16) -> Sum {
-        let addresses = if self.is_ipv6 { 22..54 } else { 26..34 };
-        Sum::ZERO.plus(&frame[addresses]).plus_word(u16::from(self.protocol.number())).plus_word(len)
+        let addresses = if self.is_ipv6 { 8..40 } else { 12..20 };
+        Sum::ZERO
+            .plus(&frame[self.network..][addresses])
+            .plus_word(u16::from(self.protocol.number()))
+            .plus_word(len)
     }
 }
 
 /// More fragments, or an offset.
 const IPV4_FRAGMENT: u16 = 0x3fff;
-
-/// Octets of the shortest headers of IPv4 and TCP or UDP together, so that offsets hold.
-const _: () = assert!(ethernet::HEADER_LEN + ipv4::HEADER_LEN == 34);
 
 #[cfg(test)]
 mod tests {
@@ -146,11 +150,14 @@ mod tests {
 
     #[test]
     fn header_payload_and_end_are_found_in_front_of_padding() {
-        for (is_ipv6, start) in [(false, 34), (true, 54)] {
+        for (is_ipv6, network, start) in [(false, 14, 34), (true, 14, 54), (false, 18, 38), (true, 18, 58)] {
             let mut frame = tcp(is_ipv6, b"hello");
             frame.extend([0; 9]);
-            let protocol = Protocol::Tcp;
-            let expected = Transport { protocol, is_ipv6, start, payload: start + 20, end: start + 25 };
+            if network == 18 {
+                frame.splice(12..12, [0x81, 0, 0, 5]);
+            }
+            let (protocol, payload, end) = (Protocol::Tcp, start + 20, start + 25);
+            let expected = Transport { protocol, is_ipv6, network, start, payload, end };
             assert_eq!(Transport::locate(&frame), Ok(Some(expected)));
             let sum = expected.pseudo_header(&frame, 25).plus(&frame[start..start + 25]);
             assert_eq!(sum.checksum(), 0, "etherparse's checksum is right");
@@ -179,14 +186,17 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn hostile_frames_never_panic_and_offsets_stay_inside(
-            is_ipv6: bool, at in 0usize..74, bits: u8, len in 0usize..80
+            is_ipv6: bool, is_tagged: bool, at in 0usize..78, bits: u8, len in 0usize..84
         ) {
             let mut frame = tcp(is_ipv6, &[0; 6]);
+            if is_tagged {
+                frame.splice(12..12, [0x81, 0, 0, 5]);
+            }
             let last = frame.len() - 1;
             frame[at.min(last)] ^= bits;
             frame.truncate(len);
             if let Ok(Some(found)) = Transport::locate(&frame) {
-                proptest::prop_assert!(found.start < found.payload);
+                proptest::prop_assert!(found.network < found.start && found.start < found.payload);
                 proptest::prop_assert!(found.payload <= found.end && found.end <= frame.len());
             }
         }

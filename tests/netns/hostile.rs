@@ -214,9 +214,8 @@ fn container_cannot_speak_for_others() {
     };
     let everybody = (one.mac(), MacAddr::BROADCAST);
     let nobody = "02:00:00:00:00:99".parse().unwrap();
-    let tagged = {
-        let mut frame = between(one, two, Family::V4);
-        frame.splice(12..12, [0x81, 0, 0, 7]);
+    let tagged = |tags: &[u8], mut frame: Vec<u8>| {
+        frame.splice(12..12, tags.iter().copied());
         frame
     };
     let stranger = "10.77.0.250".parse().unwrap();
@@ -231,7 +230,11 @@ fn container_cannot_speak_for_others() {
         (advertisement(one, own_v6, others_v6, one.mac()), DropReason::NeighborSpoofed),
         (advertisement(one, own_v6, own_v6, two.mac()), DropReason::NeighborSpoofed),
         (router_advertisement(one), DropReason::RogueRouterMessage),
-        (tagged, DropReason::UnsupportedEthertype),
+        (
+            tagged(&[0x81, 0, 0, 7, 0x81, 0, 0, 8], between(one, two, Family::V4)),
+            DropReason::UnsupportedEthertype,
+        ),
+        (tagged(&[0x81, 0, 0, 7], udp_from(one, stranger, &neighbor)), DropReason::SourceIpSpoofed),
         (to_mac(between(one, two, Family::V4), nobody), DropReason::UnknownDestination),
         (between(one, two, Family::V4)[..30].to_vec(), DropReason::MalformedFrame),
     ];

@@ -33,6 +33,7 @@ mod support;
 mod syscalls;
 mod tutorial;
 mod verify;
+mod vlan;
 mod vxlan_interop;
 
 use support::test_program;
@@ -66,5 +67,6 @@ test_program! {
     syscalls
     tutorial
     verify
+    vlan
     vxlan_interop
 }

@@ -1,20 +1,23 @@
 //! Unencrypted networks are VXLAN as RFC 7348 has it: the kernel's own device is the other end.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use overlayd::drop_reason::DropReason;
 use overlayd::id::{IfName, MacAddr};
 use overlayd::io::netlink::{Netlink, Vxlan};
-use overlayd::lab::{Ping, Underlay, eventually};
+use overlayd::io::netns::NetNs;
+use overlayd::lab::{Capture, Ping, Underlay, eventually};
 
 use crate::support::frames::{self, VXLAN_PORT, datagrams};
-use crate::support::swarm::{Attached, Family, Swarm};
+use crate::support::swarm::{Attached, Family, PATIENCE, Swarm};
 use crate::support::tests;
 
 tests! {
     kernel_vxlan_device_and_container_ping_each_other_over_ipv4
     kernel_vxlan_device_and_container_ping_each_other_over_ipv6
     address_that_is_not_placed_on_the_kernels_host_does_not_get_in
+    tagged_frames_pass_between_the_kernels_device_and_a_container
 }
 
 fn kernel_vxlan_device_and_container_ping_each_other_over_ipv4() {
@@ -53,6 +56,35 @@ fn address_that_is_not_placed_on_the_kernels_host_does_not_get_in() {
     assert!(eventually(Duration::from_secs(5), is_told), "{:?}", swarm.agent(1).peers());
     let seen = inside.stop().unwrap();
     assert!(!seen.iter().any(|frame| frames::contains(frame, &[10, 9, 0, 77])), "the forgery got in");
+}
+
+fn tagged_frames_pass_between_the_kernels_device_and_a_container() {
+    let (swarm, one, two) = with_kernel_device(Family::V4);
+    assert_reached_from_kernel(&swarm, &one);
+    let payload = b"in a VLAN";
+    let tagged = |from: &Attached, to: &Attached| {
+        let at = |container: &Attached| SocketAddr::new(container.address(Family::V4), 7);
+        let mut frame = frames::udp((from.mac(), to.mac()), at(from), at(to), payload);
+        frame.splice(12..12, [0x81, 0, 0x20, 7]);
+        frame
+    };
+    let crosses = |(from, from_name): (&NetNs, &IfName), (to, to_name): (&NetNs, &IfName), frame: Vec<u8>| {
+        let crosses = || {
+            let capture = Capture::start(to, to_name).unwrap();
+            frames::send(from, from_name, std::slice::from_ref(&frame));
+            std::thread::sleep(Duration::from_millis(50));
+            let mut seen = capture.stop().unwrap();
+            seen.retain(|frame| frames::contains(frame, payload));
+            assert!(seen.iter().all(|seen| *seen == frame), "{seen:02x?}");
+            !seen.is_empty()
+        };
+        assert!(eventually(PATIENCE, crosses), "{:?}", swarm.agent(1).stats());
+    };
+    let name = device();
+    let [device, container] =
+        [(swarm.lab.host(2).namespace(), &name), (one.container.namespace(), one.ifname())];
+    crosses(device, container, tagged(&two, &one));
+    crosses(container, device, tagged(&one, &two));
 }
 
 fn assert_interoperates(family: Family) {

@@ -1,5 +1,6 @@
 //! Super-frames given to the kernel and to [`SuperFrame`].
 
+use std::fmt;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -24,21 +25,33 @@ pub(crate) fn compare() {
         let case = Case::random(&mut StdRng::seed_from_u64(seed));
         let ours = case.cut();
         let theirs = kernel.cut(&case, ours.len());
+        // As it comes from a container's kernel, when the TAP is told that all can be cut.
+        let (header, whole) = kernel.read_whole();
+        let VnetHeader { checksum, segmentation, .. } = case.header;
+        assert_eq!((header.checksum, header.segmentation), (checksum, segmentation), "seed {seed}: {case:?}");
+        assert!(whole == case.frame, "seed {seed}: {case:?}");
         for (index, (our, their)) in ours.iter().zip(&theirs).enumerate() {
-            assert_eq!(our, their, "seed {seed}, segment {index}: {:?}, {:?}", case.headers, case.header);
+            assert_eq!(our, their, "seed {seed}, segment {index}: {case:?}");
         }
-        assert_eq!(ours.len(), theirs.len(), "seed {seed}: {:?}, {:?}", case.headers, case.header);
+        assert_eq!(ours.len(), theirs.len(), "seed {seed}: {case:?}");
         segments += ours.len();
-        kinds.insert((case.headers.is_ipv6, case.headers.protocol == Protocol::Tcp));
+        kinds.insert((case.headers.is_ipv6, case.headers.protocol == Protocol::Tcp, case.tag.is_some()));
     }
-    assert!(segments as u64 > 5 * CASES && kinds.len() == 4, "{segments} segments of {kinds:?}");
+    assert!(segments as u64 > 5 * CASES && kinds.len() == 8, "{segments} segments of {kinds:?}");
 }
 
 /// A super-frame.
 struct Case {
     headers: Headers,
+    tag: Option<[u8; 4]>,
     header: VnetHeader,
     frame: Vec<u8>,
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, tag {:?}, {:?}", self.headers, self.tag, self.header)
+    }
 }
 
 impl Case {
@@ -50,7 +63,10 @@ impl Case {
         // The kernel drops a super-frame of a single segment.
         let len = rng.random_range(usize::from(size) + 1..=room);
         let payload: Vec<u8> = (0..len).map(|_| rng.random()).collect();
-        let frame = headers.unfinished(&payload);
+        let mut frame = headers.unfinished(&payload);
+        let tag = rng.random_bool(0.3).then(|| [0x81, 0x00, rng.random(), rng.random()]);
+        frame.splice(12..12, tag.into_iter().flatten());
+        let behind_tag = |offset| u16::try_from(tag.map_or(0, |tag| tag.len()) + offset).unwrap();
         let kind = match (headers.protocol, headers.is_ipv6) {
             (Protocol::Tcp, false) => Kind::Tcp4,
             (Protocol::Tcp, true) => Kind::Tcp6,
@@ -59,7 +75,7 @@ impl Case {
         let offset = headers.protocol.checksum_offset();
         let header = VnetHeader {
             checksum: Checksum::Partial {
-                start: u16::try_from(headers.transport()).unwrap(),
+                start: behind_tag(headers.transport()),
                 offset: u16::try_from(offset).unwrap(),
             },
             segmentation: Some(Segmentation {
@@ -67,9 +83,9 @@ impl Case {
                 has_cwr: headers.protocol == Protocol::Tcp && headers.tcp_flags & CWR != 0,
                 size: NonZeroU16::new(size).unwrap(),
             }),
-            header_len: u16::try_from(headers.len()).unwrap(),
+            header_len: behind_tag(headers.len()),
         };
-        Self { headers, header, frame }
+        Self { headers, tag, header, frame }
     }
 
     fn cut(&self) -> Vec<Vec<u8>> {
@@ -84,26 +100,27 @@ impl Case {
     }
 }
 
-/// Two TAPs on a bridge, of which one takes super-frames and the other is given none.
+/// TAPs on a bridge: frames come in by one and leave by two, of which one takes super-frames.
 struct Kernel {
     into: Tap,
     out: Tap,
+    whole: Tap,
 }
 
 impl Kernel {
     fn new() -> Self {
         // So that nobody but the test sends.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-        let [into_name, out_name, bridge_name] =
-            ["into0", "out0", "br0"].map(|name| name.parse::<IfName>().unwrap());
-        let into = Tap::create(&into_name).unwrap();
-        let mut out = Tap::create(&out_name).unwrap();
+        let [into_name, out_name, whole_name, bridge_name] =
+            ["into0", "out0", "whole0", "br0"].map(|name| name.parse::<IfName>().unwrap());
+        let [into, mut out, whole] =
+            [&into_name, &out_name, &whole_name].map(|name| Tap::create(name).unwrap());
         assert_eq!(into.offloads(), TapOffloads::ALL, "this kernel cannot show what the test is about");
         out.set_offloads(TapOffloads::NONE).unwrap();
         Netlink::within(&NetNs::current().unwrap(), |netlink| {
             netlink.add_bridge(&bridge_name)?;
             let bridge = netlink.link(&bridge_name)?;
-            for name in [&into_name, &out_name] {
+            for name in [&into_name, &out_name, &whole_name] {
                 let port = netlink.link(name)?;
                 netlink.add_bridge_port(&bridge, &port)?;
                 netlink.set_up(&port, true)?;
@@ -111,7 +128,7 @@ impl Kernel {
             netlink.set_up(&bridge, true)
         })
         .unwrap();
-        Self { into, out }
+        Self { into, out, whole }
     }
 
     /// The kernel's segments; waits for `expected` and looks whether there are more.
@@ -127,13 +144,29 @@ impl Kernel {
     }
 
     fn read(&self) -> Option<Vec<u8>> {
-        let (mut head, mut rest) = (vec![0; 2_048], vec![0; 1 << 16]);
-        let (header, len) = self.out.read_frame(&mut head, &mut rest).unwrap()?;
-        head.extend(rest);
-        head.truncate(len);
+        let (header, frame) = read(&self.out)?;
         assert_eq!((header.checksum, header.segmentation), (Checksum::Complete, None));
-        (head[6..12] == flow::FROM).then_some(head)
+        Some(frame)
     }
+
+    /// What the TAP for super-frames gets, and what the kernel says of it.
+    fn read_whole(&self) -> (VnetHeader, Vec<u8>) {
+        let deadline = boot_time() + PATIENCE;
+        loop {
+            assert!(boot_time() < deadline, "nothing for the TAP that takes super-frames");
+            if let Some(read) = read(&self.whole) {
+                return read;
+            }
+        }
+    }
+}
+
+fn read(tap: &Tap) -> Option<(VnetHeader, Vec<u8>)> {
+    let (mut head, mut rest) = (vec![0; 2_048], vec![0; 1 << 16]);
+    let (header, len) = tap.read_frame(&mut head, &mut rest).unwrap()?;
+    head.extend(rest);
+    head.truncate(len);
+    (head[6..12] == flow::FROM).then_some((header, head))
 }
 
 const CASES: u64 = 500;

@@ -171,7 +171,8 @@ impl Headers {
         }
         frame.extend(payload);
         let start = self.transport();
-        let found = Transport { protocol: self.protocol, is_ipv6: self.is_ipv6, start, payload: 0, end: 0 };
+        let (protocol, is_ipv6) = (self.protocol, self.is_ipv6);
+        let found = Transport { protocol, is_ipv6, network: 14, start, payload: 0, end: 0 };
         let sum = found.pseudo_header(&frame, length).folded();
         let field = start + self.protocol.checksum_offset();
         frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());

@@ -24,6 +24,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::wire::traffic_class::TrafficClass;
 
+pub(super) use receive::split_control;
 pub use receive::{Datagram, RecvRing};
 pub use send::SendOutcome;
 

@@ -174,7 +174,7 @@ struct Control {
 }
 
 /// Level, type and value of the first control message (`struct cmsghdr`), and what follows it.
-fn split_control(bytes: &[u8]) -> Option<(libc::c_int, libc::c_int, &[u8], &[u8])> {
+pub(in crate::io) fn split_control(bytes: &[u8]) -> Option<(libc::c_int, libc::c_int, &[u8], &[u8])> {
     const LENGTH: usize = size_of::<usize>();
     const HEADER: usize = size_of::<libc::cmsghdr>();
     let length = usize::from_ne_bytes(*bytes.first_chunk::<LENGTH>()?);
