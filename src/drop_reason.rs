@@ -37,7 +37,7 @@ drop_reasons! {
     MalformedFrame = "malformed_frame",
     /// From a container: longer than the network's MTU allows.
     FrameTooBig = "frame_too_big",
-    /// From a container: neither ARP, IPv4 nor IPv6 (VLAN tags among them).
+    /// From a container: neither ARP, IPv4 nor IPv6, or these behind two VLAN tags or a provider's.
     UnsupportedEthertype = "unsupported_ethertype",
     /// From a container: the source MAC is not the endpoint's own.
     SourceMacSpoofed = "source_mac_spoofed",
@@ -105,7 +105,8 @@ drop_reasons! {
     EcnIncapable = "ecn_incapable",
     /// From the wire: the inner destination is not an endpoint of this node; there is no transit.
     NotLocal = "not_local",
-    /// From the wire: a frame of a kind that never crosses the overlay (ARP, router messages, VLAN).
+    /// From the wire: a frame of a kind that never crosses the overlay (ARP, router messages, a second VLAN tag,
+    /// a provider's).
     ForbiddenInner = "forbidden_inner",
 }
 

@@ -15,7 +15,7 @@ use overlayd::control::rpc::ManagerClient;
 use overlayd::control::rpc::messages::{Attach, InspectNetwork, SessionRequest};
 use overlayd::id::EndpointId;
 use overlayd::io::clock::boot_time;
-use overlayd::lab::{Host, Underlay};
+use overlayd::lab::{Host, Underlay, eventually};
 use overlayd::membership::JoinToken;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -58,7 +58,7 @@ fn hold(peers: usize, idle: Duration) {
         let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(live(peers, init.manager, &token, node));
         agent.await_keys(peers);
-        std::thread::sleep(SETTLED);
+        await_settled(agent);
         measure(agent, swarm.agent(1), peers, idle);
     })
     .unwrap();
@@ -79,6 +79,20 @@ async fn live(peers: usize, manager: SocketAddr, token: &JoinToken, agent: Node)
         tokio::spawn(async move { while let Ok(Some(_)) = updates.message().await {} });
         tokio::spawn(keyed::keep(peer, agent.clone(), Arc::clone(&membership)));
     }
+}
+
+/// Waits until what has begun to happen has happened: no key is new, and no older one is still taken.
+fn await_settled(agent: &Agent) {
+    let keys = || {
+        let peers = agent.peers().peers.into_iter();
+        peers.map(|peer| (peer.inbound_spis, peer.lingering_spis)).collect::<Vec<_>>()
+    };
+    let is_settled = || {
+        let before = keys();
+        std::thread::sleep(SETTLED);
+        before == keys() && before.iter().all(|(_, lingering)| lingering.is_empty())
+    };
+    assert!(eventually(PATIENCE, is_settled), "keys do not settle: {:?}", keys());
 }
 
 async fn attach(client: &ManagerClient) {
@@ -128,8 +142,10 @@ fn ip(host: &Host, arguments: &[&str]) {
 
 /// Where [`SimulatedNode`]s say that they are.
 const PEERS: &str = "198.18.0.0/16";
-/// When what has begun to happen has happened: epochs are told, old keys linger.
+/// For how long no key is new before what began is over.
 const SETTLED: Duration = Duration::from_secs(2);
+/// Within which keys settle.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// After which keys are replaced.
 const KEY_AGE: Duration = Duration::from_secs(15 * 60);
 /// 1 % of a core for a thousand.

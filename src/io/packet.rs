@@ -73,8 +73,8 @@ impl PacketSocket {
         let Some(behind) = frame[..tagged_length].get_mut(ethernet::ADDRESSES_LEN..) else {
             return Ok(Some(length));
         };
-        behind.copy_within(..behind.len().saturating_sub(tag.len()), tag.len());
         let room = tag.len().min(behind.len());
+        behind.copy_within(..behind.len() - room, room);
         behind[..room].copy_from_slice(&tag[..room]);
         Ok(Some(tagged_length))
     }

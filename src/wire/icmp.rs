@@ -14,13 +14,12 @@ use std::net::Ipv4Addr;
 
 use super::{Malformed, checksum, ethernet, ipv4, ipv6, octets, put};
 
-/// Octets of the longest answer's frame.
+/// Octets of the longest answer's frame, without tag.
 pub const TOO_BIG_ROOM: usize = ethernet::HEADER_LEN + IPV6_LIMIT;
 
 /// Writes the frame, without tag, that tells the sender of `frame` of the `mtu`, from which a tag of
-/// `frame` takes its part; its length. `None` for what must
-/// not be answered: IPv4 that may be fragmented, groups, later fragments, and errors (RFC 1812 §4.3.2.7,
-/// RFC 4443 §2.4 e).
+/// `frame` takes its part; its length. `None` for what must not be answered: IPv4 that may be
+/// fragmented, groups, later fragments, and errors (RFC 1812 §4.3.2.7, RFC 4443 §2.4 e).
 pub fn write_too_big(frame: &[u8], mtu: u16, answer: &mut [u8; TOO_BIG_ROOM]) -> Option<usize> {
     let header = ethernet::Header::parse(frame).ok()?;
     if header.destination.is_multicast() {

@@ -12,8 +12,8 @@ use super::checksum::adjusted;
 use super::transport::{Protocol, SYN, TCP_FLAGS, TCP_HEADER_LEN, Transport};
 use super::{ethernet, ipv4, ipv6, put};
 
-/// Lowers the segment size in a SYN to what fits into `mtu`, less a VLAN tag, in a frame whose TCP checksum is whole
-/// (`has_checksum`) or covers the pseudo header alone, which does not change.
+/// Lowers the segment size in a SYN to what fits into `mtu`, less a VLAN tag, in a frame whose TCP
+/// checksum is whole (`has_checksum`) or covers the pseudo header alone, which does not change.
 #[inline]
 pub fn clamp(frame: &mut [u8], mtu: u16, has_checksum: bool) {
     if is_syn(frame) {
@@ -34,6 +34,7 @@ fn is_syn(frame: &[u8]) -> bool {
             // Extension headers: to be walked through.
             Some(_) => return true,
         },
+        // A VLAN tag: the same.
         Some(&[0x81, 0x00, _]) => return true,
         Some(_) | None => return false,
     };
