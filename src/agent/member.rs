@@ -28,6 +28,7 @@ use super::superseded;
 use super::tasks::{Tasks, Watched};
 use super::underlay::{self, Home, Underlay};
 use super::{audit, chronicle, upkeep};
+use crate::api::types::ProcessorStatus;
 use crate::cluster::{Node, Role, View};
 use crate::config::AgentConfig;
 use crate::control::identity::NodeIdentity;
@@ -60,6 +61,7 @@ pub(crate) struct Member {
     pub(super) rekeys: mpsc::Sender<Wished>,
     pub(super) attachments: Arc<Attachments>,
     pub(super) offloads: Arc<OffloadBook>,
+    pub(super) processors: ProcessorStatus,
     pub(super) client: ManagerClient,
     pub(super) session: watch::Receiver<SessionStatus>,
     pub(super) standing: Arc<Standing>,
@@ -107,7 +109,7 @@ impl Member {
 
         let receiving_lanes = esp.receiving();
         let tables = Arc::new(ArcSwap::default());
-        let lanes = start_lanes(config, esp, vxlan, &tables)?;
+        let (lanes, processors) = start_lanes(config, esp, vxlan, &tables)?;
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), lanes, tables));
         dataplane.follow_underlay(underlay_mtu).await?;
         dataplane.follow(Arc::new(view.clone())).await?;
@@ -216,6 +218,7 @@ impl Member {
             rekeys,
             attachments,
             offloads,
+            processors,
             client,
             session,
             standing,

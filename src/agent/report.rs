@@ -65,6 +65,7 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
         managers: managers.collect(),
         certificate_expires_unix_seconds: u64::try_from(expires).unwrap_or(0),
         lane_count: member.dataplane.lane_count().get(),
+        processors: member.processors,
         network_count: u64::try_from(view.networks.len()).unwrap_or(u64::MAX),
         endpoint_count: u64::try_from(attachments.len()).unwrap_or(u64::MAX),
         offloads: member.offloads.status(member.dataplane.lanes()),

@@ -9,6 +9,7 @@ mod backup;
 mod ca;
 mod events;
 mod joins;
+mod machine;
 mod node;
 mod rekey;
 mod stats;
@@ -42,6 +43,7 @@ pub use self::store::{
 
 pub use self::events::EventsRequest;
 pub use self::joins::JoinTotals;
+pub use self::machine::{Offload, OffloadStatus, ProcessorStatus};
 pub use self::node::{
     ChangeNodeRequest, ChangeNodeResponse, InspectNodeRequest, InspectNodeResponse, NodeChange, NodeEndpoint,
     NodeUpdate, RemoveNodeRequest, RemoveNodeResponse,
@@ -460,6 +462,9 @@ pub struct ClusterStatus {
     pub certificate_expires_unix_seconds: u64,
     /// Threads of this node that carry packets.
     pub lane_count: u8,
+    /// What they ask of the processors.
+    #[serde(default)]
+    pub processors: ProcessorStatus,
     /// Networks that this node is a member of.
     pub network_count: u64,
     /// Endpoints on this node.
@@ -467,39 +472,6 @@ pub struct ClusterStatus {
     /// What the kernel does for many packets at once.
     #[serde(default)]
     pub offloads: Vec<OffloadStatus>,
-}
-
-/// For how many sockets or TAPs of this node the kernel does something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OffloadStatus {
-    /// What.
-    pub offload: Offload,
-    /// Whether the configuration asks for it.
-    pub wanted: bool,
-    /// For how many it does it.
-    pub used: u64,
-    /// Of how many.
-    pub of: u64,
-}
-
-/// What a kernel can do for many packets at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Offload {
-    /// Sends a run of encrypted packets with one call (`UDP_SEGMENT`).
-    EspSegmentation,
-    /// Receives one with one call (`UDP_GRO`).
-    EspCoalescing,
-    /// As [`Self::EspSegmentation`], for unencrypted networks.
-    VxlanSegmentation,
-    /// As [`Self::EspCoalescing`], for unencrypted networks.
-    VxlanCoalescing,
-    /// Leaves checksums of what containers send to the agent.
-    TapChecksum,
-    /// Leaves TCP that containers send or receive in super-frames.
-    TapTcp,
-    /// The same for UDP.
-    TapUdp,
 }
 
 /// A manager as this node sees it.

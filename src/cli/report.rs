@@ -15,8 +15,8 @@ use ipnet::IpNet;
 use super::tables;
 use crate::api::types::{
     AttachResponse, ClusterStatus, CreateNetworkResponse, DetachResponse, InitResponse,
-    InspectNetworkResponse, JoinResponse, ManagerStatus, Offload, OffloadStatus, RemoveNetworkResponse,
-    StatusResponse, TokenResponse,
+    InspectNetworkResponse, JoinResponse, ManagerStatus, Offload, OffloadStatus, ProcessorStatus,
+    RemoveNetworkResponse, StatusResponse, TokenResponse,
 };
 use crate::cluster::{Network, Role};
 
@@ -154,10 +154,21 @@ fn cluster_status(lines: &mut Lines, cluster: &ClusterStatus) {
     }
     lines.add("Carries", format!("{} networks, {} endpoints", cluster.network_count, cluster.endpoint_count));
     lines.add("Lanes", cluster.lane_count);
+    lines.add("Processors", processors(cluster.processors));
     offloads(lines, &cluster.offloads);
     if node.role == Role::Worker && !cluster.removed && !managers.iter().any(|manager| manager.connected) {
         lines.add("WARNING", "no manager is connected: what is attached works, nothing can be changed");
     }
+}
+
+fn processors(status: ProcessorStatus) -> String {
+    let ProcessorStatus { busy_poll_microseconds, keep_awake, streams_first } = status;
+    let polled = match busy_poll_microseconds {
+        0 => "not polled".to_owned(),
+        longest => format!("polled for {longest}us at most"),
+    };
+    let [awake, first] = [keep_awake, streams_first].map(|is_on| if is_on { "on" } else { "off" });
+    format!("{polled}, keep_awake {awake}, streams_first {first}")
 }
 
 fn offloads(lines: &mut Lines, offloads: &[OffloadStatus]) {
@@ -341,6 +352,11 @@ mod tests {
                 managers: vec![manager],
                 certificate_expires_unix_seconds: 1_800_000_000,
                 lane_count: 4,
+                processors: ProcessorStatus {
+                    busy_poll_microseconds: 264,
+                    keep_awake: true,
+                    streams_first: false,
+                },
                 network_count: 2,
                 endpoint_count: 5,
                 offloads: vec![
@@ -366,6 +382,7 @@ mod tests {
              Manager:     0000000000000000000000000 (m) at 192.0.2.1:2377, NOT CONNECTED\n\
              Carries:     2 networks, 5 endpoints\n\
              Lanes:       4\n\
+             Processors:  polled for 264us at most, keep_awake on, streams_first off\n\
              Offloads:    ESP: UDP_SEGMENT REFUSED by the kernel, UDP_GRO on\n\
              Offloads:    containers: checksum on, TCP off, UDP REFUSED by the kernel for 2 of 5\n\
              WARNING:     no manager is connected: what is attached works, nothing can be changed\n"

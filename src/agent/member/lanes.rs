@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::super::attachments::Attachments;
 use super::super::offloads;
+use crate::api::types::ProcessorStatus;
 use crate::config::AgentConfig;
 use crate::forward::Tables;
 use crate::id::LaneCount;
@@ -21,13 +22,13 @@ use crate::wire::traffic_class::Dscp;
 use crate::wire::vxlan::LeftChecksums;
 use crate::worker::{self, Flood, FloodLimit, Lane, LaneConfig, LaneEvent, NICE, Precedence, Wish};
 
-/// One for each of the sockets for ESP.
+/// One for each of the sockets for ESP, and what they may ask of the processors.
 pub(super) fn start_lanes(
     config: &AgentConfig,
     esp: Group,
     vxlan: Option<Group>,
     tables: &Arc<ArcSwap<Tables>>,
-) -> Result<Vec<Arc<Lane>>> {
+) -> Result<(Vec<Arc<Lane>>, ProcessorStatus)> {
     let limit =
         FloodLimit { frames_per_second: config.flood.packets_per_second(), burst: config.flood.burst() };
     let flood = Flood::from(limit);
@@ -48,7 +49,9 @@ pub(super) fn start_lanes(
     let keep_awake = processors.vigil.is_some();
     let streams_first = precedence.is_some();
     tracing::info!(lanes = count.get(), ?busy_poll, keep_awake, streams_first, "packets are carried");
-    configs.map(|lane| Ok(Arc::new(worker::spawn(lane)?))).collect()
+    let busy_poll_microseconds = u64::try_from(busy_poll.as_micros()).unwrap_or(u64::MAX);
+    let lanes: Result<_> = configs.map(|lane| Ok(Arc::new(worker::spawn(lane)?))).collect();
+    Ok((lanes?, ProcessorStatus { busy_poll_microseconds, keep_awake, streams_first }))
 }
 
 /// What is done about the time that it takes to wake a processor.
