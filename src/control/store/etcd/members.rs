@@ -76,7 +76,7 @@ impl Members {
 
     /// Reads, from whichever member answers first: each is asked a moment after the one before, and once more while
     /// the first question waits, since what a member was asked without a leader it may not answer when there is one.
-    /// All are asked again and again for as long as `patience` says while they cannot.
+    /// Who cannot answer is asked again and again for as long as `patience` says, and does not wait for the others.
     pub(super) async fn range(
         &self,
         request: &RangeRequest,
@@ -85,14 +85,15 @@ impl Members {
         let deadline = Instant::now() + patience;
         loop {
             let twice = self.order().chain(self.order());
-            let asked: Vec<_> = twice.map(|member| self.read(member, request)).collect();
-            let faults = match attempts::first(asked, STAGGER).await {
+            let asked: Vec<_> = twice.map(|member| self.read(member, request, deadline)).collect();
+            let silent = match attempts::first(asked, STAGGER).await {
                 Ok(answer) => return answer,
-                Err(faults) => faults,
+                Err(silent) => silent,
             };
             // Where nobody answers there is nothing to wait for.
-            if !faults.iter().any(|(_, fault)| fault.is_of_the_living()) || Instant::now() > deadline {
-                let last: BTreeMap<_, _> = faults.into_iter().collect();
+            if !silent.iter().any(|silent| silent.has_lived) || Instant::now() > deadline {
+                let last: BTreeMap<_, _> =
+                    silent.into_iter().map(|silent| (silent.name, silent.why)).collect();
                 let whys: Vec<_> = last.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
                 return Err(EtcdError::Unreachable { why: whys.join("; ") });
             }
@@ -100,16 +101,25 @@ impl Members {
         }
     }
 
-    /// The answer or refusal of one member, or why there is neither.
+    /// The answer or refusal of one member, asked until `deadline` as long as it lives.
     async fn read<'m>(
         &'m self,
         member: &'m Member,
         request: &RangeRequest,
-    ) -> Result<Result<RangeResponse, EtcdError>, (&'m str, Fault)> {
-        match self.ask(member, RANGE, request).await {
-            Ok(response) => Ok(Ok(response)),
-            Err(Fault::Refused(refused)) => Ok(Err(refused)),
-            Err(fault) => Err((&member.name, fault)),
+        deadline: Instant,
+    ) -> Result<Result<RangeResponse, EtcdError>, Silent<'m>> {
+        let mut has_lived = false;
+        loop {
+            let why = match self.ask(member, RANGE, request).await {
+                Ok(response) => return Ok(Ok(response)),
+                Err(Fault::Refused(refused)) => return Ok(Err(refused)),
+                Err(fault) => fault,
+            };
+            has_lived |= why.is_of_the_living();
+            if !why.is_of_the_living() || Instant::now() > deadline {
+                return Err(Silent { name: &member.name, why, has_lived });
+            }
+            sleep(PAUSE).await;
         }
     }
 
@@ -231,6 +241,15 @@ impl Members {
         request.metadata_mut().insert("token", token);
         Ok(request)
     }
+}
+
+/// Who has not answered.
+struct Silent<'m> {
+    name: &'m str,
+    /// The last time.
+    why: Fault,
+    /// Whether it seemed to be able to, at some time.
+    has_lived: bool,
 }
 
 /// A member and the connection to it.
