@@ -9,7 +9,6 @@ use tokio::sync::watch;
 
 use super::model::{COUNTERS, Change, Counters, Model, ONLY};
 use super::{ClusterState, Inner, NO_PANIC, StateError};
-use crate::boot_time::BootTime;
 use crate::control::store::{Batch, ClusterRows, CommitError, Revision};
 use crate::id::Version;
 use crate::io::clock::boot_time;
@@ -21,16 +20,14 @@ pub(super) struct Memory {
     pub(super) revision: Revision,
     /// What is written may be something else: others have changed it, or a write has failed late.
     pub(super) is_stale: bool,
-    /// Until when our next change lets those of other managers pass.
-    pub(super) yields_until: BootTime,
-    /// How long it last took to read what others had changed.
+    /// How long it last took to read it.
     pub(super) reading: Duration,
 }
 
 impl Memory {
     /// What was read at that moment.
     pub(super) const fn new(revision: Revision) -> Self {
-        Self { revision, is_stale: false, yields_until: BootTime::from_nanos(0), reading: Duration::ZERO }
+        Self { revision, is_stale: false, reading: Duration::ZERO }
     }
 }
 
@@ -71,7 +68,8 @@ impl ClusterState {
         let rows = self.rows();
         // Whether the memory is right as of a moment since this was asked for.
         let mut is_fresh = false;
-        for attempt in 0..ATTEMPTS {
+        let (mut in_turn, mut turn) = (None, None);
+        for _ in 0..ATTEMPTS {
             if memory.is_stale {
                 match self.reload(&rows, &mut memory) {
                     Err(StateError::Store(error)) if proof == Proof::Spared && error.is_passing() => {}
@@ -93,26 +91,20 @@ impl ClusterState {
                     continue;
                 }
             };
-            let now = boot_time();
-            if now < memory.yields_until {
-                thread::sleep(memory.yields_until.since(now));
-                memory.is_stale = true;
-                continue;
-            }
             let (counters, batch) = self.batch(&changes)?;
-            match rows.commit(memory.revision, &batch) {
+            match rows.commit(memory.revision, &batch, turn.take()) {
                 Ok(revision) => {
                     memory.revision = revision;
-                    // Who is up to date is faster than those who have to read first, and would win every time.
-                    let others_wait = std::mem::take(&mut memory.reading);
-                    memory.yields_until = boot_time() + others_wait * 2;
                     self.apply(counters, changes)?;
                     return Ok(answer);
                 }
                 Err(CommitError::Conflict) => {
                     memory.is_stale = true;
-                    // Whoever lost often steps back, so that somebody wins.
-                    thread::sleep(STEP_BACK * rand::random_range(0..=attempt));
+                    let longest = LONGEST_TURN.max(memory.reading * 3);
+                    drop(memory);
+                    in_turn.get_or_insert_with(|| self.inner.in_turn.lock().expect(NO_PANIC));
+                    turn = rows.take_turn(longest)?;
+                    memory = self.inner.changing.lock().expect(NO_PANIC);
                 }
                 Err(CommitError::Store(refused)) => {
                     // A disk that fails late may have taken the change all the same.
@@ -158,9 +150,7 @@ impl ClusterState {
         let begin = boot_time();
         let (mut truth, revision) = Self::load_present(rows)?;
         let is_another = revision != memory.revision;
-        if is_another {
-            memory.reading = boot_time().since(begin).min(LONGEST_YIELD);
-        }
+        memory.reading = boot_time().since(begin);
         (memory.revision, memory.is_stale) = (revision, false);
         let mut model = self.inner.model.write().expect(NO_PANIC);
         // An etcd that was restored from its own snapshot may have made other changes with the same version.
@@ -272,10 +262,10 @@ impl Drop for Inner {
     }
 }
 
-/// How often a change is decided again before it is given up: others succeed meanwhile.
-const ATTEMPTS: u32 = 100;
-const STEP_BACK: Duration = Duration::from_millis(1);
-/// The most that a manager reckons others to need.
-const LONGEST_YIELD: Duration = Duration::from_millis(100);
+/// How often a change is decided again before it is given up: with the turn, the next is made unless that was lost.
+const ATTEMPTS: u32 = 10;
+/// Longer than a manager needs to read what others changed and to make a change; one whose reading takes longer knows
+/// that by its own.
+const LONGEST_TURN: Duration = Duration::from_secs(2);
 /// Before changes that could not be read are read again.
 const PAUSE: Duration = Duration::from_secs(1);

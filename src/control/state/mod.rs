@@ -101,6 +101,9 @@ struct Inner {
     office: OnceLock<managers::Office>,
     /// One change at a time; readers are not kept waiting by its way to the disk.
     changing: Mutex<Memory>,
+    /// One of our changes at a time waits for the turn, or has it. Who waits for this does not hold `changing`, so that
+    /// no other manager keeps those waiting who only want to know the state.
+    in_turn: Mutex<()>,
     /// Follows the changes of other managers.
     follower: OnceLock<Option<Thread>>,
     reachable: watch::Sender<bool>,
@@ -137,7 +140,7 @@ impl ClusterState {
         let counters = Counters { version: Version::new(1), next_vni: networks::FIRST_VNI };
         let model = Model::founded(founding, new.tokens, counters, Roots::sole(new.root));
         rows.found(new.id);
-        let revision = match rows.commit(Revision::NOTHING, &model.founding(&new.ca)?) {
+        let revision = match rows.commit(Revision::NOTHING, &model.founding(&new.ca)?, None) {
             Ok(revision) => revision,
             // Somebody was faster.
             Err(CommitError::Conflict) => return Err(StateError::ClusterExists { id: "another".to_owned() }),
@@ -248,6 +251,7 @@ impl ClusterState {
             sign,
             office: OnceLock::new(),
             changing: Mutex::new(Memory::new(revision)),
+            in_turn: Mutex::new(()),
             follower: OnceLock::new(),
             reachable: watch::Sender::new(true),
             model: RwLock::new(model),

@@ -67,7 +67,7 @@ impl ClusterState {
         let mut batch = Batch::default();
         changes.iter().try_for_each(|change| change.write(&mut batch))?;
         batch.put(&COUNTERS, ONLY, &counters)?;
-        state.rows().commit(Revision::NOTHING, &batch)?;
+        state.rows().commit(Revision::NOTHING, &batch, None)?;
         Ok(())
     }
 

@@ -59,7 +59,7 @@ impl ClusterState {
         // The first change shows that it is no draft. Where etcd is gone in this moment, the next one does.
         let rows_now = self.rows();
         let settled = self.reload(&rows_now, memory).and_then(|()| {
-            memory.revision = rows_now.commit(memory.revision, &Batch::default())?;
+            memory.revision = rows_now.commit(memory.revision, &Batch::default(), None)?;
             Ok(())
         });
         if let Err(error) = settled {

@@ -4,10 +4,11 @@
 //! several: a change is made only if nobody has changed anything since the moment that it was decided on.
 
 use std::thread::Thread;
+use std::time::Duration;
 
 use super::batch::Batch;
 use super::contents::{self, RowInClear};
-use super::etcd::{Etcd, EtcdError, SharedStore};
+use super::etcd::{Etcd, EtcdError, SharedStore, Turn};
 use super::{Reading, Store, StoreError};
 use crate::id::ClusterId;
 
@@ -36,12 +37,18 @@ impl ClusterRows {
         }
     }
 
-    /// Makes the changes of `batch`, all or none, if the rows are as they were at `since`.
+    /// Makes the changes of `batch`, all or none, if the rows are as they were at `since` and nobody else has the
+    /// turn. That of the caller ends.
     ///
     /// # Errors
-    /// Others have changed the rows, or they could not be written. After [`EtcdError::Unsettled`] alone
-    /// it is open whether they were.
-    pub fn commit(&self, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
+    /// Others have changed the rows, or are about to, or they could not be written. After
+    /// [`EtcdError::Unsettled`] alone it is open whether they were.
+    pub fn commit(
+        &self,
+        since: Revision,
+        batch: &Batch,
+        turn: Option<Turn>,
+    ) -> Result<Revision, CommitError> {
         match self {
             Self::File(store) => {
                 store.write(|w| {
@@ -52,7 +59,19 @@ impl ClusterRows {
                 })?;
                 Ok(Revision::FILE)
             }
-            Self::Etcd(etcd) => etcd.commit(since, batch),
+            Self::Etcd(etcd) => etcd.commit(since, batch, turn),
+        }
+    }
+
+    /// Waits until nobody else changes the rows; in a file nobody does. Who has the turn for longer than `longest`
+    /// loses it.
+    ///
+    /// # Errors
+    /// Others have it again and again, or it cannot be taken.
+    pub fn take_turn(&self, longest: Duration) -> Result<Option<Turn>, CommitError> {
+        match self {
+            Self::File(_) => Ok(None),
+            Self::Etcd(etcd) => etcd.take_turn(longest).map(Some),
         }
     }
 

@@ -4,7 +4,7 @@ use super::etcd::Etcd;
 use super::over_etcd::{access, etcd};
 use super::*;
 use crate::cluster::View;
-use crate::control::store::{Batch, EtcdAccess, EtcdError, StoreError};
+use crate::control::store::{Batch, CommitError, EtcdAccess, EtcdError, StoreError};
 use crate::io::clock::boot_time;
 
 /// A manager with a state directory of its own.
@@ -127,6 +127,78 @@ fn managers_that_decide_at_the_same_time_give_nothing_twice_and_lose_nothing() {
         assert_eq!(manager.state.networks()[0].endpoints, 60);
         assert_eq!(settled(&manager.state), settled(&managers[0].another().state), "memory and rows differ");
     }
+}
+
+#[test]
+fn manager_that_has_to_read_first_comes_through_beside_one_that_never_does() {
+    let one = Manager::first(access(etcd()));
+    one.state.add_node(node(1)).unwrap();
+    one.state.create_network(new_network("web", &["10.1.0.0/21"])).unwrap();
+    // So that reading takes longer than a change.
+    (0..400).for_each(|n| drop(one.state.attach(node_id(1), &request(n, "web")).unwrap()));
+    let other = one.another();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            let mut changes = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                one.state.attach(node_id(1), &request(1000, "web")).unwrap();
+                one.state.detach(node_id(1), endpoint_id(1000)).unwrap();
+                changes += 2;
+            }
+            changes
+        });
+        let mut took = Vec::new();
+        for n in 2000..2020 {
+            let begin = boot_time();
+            let given = other.state.attach(node_id(1), &request(n, "web"));
+            took.push((boot_time().since(begin), given.err()));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let changes = busy.join().unwrap();
+        let is_fair = took.iter().all(|(took, refusal)| refusal.is_none() && *took < Duration::from_secs(2));
+        assert!(is_fair, "beside {changes} changes: {took:?}");
+        assert!(changes >= 5, "only {changes} beside it");
+    });
+}
+
+#[test]
+fn who_has_the_turn_keeps_the_others_waiting_until_it_is_done_or_taken_to_be_dead() {
+    let one = Manager::first(access(etcd()));
+    let other = one.another();
+    let change = |manager: &Manager, n| {
+        let begin = boot_time();
+        manager.state.add_node(node(n)).unwrap();
+        boot_time().since(begin)
+    };
+    let (rows, long) = (one.state.rows(), Duration::from_secs(60));
+    // Dropped unused.
+    let turn = rows.take_turn(long).unwrap();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| change(&other, 1));
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(one.another().state.node(node_id(1)), None);
+        let begin = boot_time();
+        other.state.catch_up().unwrap();
+        assert!(boot_time().since(begin) < Duration::from_millis(500), "who only reads waits for it too");
+        drop(turn);
+        assert!(waits.join().unwrap() < Duration::from_millis(1900), "it took the turn for dead");
+    });
+    // Ended by a change, and of no use after another one.
+    let (_, at) = rows.read(|_| Ok(())).unwrap();
+    let turn = rows.take_turn(long).unwrap();
+    let at = rows.commit(at, &Batch::default(), turn).unwrap();
+    let turn = rows.take_turn(long).unwrap();
+    let begin = boot_time();
+    assert!(rows.take_turn(Duration::from_millis(100)).unwrap().is_some(), "who keeps it is passed over");
+    assert!(boot_time().since(begin) >= Duration::from_millis(100));
+    let late = rows.commit(at, &Batch::default(), turn);
+    assert!(matches!(late, Err(CommitError::Conflict)), "{late:?}");
+    // Of a manager that died with it.
+    std::mem::forget(rows.take_turn(long).unwrap());
+    let waited = change(&other, 2);
+    assert!(Duration::from_secs(2) <= waited && waited < Duration::from_secs(4), "{waited:?}");
+    assert!(change(&one, 3) < Duration::from_secs(1), "it is free again");
 }
 
 #[test]
@@ -260,9 +332,24 @@ fn etcd_that_takes_a_change_and_says_nothing_is_given_up_before_agents_give_up_t
     let rows = ClusterRows::over(&SharedStore::new(access)).unwrap();
     rows.found(ClusterId::from_entropy([7; 16]));
     let begin = boot_time();
-    let given_up = rows.commit(Revision::NOTHING, &Batch::default()).unwrap_err();
+    let given_up = rows.commit(Revision::NOTHING, &Batch::default(), None).unwrap_err();
     assert!(boot_time().since(begin) < Duration::from_secs(13), "{:?}", boot_time().since(begin));
     assert!(given_up.to_string().contains("it is not known yet whether it was made"), "{given_up}");
+}
+
+#[test]
+fn change_whose_answer_was_lost_is_settled_though_another_has_the_turn() {
+    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sound = access(etcd());
+    let also =
+        sound.address.to_string().replace("etcd://", &format!("etcd://{},", hung.local_addr().unwrap()));
+    let both = EtcdAccess { address: also.parse().unwrap(), ..sound.clone() };
+    let [one, other] = [both, sound].map(|access| ClusterRows::over(&SharedStore::new(access)).unwrap());
+    one.found(ClusterId::from_entropy([7; 16]));
+    let _turn = other.take_turn(Duration::from_secs(60)).unwrap();
+    let begin = boot_time();
+    one.commit(Revision::NOTHING, &Batch::default(), None).unwrap();
+    assert!(boot_time().since(begin) < Duration::from_secs(4), "{:?}", boot_time().since(begin));
 }
 
 #[test]

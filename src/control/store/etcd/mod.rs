@@ -3,6 +3,7 @@
 //! ```text
 //! PREFIX/head                  in clear: what this is, whose it is, the name of the data key
 //! PREFIX/last/WRITER           the last transaction of each manager
+//! PREFIX/turn                  while a manager keeps the others from changing anything
 //! PREFIX/rows/TABLE/INDEX      sealed rows; INDEX is the row's key in `seal`, hexadecimal
 //! ```
 //! Every change is one transaction that writes the head and stands under the condition that the head's
@@ -20,6 +21,8 @@ mod fault;
 mod members;
 mod proto;
 mod snapshot;
+mod transaction;
+mod turn;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -27,20 +30,16 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 
 pub use self::access::{EtcdAccess, EtcdAddress, SharedStore};
 pub use self::error::EtcdError;
-use self::members::{Failure, Members};
-use self::proto::{
-    Compare, DeleteRangeRequest, EQUAL, MOD, PutRequest, RangeRequest, RangeResponse, Request, RequestOp,
-    TargetUnion, TxnRequest,
-};
+use self::members::Members;
+use self::proto::{RangeRequest, RangeResponse};
 pub(super) use self::snapshot::{Sealed, Snapshot};
+pub(super) use self::turn::Turn;
 use self::watch::Watch;
 use super::StoreError;
-use super::batch::Batch;
-use super::rows::{CommitError, Revision};
+use super::rows::Revision;
 use super::seal::Seal;
 use crate::id::ClusterId;
 
@@ -142,40 +141,6 @@ impl Etcd {
         }
     }
 
-    /// Makes the changes of `batch`, if the rows are as they were at `since`.
-    pub(super) fn commit(&self, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
-        self.commit_as(State::Truth, since, batch)
-    }
-
-    /// The same to rows that nobody is to believe yet.
-    pub(super) fn commit_draft(&self, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
-        self.commit_as(State::Draft, since, batch)
-    }
-
-    fn commit_as(&self, state: State, since: Revision, batch: &Batch) -> Result<Revision, CommitError> {
-        let id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
-        let cluster = self.inner.cluster.get().ok_or_else(|| self.foreign("it was not read before"))?;
-        let (magic, key) = (MAGIC.to_owned(), self.inner.key.clone());
-        let head = Head { magic, format: FORMAT, cluster: *cluster, key, state };
-        let head = serde_json::to_vec(&head).expect("text and numbers have a JSON form");
-        let mut operations = vec![put(self.key("head"), head), put(self.last(), id.clone().into_bytes())];
-        let rows = batch.rows().map(|(table, key, json)| {
-            let index = self.inner.seal.index(table, key);
-            let place = self.row(table, &index);
-            match json {
-                Some(json) => put(place, self.inner.seal.seal_json(table, key, json)),
-                None => delete(place, Vec::new()),
-            }
-        });
-        operations.extend(nested(rows.collect()));
-        let request = TxnRequest { compare: vec![self.unchanged(since)], success: operations };
-        let this = self.clone();
-        self.run(async move { this.settle(request, id, since).await })
-            .map_err(CommitError::from)?
-            .map_err(CommitError::from)?
-            .ok_or(CommitError::Conflict)
-    }
-
     /// Says whose the rows will be that are made first.
     pub(super) fn found(&self, cluster: ClusterId) {
         // Known already, it is the same.
@@ -185,88 +150,6 @@ impl Etcd {
     /// Whether the rows of `shared` would be in the same place of the same etcd, as far as the address tells.
     pub(in crate::control) fn is_at(&self, shared: &SharedStore) -> bool {
         self.address().prefix() == shared.access.address.prefix()
-    }
-
-    /// Removes all rows if they are `cluster`'s, and under our key or, of a draft, under any.
-    pub(super) fn discard(&self, cluster: ClusterId) -> Result<(), CommitError> {
-        let answer = self.range(one(self.key("head")))?;
-        let Some(head) = answer.kvs.first() else { return Ok(()) };
-        let Ok(head) = serde_json::from_slice::<Head>(&head.value) else { return Ok(()) };
-        if head.cluster == cluster && (head.key == self.inner.key || head.state == State::Draft) {
-            self.clear(revision_of(&answer))?;
-        }
-        Ok(())
-    }
-
-    /// Removes all rows, if they are as they were at `since`.
-    fn clear(&self, since: Revision) -> Result<(), CommitError> {
-        // Another cluster's prefix may begin as ours does.
-        let below = ["last/", "rows/"].map(|rest| self.key(rest)).map(|all| {
-            let end = end_of(&all);
-            delete(all, end)
-        });
-        let success = below.into_iter().chain([delete(self.key("head"), Vec::new())]).collect();
-        let request = TxnRequest { compare: vec![self.unchanged(since)], success };
-        let members = Arc::clone(&self.inner.members);
-        match self.run(async move { members.txn(&request).await })? {
-            Ok(answer) if answer.succeeded => Ok(()),
-            Ok(_) => Err(CommitError::Conflict),
-            Err(Failure::Refused(error)) => Err(error.into()),
-            Err(Failure::NotAsked(why)) => Err(EtcdError::Unreachable { why }.into()),
-            Err(Failure::Unknown(why)) => Err(EtcdError::Unsettled { why }.into()),
-        }
-    }
-
-    /// What brings a transaction to its end: `None` when the rows had been changed before.
-    async fn settle(
-        &self,
-        request: TxnRequest,
-        id: String,
-        since: Revision,
-    ) -> Result<Option<Revision>, EtcdError> {
-        let members = &self.inner.members;
-        let deadline = Instant::now() + PATIENCE;
-        // Whether an attempt before may have been carried out, or may be yet.
-        let mut sent = false;
-        loop {
-            let why = match members.txn(&request).await {
-                Ok(done) if done.succeeded => {
-                    return Ok(Some(Revision::new(done.header.unwrap_or_default().revision)));
-                }
-                Ok(_) if !sent => return Ok(None),
-                Err(Failure::NotAsked(why)) if !sent => return Err(EtcdError::Unreachable { why }),
-                Err(Failure::Refused(error)) if !sent => return Err(error),
-                Ok(_) => String::new(),
-                Err(Failure::Refused(error)) => error.into_reason(),
-                Err(Failure::NotAsked(why) | Failure::Unknown(why)) => why,
-            };
-            sent = true;
-            let why = match self.read_back(&id, since).await {
-                Ok(Landed::Yes(revision)) => return Ok(Some(revision)),
-                Ok(Landed::Never) => return Ok(None),
-                // The same transaction again: both cannot be carried out, as the first changes the head.
-                Ok(Landed::NotYet) => why,
-                Err(error) => error.into_reason(),
-            };
-            if Instant::now() > deadline {
-                return Err(EtcdError::Unsettled { why });
-            }
-            sleep(PAUSE).await;
-        }
-    }
-
-    async fn read_back(&self, id: &str, since: Revision) -> Result<Landed, EtcdError> {
-        // In this order: what has not landed while the head is another's never will, and then the
-        // row of the writer, which nobody else writes, tells for good.
-        let read = |key| async { self.inner.members.range(&one(key), Duration::ZERO).await };
-        let head = read(self.key("head")).await?;
-        let is_unchanged = revision_of(&head) == since;
-        let last = read(self.last()).await?;
-        match last.kvs.first() {
-            Some(row) if row.value == id.as_bytes() => Ok(Landed::Yes(Revision::new(row.mod_revision))),
-            Some(_) | None if is_unchanged => Ok(Landed::NotYet),
-            Some(_) | None => Ok(Landed::Never),
-        }
     }
 
     /// Whose the rows are, the revision of their last change, and the one of etcd at which this is so.
@@ -344,11 +227,6 @@ impl Etcd {
         self.inner.runtime.as_ref().expect("it is there until the end")
     }
 
-    fn unchanged(&self, since: Revision) -> Compare {
-        let target_union = Some(TargetUnion::ModRevision(since.get()));
-        Compare { result: EQUAL, target: MOD, key: self.key("head"), target_union }
-    }
-
     fn key(&self, rest: &str) -> Vec<u8> {
         format!("{}/{rest}", self.address().prefix()).into_bytes()
     }
@@ -375,13 +253,6 @@ impl Drop for Inner {
             runtime.shutdown_background();
         }
     }
-}
-
-/// What became of a transaction whose answer was lost.
-enum Landed {
-    Yes(Revision),
-    NotYet,
-    Never,
 }
 
 /// What is said in clear.
@@ -428,35 +299,7 @@ fn revision_of(head: &RangeResponse) -> Revision {
     Revision::new(head.kvs.first().map_or(0, |row| row.mod_revision))
 }
 
-fn put(key: Vec<u8>, value: Vec<u8>) -> RequestOp {
-    RequestOp { request: Some(Request::Put(PutRequest { key, value })) }
-}
-
-fn delete(key: Vec<u8>, range_end: Vec<u8>) -> RequestOp {
-    RequestOp { request: Some(Request::DeleteRange(DeleteRangeRequest { key, range_end })) }
-}
-
-/// As many operations as etcd takes in one list (`--max-txn-ops`, 128), the others within transactions
-/// in it: `checkTxnRequest` of etcd's `api/v3rpc/key.go` allows a list within a list what the outer one
-/// has left over.
-fn nested(operations: Vec<RequestOp>) -> Vec<RequestOp> {
-    if operations.len() <= MOST_OUTER {
-        return operations;
-    }
-    let within = operations.chunks(MOST_INNER).map(|some| {
-        let inner = TxnRequest { compare: Vec::new(), success: some.to_vec() };
-        RequestOp { request: Some(Request::Txn(inner)) }
-    });
-    within.collect()
-}
-
 const MAGIC: &str = "overlayd state";
 const FORMAT: u32 = 1;
-const MOST_OUTER: usize = 100;
-const MOST_INNER: usize = 60;
-/// How long a transaction whose answer was lost is followed up: together with the reading before it shorter than
-/// agents wait for a manager.
-const PATIENCE: Duration = Duration::from_secs(6);
 /// How long reading goes on while the members cannot.
 const READING: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(100);

@@ -1,0 +1,205 @@
+//! Changes of the rows in etcd: each is one transaction that is brought to its end, whatever answer is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::super::batch::Batch;
+use super::super::rows::{CommitError, Revision};
+use super::error::EtcdError;
+use super::members::Failure;
+use super::proto::{
+    Compare, DeleteRangeRequest, EQUAL, MOD, PutRequest, Request, RequestOp, TargetUnion, TxnRequest,
+};
+use super::turn::Turn;
+use super::{Etcd, FORMAT, Head, MAGIC, State, end_of, one, revision_of};
+use crate::id::ClusterId;
+
+impl Etcd {
+    /// Makes the changes of `batch`, if the rows are as they were at `since` and nobody else has the turn, and ends
+    /// that of the caller.
+    pub(in super::super) fn commit(
+        &self,
+        since: Revision,
+        batch: &Batch,
+        turn: Option<Turn>,
+    ) -> Result<Revision, CommitError> {
+        self.commit_as(State::Truth, since, batch, turn)
+    }
+
+    /// The same to rows that nobody is to believe yet.
+    pub(in super::super) fn commit_draft(
+        &self,
+        since: Revision,
+        batch: &Batch,
+    ) -> Result<Revision, CommitError> {
+        self.commit_as(State::Draft, since, batch, None)
+    }
+
+    fn commit_as(
+        &self,
+        state: State,
+        since: Revision,
+        batch: &Batch,
+        turn: Option<Turn>,
+    ) -> Result<Revision, CommitError> {
+        let id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
+        let cluster = self.inner.cluster.get().ok_or_else(|| self.foreign("it was not read before"))?;
+        let (magic, key) = (MAGIC.to_owned(), self.inner.key.clone());
+        let head = Head { magic, format: FORMAT, cluster: *cluster, key, state };
+        let head = serde_json::to_vec(&head).expect("text and numbers have a JSON form");
+        let mut operations = vec![put(self.key("head"), head), put(self.last(), id.clone().into_bytes())];
+        let rows = batch.rows().map(|(table, key, json)| {
+            let index = self.inner.seal.index(table, key);
+            let place = self.row(table, &index);
+            match json {
+                Some(json) => put(place, self.inner.seal.seal_json(table, key, json)),
+                None => delete(place, Vec::new()),
+            }
+        });
+        operations.extend(nested(rows.collect()));
+        operations.extend(turn.as_ref().map(|_| delete(self.key("turn"), Vec::new())));
+        let whose = turn.as_ref().map_or(Revision::NOTHING, Turn::revision);
+        let compare = vec![self.unchanged(since), last_changed(self.key("turn"), whose)];
+        let request = TxnRequest { compare, success: operations };
+        let this = self.clone();
+        let settled = self.run(async move { this.settle(request, id, since).await })??;
+        let revision = settled.ok_or(CommitError::Conflict)?;
+        if let Some(turn) = turn {
+            turn.end();
+        }
+        Ok(revision)
+    }
+
+    /// Removes all rows if they are `cluster`'s, and under our key or, of a draft, under any.
+    pub(in super::super) fn discard(&self, cluster: ClusterId) -> Result<(), CommitError> {
+        let answer = self.range(one(self.key("head")))?;
+        let Some(head) = answer.kvs.first() else { return Ok(()) };
+        let Ok(head) = serde_json::from_slice::<Head>(&head.value) else { return Ok(()) };
+        if head.cluster == cluster && (head.key == self.inner.key || head.state == State::Draft) {
+            self.clear(revision_of(&answer))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all rows, if they are as they were at `since`.
+    fn clear(&self, since: Revision) -> Result<(), CommitError> {
+        // Another cluster's prefix may begin as ours does.
+        let below = ["last/", "rows/"].map(|rest| self.key(rest)).map(|all| {
+            let end = end_of(&all);
+            delete(all, end)
+        });
+        let alone = ["head", "turn"].map(|key| delete(self.key(key), Vec::new()));
+        let success = below.into_iter().chain(alone).collect();
+        let request = TxnRequest { compare: vec![self.unchanged(since)], success };
+        let members = Arc::clone(&self.inner.members);
+        match self.run(async move { members.txn(&request).await })? {
+            Ok(answer) if answer.succeeded => Ok(()),
+            Ok(_) => Err(CommitError::Conflict),
+            Err(Failure::Refused(error)) => Err(error.into()),
+            Err(Failure::NotAsked(why)) => Err(EtcdError::Unreachable { why }.into()),
+            Err(Failure::Unknown(why)) => Err(EtcdError::Unsettled { why }.into()),
+        }
+    }
+
+    /// What brings a transaction to its end: `None` when the rows had been changed before.
+    async fn settle(
+        &self,
+        mut request: TxnRequest,
+        id: String,
+        since: Revision,
+    ) -> Result<Option<Revision>, EtcdError> {
+        let members = &self.inner.members;
+        let deadline = Instant::now() + PATIENCE;
+        // Whether an attempt before may have been carried out, or may be yet.
+        let mut sent = false;
+        loop {
+            let why = match members.txn(&request).await {
+                Ok(done) if done.succeeded => {
+                    return Ok(Some(Revision::new(done.header.unwrap_or_default().revision)));
+                }
+                Ok(_) if !sent => return Ok(None),
+                Err(Failure::NotAsked(why)) if !sent => return Err(EtcdError::Unreachable { why }),
+                Err(Failure::Refused(error)) if !sent => return Err(error),
+                Ok(_) => String::new(),
+                Err(Failure::Refused(error)) => error.into_reason(),
+                Err(Failure::NotAsked(why) | Failure::Unknown(why)) => why,
+            };
+            sent = true;
+            // Only a change of the head settles it, and who has the turn may be waiting for us or be dead.
+            request.compare = vec![self.unchanged(since)];
+            let why = match self.read_back(&id, since).await {
+                Ok(Landed::Yes(revision)) => return Ok(Some(revision)),
+                Ok(Landed::Never) => return Ok(None),
+                // The same transaction again: both cannot be carried out, as the first changes the head.
+                Ok(Landed::NotYet) => why,
+                Err(error) => error.into_reason(),
+            };
+            if Instant::now() > deadline {
+                return Err(EtcdError::Unsettled { why });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn read_back(&self, id: &str, since: Revision) -> Result<Landed, EtcdError> {
+        // In this order: what has not landed while the head is another's never will, and then the
+        // row of the writer, which nobody else writes, tells for good.
+        let read = |key| async { self.inner.members.range(&one(key), Duration::ZERO).await };
+        let head = read(self.key("head")).await?;
+        let is_unchanged = revision_of(&head) == since;
+        let last = read(self.last()).await?;
+        match last.kvs.first() {
+            Some(row) if row.value == id.as_bytes() => Ok(Landed::Yes(Revision::new(row.mod_revision))),
+            Some(_) | None if is_unchanged => Ok(Landed::NotYet),
+            Some(_) | None => Ok(Landed::Never),
+        }
+    }
+
+    fn unchanged(&self, since: Revision) -> Compare {
+        last_changed(self.key("head"), since)
+    }
+}
+
+/// What became of a transaction whose answer was lost.
+enum Landed {
+    Yes(Revision),
+    NotYet,
+    Never,
+}
+
+/// That the last change of a key was made at that moment; [`Revision::NOTHING`] is that it does not exist.
+pub(super) fn last_changed(key: Vec<u8>, at: Revision) -> Compare {
+    let target_union = Some(TargetUnion::ModRevision(at.get()));
+    Compare { result: EQUAL, target: MOD, key, target_union }
+}
+
+pub(super) fn put(key: Vec<u8>, value: Vec<u8>) -> RequestOp {
+    RequestOp { request: Some(Request::Put(PutRequest { key, value })) }
+}
+
+pub(super) fn delete(key: Vec<u8>, range_end: Vec<u8>) -> RequestOp {
+    RequestOp { request: Some(Request::DeleteRange(DeleteRangeRequest { key, range_end })) }
+}
+
+/// As many operations as etcd takes in one list (`--max-txn-ops`, 128), the others within transactions
+/// in it: `checkTxnRequest` of etcd's `api/v3rpc/key.go` allows a list within a list what the outer one
+/// has left over.
+fn nested(operations: Vec<RequestOp>) -> Vec<RequestOp> {
+    if operations.len() <= MOST_OUTER {
+        return operations;
+    }
+    let within = operations.chunks(MOST_INNER).map(|some| {
+        let inner = TxnRequest { compare: Vec::new(), success: some.to_vec() };
+        RequestOp { request: Some(Request::Txn(inner)) }
+    });
+    within.collect()
+}
+
+const MOST_OUTER: usize = 100;
+const MOST_INNER: usize = 60;
+/// How long a transaction whose answer was lost is followed up: together with the reading before it shorter than
+/// agents wait for a manager.
+const PATIENCE: Duration = Duration::from_secs(6);
+const PAUSE: Duration = Duration::from_millis(100);
