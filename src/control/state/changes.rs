@@ -105,6 +105,8 @@ impl ClusterState {
                     in_turn.get_or_insert_with(|| self.inner.in_turn.lock().expect(NO_PANIC));
                     turn = rows.take_turn(longest)?;
                     memory = self.inner.changing.lock().expect(NO_PANIC);
+                    // It may have been read in between, and changed once more before the turn was ours.
+                    memory.is_stale = memory.is_stale || !rows.is_current(memory.revision)?;
                 }
                 Err(CommitError::Store(refused)) => {
                     // A disk that fails late may have taken the change all the same.
