@@ -173,7 +173,7 @@ fn who_has_the_turn_keeps_the_others_waiting_until_it_is_done_or_taken_to_be_dea
     };
     let (rows, long) = (one.state.rows(), Duration::from_secs(60));
     // Dropped unused.
-    let turn = rows.take_turn(long).unwrap();
+    let turn = rows.take_turn(long, long).unwrap();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| change(&other, 1));
         std::thread::sleep(Duration::from_millis(500));
@@ -184,21 +184,35 @@ fn who_has_the_turn_keeps_the_others_waiting_until_it_is_done_or_taken_to_be_dea
         drop(turn);
         assert!(waits.join().unwrap() < Duration::from_millis(1900), "it took the turn for dead");
     });
-    // Ended by a change, and of no use after another one.
+    // Ended by a change.
     let (_, at) = rows.read(|_| Ok(())).unwrap();
-    let turn = rows.take_turn(long).unwrap();
+    let turn = rows.take_turn(long, long).unwrap();
     let at = rows.commit(at, &Batch::default(), turn).unwrap();
-    let turn = rows.take_turn(long).unwrap();
+    let turn = rows.take_turn(long, long).unwrap();
     let begin = boot_time();
-    assert!(rows.take_turn(Duration::from_millis(100)).unwrap().is_some(), "who keeps it is passed over");
+    assert!(
+        rows.take_turn(Duration::from_millis(100), long).unwrap().is_some(),
+        "who keeps it is passed over"
+    );
     assert!(boot_time().since(begin) >= Duration::from_millis(100));
-    let late = rows.commit(at, &Batch::default(), turn);
+    // The head alone decides, also of who was passed over.
+    let later = rows.commit(at, &Batch::default(), turn).unwrap();
+    let late = rows.commit(at, &Batch::default(), rows.take_turn(long, long).unwrap());
     assert!(matches!(late, Err(CommitError::Conflict)), "{late:?}");
+    assert!(later > at);
     // Of a manager that died with it.
-    std::mem::forget(rows.take_turn(long).unwrap());
+    std::mem::forget(rows.take_turn(long, long).unwrap());
     let waited = change(&other, 2);
     assert!(Duration::from_secs(2) <= waited && waited < Duration::from_secs(4), "{waited:?}");
     assert!(change(&one, 3) < Duration::from_secs(1), "it is free again");
+}
+
+#[test]
+fn turn_that_was_left_where_there_is_no_state_keeps_nobody_from_making_a_cluster() {
+    let access = access(etcd());
+    let rows = ClusterRows::over(&SharedStore::new(access.clone())).unwrap();
+    std::mem::forget(rows.take_turn(Duration::from_secs(60), Duration::from_secs(60)).unwrap());
+    Manager::first(access).state.add_node(node(1)).unwrap();
 }
 
 #[test]
@@ -346,9 +360,11 @@ fn change_whose_answer_was_lost_is_settled_though_another_has_the_turn() {
     let both = EtcdAccess { address: also.parse().unwrap(), ..sound.clone() };
     let [one, other] = [both, sound].map(|access| ClusterRows::over(&SharedStore::new(access)).unwrap());
     one.found(ClusterId::from_entropy([7; 16]));
-    let _turn = other.take_turn(Duration::from_secs(60)).unwrap();
+    other.found(ClusterId::from_entropy([7; 16]));
+    let at = other.commit(Revision::NOTHING, &Batch::default(), None).unwrap();
+    let _turn = other.take_turn(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
     let begin = boot_time();
-    one.commit(Revision::NOTHING, &Batch::default(), None).unwrap();
+    one.commit(at, &Batch::default(), None).unwrap();
     assert!(boot_time().since(begin) < Duration::from_secs(4), "{:?}", boot_time().since(begin));
 }
 

@@ -76,7 +76,8 @@ impl Members {
 
     /// Reads, from whichever member answers first: each is asked a moment after the one before, and once more while
     /// the first question waits, since what a member was asked without a leader it may not answer when there is one.
-    /// Who cannot answer is asked again and again for as long as `patience` says, and does not wait for the others.
+    /// Who lives and cannot answer is asked again and again for as long as `patience` says, without waiting for the
+    /// others; who is not there, when all others have been given up.
     pub(super) async fn range(
         &self,
         request: &RangeRequest,

@@ -25,10 +25,6 @@ pub struct Turn {
 }
 
 impl Turn {
-    pub(super) const fn revision(&self) -> Revision {
-        self.revision
-    }
-
     /// A change has ended it.
     pub(super) fn end(mut self) {
         self.has_ended = true;
@@ -47,24 +43,32 @@ impl Drop for Turn {
 }
 
 impl Etcd {
-    /// Waits for the turn. Who has it for longer than `longest` is taken to be dead.
+    /// Waits for the turn, for as long as `patience` says. Who has it for longer than `longest` is taken to be dead.
     ///
     /// # Errors
     /// It is a conflict when others have it again and again.
-    pub(in super::super) fn take_turn(&self, longest: Duration) -> Result<Turn, CommitError> {
+    pub(in super::super) fn take_turn(
+        &self,
+        longest: Duration,
+        patience: Duration,
+    ) -> Result<Turn, CommitError> {
         let this = self.clone();
-        let taken = self.run(async move { this.wait_for_turn(longest).await })??;
+        let taken = self.run(async move { this.wait_for_turn(longest, patience).await })??;
         let revision = taken.ok_or(CommitError::Conflict)?;
         Ok(Turn { etcd: self.clone(), revision, has_ended: false })
     }
 
-    async fn wait_for_turn(&self, longest: Duration) -> Result<Option<Revision>, EtcdError> {
+    async fn wait_for_turn(
+        &self,
+        longest: Duration,
+        patience: Duration,
+    ) -> Result<Option<Revision>, EtcdError> {
         let members = &self.inner.members;
         let key = self.key("turn");
         let name = rand::random::<[u8; 16]>().to_vec();
         let is_free = vec![last_changed(key.clone(), Revision::NOTHING)];
         let take = TxnRequest { compare: is_free, success: vec![put(key.clone(), name.clone())] };
-        let deadline = Instant::now() + longest * 3;
+        let deadline = Instant::now() + patience;
         let mut holder = (Revision::NOTHING, Instant::now());
         while Instant::now() < deadline {
             match members.txn(&take).await {
@@ -87,7 +91,6 @@ impl Etcd {
             } else if holder.1.elapsed() > longest {
                 tracing::warn!("a manager is passed over that keeps the others from changing the state");
                 drop(members.txn(&self.ending(revision)).await);
-                continue;
             }
             // None is always a little too late.
             sleep(LOOK_INTERVAL.mul_f64(rand::random_range(0.5..1.5))).await;
