@@ -117,15 +117,11 @@ impl ClusterState {
                 }
             };
             memory.is_stale |= is_in_conflict;
-            let longest = (memory.reading * 3).clamp(SHORTEST_TURN, LONGEST_TURN);
+            let longest = SHORTEST_TURN.max(memory.reading * 3);
             drop(memory);
             in_turn.get_or_insert_with(|| self.inner.in_turn.lock().expect(NO_PANIC));
-            let left = deadline.since(boot_time());
-            if left.is_zero() {
-                return Err(StateError::Contended);
-            }
             if is_in_conflict {
-                turn = rows.take_turn(longest, left)?;
+                turn = rows.take_turn(longest, deadline.since(boot_time()))?;
             }
             memory = self.inner.changing.lock().expect(NO_PANIC);
             // They may have been read in between, or brought elsewhere, and changed before the turn was ours.
@@ -278,9 +274,7 @@ impl Drop for Inner {
 
 /// For how long others are let go first: with what a change itself may take, shorter than agents wait for a manager.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// Longer than a manager needs to read what others changed and to make a change; one whose reading takes longer
-/// reckons that theirs does.
+/// Longer than most managers need to read what others changed and to make a change.
 const SHORTEST_TURN: Duration = Duration::from_secs(2);
-const LONGEST_TURN: Duration = Duration::from_secs(5);
 /// Before changes that could not be read are read again.
 const PAUSE: Duration = Duration::from_secs(1);

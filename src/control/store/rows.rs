@@ -63,8 +63,8 @@ impl ClusterRows {
         }
     }
 
-    /// Waits for `patience` until nobody else changes the rows; in a file nobody does. Who has the turn for longer than
-    /// `longest` loses it.
+    /// Waits for `patience` until nobody else changes the rows, to change them within `longest`; in a file nobody else
+    /// does. Who has the turn for longer than that, and than it said itself, loses it.
     ///
     /// # Errors
     /// Others have it again and again, or it cannot be taken.

@@ -15,7 +15,7 @@ use super::proto::TxnRequest;
 use super::transaction::{delete, last_changed, put};
 use super::{Etcd, READING, one};
 
-/// That no other manager changes the rows. It is given back with a change, or by being dropped.
+/// That other managers wait with their changes. It is given back with a change, or by being dropped.
 #[derive(Debug)]
 pub struct Turn {
     etcd: Etcd,
@@ -43,7 +43,8 @@ impl Drop for Turn {
 }
 
 impl Etcd {
-    /// Waits for the turn, for as long as `patience` says. Who has it for longer than `longest` is taken to be dead.
+    /// Waits for the turn, for as long as `patience` says, to keep it for `longest`. Who has it for longer than that, and
+    /// than it said itself, is taken to be dead.
     ///
     /// # Errors
     /// It is a conflict when others have it again and again.
@@ -65,7 +66,8 @@ impl Etcd {
     ) -> Result<Option<Revision>, EtcdError> {
         let members = &self.inner.members;
         let key = self.key("turn");
-        let name = rand::random::<[u8; 16]>().to_vec();
+        let millis = u32::try_from(longest.min(MOST).as_millis()).expect("MOST fits");
+        let name = [rand::random::<[u8; 16]>().as_slice(), &millis.to_be_bytes()].concat();
         let is_free = vec![last_changed(key.clone(), Revision::NOTHING)];
         let take = TxnRequest { compare: is_free, success: vec![put(key.clone(), name.clone())] };
         let deadline = Instant::now() + patience;
@@ -80,17 +82,18 @@ impl Etcd {
                 Err(Failure::NotAsked(why)) => return Err(EtcdError::Unreachable { why }),
                 Err(Failure::Refused(error)) => return Err(error),
             }
-            let row = members.range(&one(key.clone()), READING).await?.kvs.into_iter().next();
-            let Some(row) = row else { continue };
-            let revision = Revision::new(row.mod_revision);
-            if row.value == name {
-                return Ok(Some(revision));
-            }
-            if holder.0 != revision {
-                holder = (revision, Instant::now());
-            } else if holder.1.elapsed() > longest {
-                tracing::warn!("a manager is passed over that keeps the others from changing the state");
-                drop(members.txn(&self.ending(revision)).await);
+            let reading = READING.min(deadline.saturating_duration_since(Instant::now()));
+            if let Some(row) = members.range(&one(key.clone()), reading).await?.kvs.first() {
+                let revision = Revision::new(row.mod_revision);
+                if row.value == name {
+                    return Ok(Some(revision));
+                }
+                if holder.0 != revision {
+                    holder = (revision, Instant::now());
+                } else if holder.1.elapsed() > longest.max(needed(&row.value)) {
+                    tracing::warn!("a manager is passed over that keeps the others from changing the state");
+                    drop(members.txn(&self.ending(revision)).await);
+                }
             }
             // None is always a little too late.
             sleep(LOOK_INTERVAL.mul_f64(rand::random_range(0.5..1.5))).await;
@@ -108,4 +111,12 @@ impl Etcd {
     }
 }
 
+/// For how long whoever has the turn says that it may keep it.
+fn needed(row: &[u8]) -> Duration {
+    let millis = row.last_chunk().map_or(0, |millis| u32::from_be_bytes(*millis));
+    Duration::from_millis(millis.into()).min(MOST)
+}
+
+/// For which anybody may keep the others waiting.
+const MOST: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
