@@ -66,7 +66,8 @@ impl Etcd {
     ) -> Result<Option<Revision>, EtcdError> {
         let members = &self.inner.members;
         let key = self.key("turn");
-        let millis = u32::try_from(longest.min(MOST).as_millis()).expect("MOST fits");
+        let longest = longest.min(MOST);
+        let millis = u32::try_from(longest.as_millis()).expect("MOST fits");
         let name = [rand::random::<[u8; 16]>().as_slice(), &millis.to_be_bytes()].concat();
         let is_free = vec![last_changed(key.clone(), Revision::NOTHING)];
         let take = TxnRequest { compare: is_free, success: vec![put(key.clone(), name.clone())] };
