@@ -64,13 +64,12 @@ impl ClusterState {
         proof: Proof,
         plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
     ) -> Result<T, StateError> {
-        let deadline = boot_time() + PATIENCE;
         let mut memory = self.inner.changing.lock().expect(NO_PANIC);
-        let mut rows = self.rows();
+        let rows = self.rows();
         // Whether the memory is right as of a moment since this was asked for.
         let mut is_fresh = false;
         let (mut in_turn, mut turn) = (None, None);
-        loop {
+        for _ in 0..ATTEMPTS {
             if memory.is_stale {
                 match self.reload(&rows, &mut memory) {
                     Err(StateError::Store(error)) if proof == Proof::Spared && error.is_passing() => {}
@@ -92,42 +91,35 @@ impl ClusterState {
                     continue;
                 }
             };
-            // Another change of ours has the turn, or waits for it: this one would fail until it is made.
-            let has_to_queue = in_turn.is_none() && self.inner.in_turn.try_lock().is_err();
-            let is_in_conflict = if has_to_queue {
-                false
-            } else {
-                let (counters, batch) = self.batch(&changes)?;
-                match rows.commit(memory.revision, &batch, turn.take()) {
-                    Ok(revision) => {
-                        memory.revision = revision;
-                        self.apply(counters, changes)?;
-                        return Ok(answer);
-                    }
-                    Err(CommitError::Conflict) => true,
-                    Err(CommitError::Store(refused)) => {
-                        // A disk that fails late may have taken the change all the same.
-                        memory.is_stale = true;
-                        if matches!(rows, ClusterRows::File(_)) {
-                            // What fails now is tried again by the next change.
-                            let _ = self.reload(&rows, &mut memory);
-                        }
-                        return Err(refused.into());
-                    }
+            let (counters, batch) = self.batch(&changes)?;
+            match rows.commit(memory.revision, &batch, turn.take()) {
+                Ok(revision) => {
+                    memory.revision = revision;
+                    self.apply(counters, changes)?;
+                    return Ok(answer);
                 }
-            };
-            memory.is_stale |= is_in_conflict;
-            let longest = SHORTEST_TURN.max(memory.reading * 3);
-            drop(memory);
-            in_turn.get_or_insert_with(|| self.inner.in_turn.lock().expect(NO_PANIC));
-            if is_in_conflict {
-                turn = rows.take_turn(longest, deadline.since(boot_time()))?;
+                Err(CommitError::Conflict) => {
+                    memory.is_stale = true;
+                    let longest = LONGEST_TURN.max(memory.reading * 3);
+                    drop(memory);
+                    in_turn.get_or_insert_with(|| self.inner.in_turn.lock().expect(NO_PANIC));
+                    turn = rows.take_turn(longest)?;
+                    memory = self.inner.changing.lock().expect(NO_PANIC);
+                    // It may have been read in between, and changed once more before the turn was ours.
+                    memory.is_stale = memory.is_stale || !rows.is_current(memory.revision)?;
+                }
+                Err(CommitError::Store(refused)) => {
+                    // A disk that fails late may have taken the change all the same.
+                    memory.is_stale = true;
+                    if matches!(rows, ClusterRows::File(_)) {
+                        // What fails now is tried again by the next change.
+                        let _ = self.reload(&rows, &mut memory);
+                    }
+                    return Err(refused.into());
+                }
             }
-            memory = self.inner.changing.lock().expect(NO_PANIC);
-            // They may have been read in between, or brought elsewhere, and changed before the turn was ours.
-            rows = self.rows();
-            memory.is_stale = memory.is_stale || !rows.is_current(memory.revision)?;
         }
+        Err(StateError::Contended)
     }
 
     fn batch(&self, changes: &[Change]) -> Result<(Counters, Batch), StateError> {
@@ -272,9 +264,10 @@ impl Drop for Inner {
     }
 }
 
-/// For how long others are let go first: with what a change itself may take, shorter than agents wait for a manager.
-const PATIENCE: Duration = Duration::from_secs(8);
-/// Longer than most managers need to read what others changed and to make a change.
-const SHORTEST_TURN: Duration = Duration::from_secs(2);
+/// How often a change is decided again before it is given up: with the turn, the next is made unless that was lost.
+const ATTEMPTS: u32 = 10;
+/// Longer than a manager needs to read what others changed and to make a change; one whose reading takes longer knows
+/// that by its own.
+const LONGEST_TURN: Duration = Duration::from_secs(2);
 /// Before changes that could not be read are read again.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -63,15 +63,15 @@ impl ClusterRows {
         }
     }
 
-    /// Waits for `patience` until nobody else changes the rows, to change them within `longest`; in a file nobody else
-    /// does. Who has the turn for longer than that, and than it said itself, loses it.
+    /// Waits until nobody else changes the rows; in a file nobody does. Who has the turn for longer than `longest`
+    /// loses it.
     ///
     /// # Errors
     /// Others have it again and again, or it cannot be taken.
-    pub fn take_turn(&self, longest: Duration, patience: Duration) -> Result<Option<Turn>, CommitError> {
+    pub fn take_turn(&self, longest: Duration) -> Result<Option<Turn>, CommitError> {
         match self {
             Self::File(_) => Ok(None),
-            Self::Etcd(etcd) => etcd.take_turn(longest, patience).map(Some),
+            Self::Etcd(etcd) => etcd.take_turn(longest).map(Some),
         }
     }
 

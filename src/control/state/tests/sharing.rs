@@ -156,7 +156,7 @@ fn manager_that_has_to_read_first_comes_through_beside_one_that_never_does() {
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         let changes = busy.join().unwrap();
-        let is_fair = took.iter().all(|(took, refusal)| refusal.is_none() && *took < Duration::from_secs(5));
+        let is_fair = took.iter().all(|(took, refusal)| refusal.is_none() && *took < Duration::from_secs(2));
         assert!(is_fair, "beside {changes} changes: {took:?}");
         assert!(changes >= 5, "only {changes} beside it");
     });
@@ -171,45 +171,34 @@ fn who_has_the_turn_keeps_the_others_waiting_until_it_is_done_or_taken_to_be_dea
         manager.state.add_node(node(n)).unwrap();
         boot_time().since(begin)
     };
-    let (rows, short, long) = (one.state.rows(), Duration::from_millis(100), Duration::from_secs(60));
+    let (rows, long) = (one.state.rows(), Duration::from_secs(60));
     // Dropped unused.
-    let turn = rows.take_turn(long, long).unwrap();
+    let turn = rows.take_turn(long).unwrap();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| change(&other, 1));
         std::thread::sleep(Duration::from_millis(500));
         assert_eq!(one.another().state.node(node_id(1)), None);
         let begin = boot_time();
         other.state.catch_up().unwrap();
-        assert!(boot_time().since(begin) < Duration::from_millis(1900), "who only reads waits for it too");
+        assert!(boot_time().since(begin) < Duration::from_millis(500), "who only reads waits for it too");
         drop(turn);
-        waits.join().unwrap();
+        assert!(waits.join().unwrap() < Duration::from_millis(1900), "it took the turn for dead");
     });
-    // Ended by a change.
+    // Ended by a change, and of no use after another one.
     let (_, at) = rows.read(|_| Ok(())).unwrap();
-    let turn = rows.take_turn(long, long).unwrap();
+    let turn = rows.take_turn(long).unwrap();
     let at = rows.commit(at, &Batch::default(), turn).unwrap();
-    let turn = rows.take_turn(short * 5, long).unwrap();
+    let turn = rows.take_turn(long).unwrap();
     let begin = boot_time();
-    assert!(rows.take_turn(short, long).unwrap().is_some(), "who keeps it is passed over");
-    assert!(boot_time().since(begin) >= short * 5, "before it should have had a change made");
-    // The head alone decides, also of who was passed over.
-    let later = rows.commit(at, &Batch::default(), turn).unwrap();
-    let late = rows.commit(at, &Batch::default(), rows.take_turn(long, long).unwrap());
+    assert!(rows.take_turn(Duration::from_millis(100)).unwrap().is_some(), "who keeps it is passed over");
+    assert!(boot_time().since(begin) >= Duration::from_millis(100));
+    let late = rows.commit(at, &Batch::default(), turn);
     assert!(matches!(late, Err(CommitError::Conflict)), "{late:?}");
-    assert!(later > at);
     // Of a manager that died with it.
-    std::mem::forget(rows.take_turn(short, long).unwrap());
+    std::mem::forget(rows.take_turn(long).unwrap());
     let waited = change(&other, 2);
-    assert!(Duration::from_secs(2) <= waited && waited < Duration::from_secs(8), "{waited:?}");
-    assert!(change(&one, 3) < Duration::from_millis(1900), "it is free again");
-}
-
-#[test]
-fn turn_that_was_left_where_there_is_no_state_keeps_nobody_from_making_a_cluster() {
-    let access = access(etcd());
-    let rows = ClusterRows::over(&SharedStore::new(access.clone())).unwrap();
-    std::mem::forget(rows.take_turn(Duration::from_secs(1), Duration::from_secs(60)).unwrap());
-    Manager::first(access).state.add_node(node(1)).unwrap();
+    assert!(Duration::from_secs(2) <= waited && waited < Duration::from_secs(4), "{waited:?}");
+    assert!(change(&one, 3) < Duration::from_secs(1), "it is free again");
 }
 
 #[test]
@@ -357,11 +346,9 @@ fn change_whose_answer_was_lost_is_settled_though_another_has_the_turn() {
     let both = EtcdAccess { address: also.parse().unwrap(), ..sound.clone() };
     let [one, other] = [both, sound].map(|access| ClusterRows::over(&SharedStore::new(access)).unwrap());
     one.found(ClusterId::from_entropy([7; 16]));
-    other.found(ClusterId::from_entropy([7; 16]));
-    let at = other.commit(Revision::NOTHING, &Batch::default(), None).unwrap();
-    let _turn = other.take_turn(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
+    let _turn = other.take_turn(Duration::from_secs(60)).unwrap();
     let begin = boot_time();
-    one.commit(at, &Batch::default(), None).unwrap();
+    one.commit(Revision::NOTHING, &Batch::default(), None).unwrap();
     assert!(boot_time().since(begin) < Duration::from_secs(4), "{:?}", boot_time().since(begin));
 }
 

@@ -76,48 +76,48 @@ impl Members {
 
     /// Reads, from whichever member answers first: each is asked a moment after the one before, and once more while
     /// the first question waits, since what a member was asked without a leader it may not answer when there is one.
-    /// Each is asked again and again for as long as `patience` says, without waiting for the others, while one lives.
+    /// Who cannot answer is asked again and again for as long as `patience` says, and does not wait for the others.
     pub(super) async fn range(
         &self,
         request: &RangeRequest,
         patience: Duration,
     ) -> Result<RangeResponse, EtcdError> {
         let deadline = Instant::now() + patience;
-        // How many have not been heard of yet, or said last that they may be able to answer in a moment.
-        let hopes = AtomicUsize::new(0);
-        let twice = self.order().chain(self.order());
-        let asked: Vec<_> = twice.map(|member| self.read(member, request, deadline, &hopes)).collect();
-        attempts::first(asked, STAGGER).await.unwrap_or_else(|silent| {
-            let last: BTreeMap<_, _> = silent.into_iter().collect();
-            let whys: Vec<_> = last.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
-            Err(EtcdError::Unreachable { why: whys.join("; ") })
-        })
+        loop {
+            let twice = self.order().chain(self.order());
+            let asked: Vec<_> = twice.map(|member| self.read(member, request, deadline)).collect();
+            let silent = match attempts::first(asked, STAGGER).await {
+                Ok(answer) => return answer,
+                Err(silent) => silent,
+            };
+            // Where nobody answers there is nothing to wait for.
+            if !silent.iter().any(|silent| silent.has_lived) || Instant::now() > deadline {
+                let last: BTreeMap<_, _> =
+                    silent.into_iter().map(|silent| (silent.name, silent.why)).collect();
+                let whys: Vec<_> = last.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
+                return Err(EtcdError::Unreachable { why: whys.join("; ") });
+            }
+            sleep(PAUSE).await;
+        }
     }
 
-    /// The answer or refusal of one member, asked until `deadline` as long as there is hope for any, or why there is
-    /// none.
+    /// The answer or refusal of one member, asked until `deadline` as long as it lives.
     async fn read<'m>(
         &'m self,
         member: &'m Member,
         request: &RangeRequest,
         deadline: Instant,
-        hopes: &AtomicUsize,
-    ) -> Result<Result<RangeResponse, EtcdError>, (&'m str, Fault)> {
-        let mut is_hope = true;
-        hopes.fetch_add(1, Ordering::Relaxed);
+    ) -> Result<Result<RangeResponse, EtcdError>, Silent<'m>> {
+        let mut has_lived = false;
         loop {
-            let fault = match self.ask(member, RANGE, request).await {
+            let why = match self.ask(member, RANGE, request).await {
                 Ok(response) => return Ok(Ok(response)),
                 Err(Fault::Refused(refused)) => return Ok(Err(refused)),
                 Err(fault) => fault,
             };
-            let is_late = Instant::now() > deadline;
-            let was_hope = std::mem::replace(&mut is_hope, fault.is_of_the_living() && !is_late);
-            hopes.fetch_add(usize::from(is_hope), Ordering::Relaxed);
-            hopes.fetch_sub(usize::from(was_hope), Ordering::Relaxed);
-            // Where nobody answers there is nothing to wait for.
-            if is_late || hopes.load(Ordering::Relaxed) == 0 {
-                return Err((&member.name, fault));
+            has_lived |= why.is_of_the_living();
+            if !why.is_of_the_living() || Instant::now() > deadline {
+                return Err(Silent { name: &member.name, why, has_lived });
             }
             sleep(PAUSE).await;
         }
@@ -241,6 +241,15 @@ impl Members {
         request.metadata_mut().insert("token", token);
         Ok(request)
     }
+}
+
+/// Who has not answered.
+struct Silent<'m> {
+    name: &'m str,
+    /// The last time.
+    why: Fault,
+    /// Whether it seemed to be able to, at some time.
+    has_lived: bool,
 }
 
 /// A member and the connection to it.

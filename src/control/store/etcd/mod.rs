@@ -3,7 +3,7 @@
 //! ```text
 //! PREFIX/head                  in clear: what this is, whose it is, the name of the data key
 //! PREFIX/last/WRITER           the last transaction of each manager
-//! PREFIX/turn                  while a manager has the others wait with their changes
+//! PREFIX/turn                  while a manager keeps the others from changing anything
 //! PREFIX/rows/TABLE/INDEX      sealed rows; INDEX is the row's key in `seal`, hexadecimal
 //! ```
 //! Every change is one transaction that writes the head and stands under the condition that the head's

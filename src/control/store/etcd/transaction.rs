@@ -60,11 +60,8 @@ impl Etcd {
         });
         operations.extend(nested(rows.collect()));
         operations.extend(turn.as_ref().map(|_| delete(self.key("turn"), Vec::new())));
-        let mut compare = vec![self.unchanged(since)];
-        // Who has had the turn for too long may be early enough yet, and what nobody knows of has no turns.
-        if turn.is_none() && state == State::Truth && since != Revision::NOTHING {
-            compare.push(last_changed(self.key("turn"), Revision::NOTHING));
-        }
+        let whose = turn.as_ref().map_or(Revision::NOTHING, Turn::revision);
+        let compare = vec![self.unchanged(since), last_changed(self.key("turn"), whose)];
         let request = TxnRequest { compare, success: operations };
         let this = self.clone();
         let settled = self.run(async move { this.settle(request, id, since).await })??;

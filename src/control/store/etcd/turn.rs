@@ -15,7 +15,7 @@ use super::proto::TxnRequest;
 use super::transaction::{delete, last_changed, put};
 use super::{Etcd, READING, one};
 
-/// That other managers wait with their changes. It is given back with a change, or by being dropped.
+/// That no other manager changes the rows. It is given back with a change, or by being dropped.
 #[derive(Debug)]
 pub struct Turn {
     etcd: Etcd,
@@ -25,6 +25,10 @@ pub struct Turn {
 }
 
 impl Turn {
+    pub(super) const fn revision(&self) -> Revision {
+        self.revision
+    }
+
     /// A change has ended it.
     pub(super) fn end(mut self) {
         self.has_ended = true;
@@ -43,35 +47,24 @@ impl Drop for Turn {
 }
 
 impl Etcd {
-    /// Waits for the turn, for as long as `patience` says, to keep it for `longest`. Who has it for longer than that, and
-    /// than it said itself, is taken to be dead.
+    /// Waits for the turn. Who has it for longer than `longest` is taken to be dead.
     ///
     /// # Errors
     /// It is a conflict when others have it again and again.
-    pub(in super::super) fn take_turn(
-        &self,
-        longest: Duration,
-        patience: Duration,
-    ) -> Result<Turn, CommitError> {
+    pub(in super::super) fn take_turn(&self, longest: Duration) -> Result<Turn, CommitError> {
         let this = self.clone();
-        let taken = self.run(async move { this.wait_for_turn(longest, patience).await })??;
+        let taken = self.run(async move { this.wait_for_turn(longest).await })??;
         let revision = taken.ok_or(CommitError::Conflict)?;
         Ok(Turn { etcd: self.clone(), revision, has_ended: false })
     }
 
-    async fn wait_for_turn(
-        &self,
-        longest: Duration,
-        patience: Duration,
-    ) -> Result<Option<Revision>, EtcdError> {
+    async fn wait_for_turn(&self, longest: Duration) -> Result<Option<Revision>, EtcdError> {
         let members = &self.inner.members;
         let key = self.key("turn");
-        let longest = longest.min(MOST);
-        let millis = u32::try_from(longest.as_millis()).expect("MOST fits");
-        let name = [rand::random::<[u8; 16]>().as_slice(), &millis.to_be_bytes()].concat();
+        let name = rand::random::<[u8; 16]>().to_vec();
         let is_free = vec![last_changed(key.clone(), Revision::NOTHING)];
         let take = TxnRequest { compare: is_free, success: vec![put(key.clone(), name.clone())] };
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + longest * 3;
         let mut holder = (Revision::NOTHING, Instant::now());
         while Instant::now() < deadline {
             match members.txn(&take).await {
@@ -83,18 +76,18 @@ impl Etcd {
                 Err(Failure::NotAsked(why)) => return Err(EtcdError::Unreachable { why }),
                 Err(Failure::Refused(error)) => return Err(error),
             }
-            let reading = READING.min(deadline.saturating_duration_since(Instant::now()));
-            if let Some(row) = members.range(&one(key.clone()), reading).await?.kvs.first() {
-                let revision = Revision::new(row.mod_revision);
-                if row.value == name {
-                    return Ok(Some(revision));
-                }
-                if holder.0 != revision {
-                    holder = (revision, Instant::now());
-                } else if holder.1.elapsed() > longest.max(needed(&row.value)) {
-                    tracing::warn!("a manager is passed over that keeps the others from changing the state");
-                    drop(members.txn(&self.ending(revision)).await);
-                }
+            let row = members.range(&one(key.clone()), READING).await?.kvs.into_iter().next();
+            let Some(row) = row else { continue };
+            let revision = Revision::new(row.mod_revision);
+            if row.value == name {
+                return Ok(Some(revision));
+            }
+            if holder.0 != revision {
+                holder = (revision, Instant::now());
+            } else if holder.1.elapsed() > longest {
+                tracing::warn!("a manager is passed over that keeps the others from changing the state");
+                drop(members.txn(&self.ending(revision)).await);
+                continue;
             }
             // None is always a little too late.
             sleep(LOOK_INTERVAL.mul_f64(rand::random_range(0.5..1.5))).await;
@@ -112,12 +105,4 @@ impl Etcd {
     }
 }
 
-/// For how long whoever has the turn says that it may keep it.
-fn needed(row: &[u8]) -> Duration {
-    let millis = row.last_chunk().map_or(0, |millis| u32::from_be_bytes(*millis));
-    Duration::from_millis(millis.into()).min(MOST)
-}
-
-/// For which anybody may keep the others waiting.
-const MOST: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
