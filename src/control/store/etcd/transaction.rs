@@ -199,7 +199,7 @@ fn nested(operations: Vec<RequestOp>) -> Vec<RequestOp> {
 
 const MOST_OUTER: usize = 100;
 const MOST_INNER: usize = 60;
-/// How long a transaction whose answer was lost is followed up: together with the reading before it shorter than
-/// agents wait for a manager.
+/// How long a transaction whose answer was lost is followed up: together with the reading before it, where no turn is
+/// waited for, shorter than agents wait for a manager.
 const PATIENCE: Duration = Duration::from_secs(6);
 const PAUSE: Duration = Duration::from_millis(100);
