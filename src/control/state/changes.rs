@@ -20,14 +20,12 @@ pub(super) struct Memory {
     pub(super) revision: Revision,
     /// What is written may be something else: others have changed it, or a write has failed late.
     pub(super) is_stale: bool,
-    /// How long it last took to read it.
-    pub(super) reading: Duration,
 }
 
 impl Memory {
     /// What was read at that moment.
     pub(super) const fn new(revision: Revision) -> Self {
-        Self { revision, is_stale: false, reading: Duration::ZERO }
+        Self { revision, is_stale: false }
     }
 }
 
@@ -64,12 +62,14 @@ impl ClusterState {
         proof: Proof,
         plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
     ) -> Result<T, StateError> {
+        let deadline = boot_time() + PATIENCE;
+        let mut place = (proof == Proof::Wanted).then(|| self.inner.queue.wait());
         let mut memory = self.inner.changing.lock().expect(NO_PANIC);
-        let rows = self.rows();
         // Whether the memory is right as of a moment since this was asked for.
         let mut is_fresh = false;
-        let (mut in_turn, mut turn) = (None, None);
-        for _ in 0..ATTEMPTS {
+        loop {
+            // They may be brought elsewhere while nobody has the memory.
+            let rows = self.rows();
             if memory.is_stale {
                 match self.reload(&rows, &mut memory) {
                     Err(StateError::Store(error)) if proof == Proof::Spared && error.is_passing() => {}
@@ -91,8 +91,18 @@ impl ClusterState {
                     continue;
                 }
             };
+            let Some(place) = &mut place else {
+                drop(memory);
+                place = Some(self.inner.queue.wait());
+                memory = self.inner.changing.lock().expect(NO_PANIC);
+                continue;
+            };
+            // By then hardly anybody waits for the answer.
+            if rows.shared().is_some() && place.turn.is_none() && boot_time() > deadline {
+                return Err(StateError::Contended);
+            }
             let (counters, batch) = self.batch(&changes)?;
-            match rows.commit(memory.revision, &batch, turn.take()) {
+            match rows.commit(memory.revision, &batch, place.turn.as_ref()) {
                 Ok(revision) => {
                     memory.revision = revision;
                     self.apply(counters, changes)?;
@@ -100,10 +110,10 @@ impl ClusterState {
                 }
                 Err(CommitError::Conflict) => {
                     memory.is_stale = true;
-                    let longest = LONGEST_TURN.max(memory.reading * 3);
                     drop(memory);
-                    in_turn.get_or_insert_with(|| self.inner.in_turn.lock().expect(NO_PANIC));
-                    turn = rows.take_turn(longest)?;
+                    // Where we had it, another has passed us over.
+                    *place.turn = None;
+                    *place.turn = rows.take_turn(deadline.since(boot_time()))?;
                     memory = self.inner.changing.lock().expect(NO_PANIC);
                     // It may have been read in between, and changed once more before the turn was ours.
                     memory.is_stale = memory.is_stale || !rows.is_current(memory.revision)?;
@@ -119,7 +129,6 @@ impl ClusterState {
                 }
             }
         }
-        Err(StateError::Contended)
     }
 
     fn batch(&self, changes: &[Change]) -> Result<(Counters, Batch), StateError> {
@@ -149,11 +158,9 @@ impl ClusterState {
 
     /// Takes what is written for the truth, if it is not what we have.
     pub(super) fn reload(&self, rows: &ClusterRows, memory: &mut Memory) -> Result<(), StateError> {
-        let begin = boot_time();
         let (mut truth, revision) = Self::load_present(rows)?;
         let is_another = revision != memory.revision;
-        memory.reading = boot_time().since(begin);
-        (memory.revision, memory.is_stale) = (revision, false);
+        *memory = Memory::new(revision);
         let mut model = self.inner.model.write().expect(NO_PANIC);
         // An etcd that was restored from its own snapshot may have made other changes with the same version.
         if is_another || truth.counters != model.counters {
@@ -264,10 +271,8 @@ impl Drop for Inner {
     }
 }
 
-/// How often a change is decided again before it is given up: with the turn, the next is made unless that was lost.
-const ATTEMPTS: u32 = 10;
-/// Longer than a manager needs to read what others changed and to make a change; one whose reading takes longer knows
-/// that by its own.
-const LONGEST_TURN: Duration = Duration::from_secs(2);
+/// For how long a change is decided again and again as others come first: with what reading and settling it may take,
+/// less than agents wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Before changes that could not be read are read again.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -183,7 +183,9 @@ pub enum StateError {
     SigningRemovals { source: Box<dyn Error + Send + Sync> },
     #[error("the cluster's state contradicts itself ({why}): restore the state file from a backup")]
     Inconsistent { why: String },
-    #[error("other managers have changed the cluster's state again and again in between: try again")]
+    #[error(
+        "other changes of the cluster's state came first all the time, so nothing was changed: try again"
+    )]
     Contended,
     #[error(transparent)]
     Store(#[from] StoreError),

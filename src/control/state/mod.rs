@@ -24,8 +24,8 @@ mod nodes;
 mod overtake;
 mod pool;
 mod profiles;
+mod queue;
 mod relocation;
-
 mod rotation;
 mod subnets;
 mod tokens;
@@ -46,6 +46,7 @@ use zeroize::Zeroizing;
 use self::changes::Memory;
 use self::model::{Change, Counters, Founding, MembershipRow, Model};
 use self::network_state::NetworkState;
+use self::queue::Queue;
 use self::wording::Wording;
 use crate::boot_time::BootTime;
 use crate::cluster::Node;
@@ -99,11 +100,9 @@ struct Inner {
     rows: RwLock<ClusterRows>,
     sign: Box<SignPayload>,
     office: OnceLock<managers::Office>,
-    /// One change at a time; readers are not kept waiting by its way to the disk.
+    queue: Queue,
+    /// Who changes the memory or what is written; readers are not kept waiting by its way to the disk.
     changing: Mutex<Memory>,
-    /// One of our changes at a time waits for the turn, or has it. Who waits for this does not hold `changing`, so that
-    /// no other manager keeps those waiting who only want to know the state.
-    in_turn: Mutex<()>,
     /// Follows the changes of other managers.
     follower: OnceLock<Option<Thread>>,
     reachable: watch::Sender<bool>,
@@ -250,8 +249,8 @@ impl ClusterState {
             rows: RwLock::new(rows),
             sign,
             office: OnceLock::new(),
+            queue: Queue::default(),
             changing: Mutex::new(Memory::new(revision)),
-            in_turn: Mutex::new(()),
             follower: OnceLock::new(),
             reachable: watch::Sender::new(true),
             model: RwLock::new(model),

@@ -32,7 +32,7 @@ use self::autolock::Autolock;
 pub use self::backup::{Backup, BackupError};
 pub use self::batch::Batch;
 pub use self::error::StoreError;
-pub use self::etcd::{Etcd, EtcdAccess, EtcdAddress, EtcdError, SharedStore};
+pub use self::etcd::{Etcd, EtcdAccess, EtcdAddress, EtcdError, SharedStore, Turn};
 pub use self::file::{LOCK_FILE, STATE_FILE};
 pub use self::key_file::KEY_FILE;
 pub use self::reading::Reading;

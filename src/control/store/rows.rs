@@ -37,8 +37,8 @@ impl ClusterRows {
         }
     }
 
-    /// Makes the changes of `batch`, all or none, if the rows are as they were at `since` and nobody else has the
-    /// turn. That of the caller ends.
+    /// Makes the changes of `batch`, all or none, if the rows are as they were at `since` and, unless the caller has it,
+    /// nobody has the turn.
     ///
     /// # Errors
     /// Others have changed the rows, or are about to, or they could not be written. After
@@ -47,7 +47,7 @@ impl ClusterRows {
         &self,
         since: Revision,
         batch: &Batch,
-        turn: Option<Turn>,
+        turn: Option<&Turn>,
     ) -> Result<Revision, CommitError> {
         match self {
             Self::File(store) => {
@@ -63,15 +63,14 @@ impl ClusterRows {
         }
     }
 
-    /// Waits until nobody else changes the rows; in a file nobody does. Who has the turn for longer than `longest`
-    /// loses it.
+    /// Waits, for as long as `patience` says, until nobody else changes the rows; in a file nobody does.
     ///
     /// # Errors
-    /// Others have it again and again, or it cannot be taken.
-    pub fn take_turn(&self, longest: Duration) -> Result<Option<Turn>, CommitError> {
+    /// Others do all the time, or it cannot be told.
+    pub fn take_turn(&self, patience: Duration) -> Result<Option<Turn>, CommitError> {
         match self {
             Self::File(_) => Ok(None),
-            Self::Etcd(etcd) => etcd.take_turn(longest).map(Some),
+            Self::Etcd(etcd) => etcd.take_turn(patience).map(Some),
         }
     }
 

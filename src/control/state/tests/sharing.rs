@@ -163,42 +163,90 @@ fn manager_that_has_to_read_first_comes_through_beside_one_that_never_does() {
 }
 
 #[test]
-fn who_has_the_turn_keeps_the_others_waiting_until_it_is_done_or_taken_to_be_dead() {
-    let one = Manager::first(access(etcd()));
+fn who_has_the_turn_keeps_the_others_waiting_for_as_long_as_it_lives() {
+    let access = access(etcd());
+    let one = Manager::first(access.clone());
     let other = one.another();
     let change = |manager: &Manager, n| {
         let begin = boot_time();
         manager.state.add_node(node(n)).unwrap();
         boot_time().since(begin)
     };
-    let (rows, long) = (one.state.rows(), Duration::from_secs(60));
-    // Dropped unused.
-    let turn = rows.take_turn(long).unwrap();
+    let rows = one.state.rows();
+    let turn = rows.take_turn(LONG).unwrap();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| change(&other, 1));
-        std::thread::sleep(Duration::from_millis(500));
-        assert_eq!(one.another().state.node(node_id(1)), None);
+        // Longer than the silence of a dead one is waited for.
+        std::thread::sleep(Duration::from_secs(3));
         let begin = boot_time();
         other.state.catch_up().unwrap();
         assert!(boot_time().since(begin) < Duration::from_millis(500), "who only reads waits for it too");
+        assert_eq!(one.another().state.node(node_id(1)), None);
         drop(turn);
-        assert!(waits.join().unwrap() < Duration::from_millis(1900), "it took the turn for dead");
+        assert!(waits.join().unwrap() < Duration::from_millis(3900), "it took the turn for dead");
     });
-    // Ended by a change, and of no use after another one.
-    let (_, at) = rows.read(|_| Ok(())).unwrap();
-    let turn = rows.take_turn(long).unwrap();
-    let at = rows.commit(at, &Batch::default(), turn).unwrap();
-    let turn = rows.take_turn(long).unwrap();
+    // For ever it does not wait.
+    let turn = rows.take_turn(LONG).unwrap();
     let begin = boot_time();
-    assert!(rows.take_turn(Duration::from_millis(100)).unwrap().is_some(), "who keeps it is passed over");
-    assert!(boot_time().since(begin) >= Duration::from_millis(100));
-    let late = rows.commit(at, &Batch::default(), turn);
-    assert!(matches!(late, Err(CommitError::Conflict)), "{late:?}");
+    let refused = other.state.add_node(node(2)).unwrap_err();
+    assert!(matches!(refused, StateError::Contended), "{refused}");
+    assert!(boot_time().since(begin) < Duration::from_secs(8), "{:?}", boot_time().since(begin));
+    drop(turn);
     // Of a manager that died with it.
-    std::mem::forget(rows.take_turn(long).unwrap());
+    etcd().ctl(&["put", &dead_turn_in(&access), "dead"]);
     let waited = change(&other, 2);
     assert!(Duration::from_secs(2) <= waited && waited < Duration::from_secs(4), "{waited:?}");
     assert!(change(&one, 3) < Duration::from_secs(1), "it is free again");
+}
+
+#[test]
+fn change_of_who_was_passed_over_is_made_if_nobody_was_faster() {
+    let access = access(etcd());
+    let (line, one) = (dead_turn_in(&access).replace("dead", ""), Manager::first(access));
+    let rows = one.state.rows();
+    let (_, before) = rows.read(|_| Ok(())).unwrap();
+    let turn = rows.take_turn(LONG).unwrap();
+    let late = rows.commit(before, &Batch::default(), None);
+    assert!(matches!(late, Err(CommitError::Conflict)), "{late:?}");
+    etcd().ctl(&["del", "--prefix", &line]);
+    let next = rows.take_turn(LONG).unwrap();
+    let at = rows.commit(before, &Batch::default(), turn.as_ref()).unwrap();
+    assert!(at > before);
+    let late = rows.commit(before, &Batch::default(), next.as_ref());
+    assert!(matches!(late, Err(CommitError::Conflict)), "{late:?}");
+    drop(turn);
+    let late = rows.commit(at, &Batch::default(), None);
+    assert!(matches!(late, Err(CommitError::Conflict)), "it has ended a turn that was not its own: {late:?}");
+}
+
+#[test]
+fn turn_that_was_left_where_there_is_no_state_keeps_nobody_from_making_a_cluster() {
+    let access = access(etcd());
+    etcd().ctl(&["put", &dead_turn_in(&access), "dead"]);
+    Manager::first(access).state.add_node(node(1)).unwrap();
+}
+
+#[test]
+fn changes_asked_of_every_manager_at_once_are_all_made_soon() {
+    let one = Manager::first(access(etcd()));
+    one.state.add_node(node(1)).unwrap();
+    one.state.create_network(new_network("web", &["10.1.0.0/20"])).unwrap();
+    // So that reading takes longer than a change.
+    (0..400).for_each(|n| drop(one.state.attach(node_id(1), &request(n, "web")).unwrap()));
+    let managers = [one.another(), one.another(), one];
+    let begin = boot_time();
+    let attach = |manager: &Manager, first| {
+        let attach = |n| drop(manager.state.attach(node_id(1), &request(n, "web")).unwrap());
+        (first..first + 10).for_each(attach);
+    };
+    std::thread::scope(|scope| {
+        for (manager, first) in managers.iter().zip([1000, 2000, 3000]) {
+            (0..8).for_each(|n| drop(scope.spawn(move || attach(manager, first + 100 * n))));
+        }
+    });
+    assert!(boot_time().since(begin) < Duration::from_secs(12), "{:?}", boot_time().since(begin));
+    managers[0].state.catch_up().unwrap();
+    assert_eq!(managers[0].state.networks()[0].endpoints, 640);
 }
 
 #[test]
@@ -345,11 +393,36 @@ fn change_whose_answer_was_lost_is_settled_though_another_has_the_turn() {
         sound.address.to_string().replace("etcd://", &format!("etcd://{},", hung.local_addr().unwrap()));
     let both = EtcdAccess { address: also.parse().unwrap(), ..sound.clone() };
     let [one, other] = [both, sound].map(|access| ClusterRows::over(&SharedStore::new(access)).unwrap());
-    one.found(ClusterId::from_entropy([7; 16]));
-    let _turn = other.take_turn(Duration::from_secs(60)).unwrap();
+    for rows in [&one, &other] {
+        rows.found(ClusterId::from_entropy([7; 16]));
+    }
+    let at = other.commit(Revision::NOTHING, &Batch::default(), None).unwrap();
+    let _turn = other.take_turn(LONG).unwrap();
     let begin = boot_time();
-    one.commit(Revision::NOTHING, &Batch::default(), None).unwrap();
+    one.commit(at, &Batch::default(), None).unwrap();
     assert!(boot_time().since(begin) < Duration::from_secs(4), "{:?}", boot_time().since(begin));
+}
+
+#[test]
+fn member_that_starts_while_another_says_nothing_is_asked_again() {
+    let mut etcd = Etcd::start();
+    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sound = access(&etcd);
+    let _founder = Manager::first(sound.clone());
+    let also =
+        sound.address.to_string().replace("etcd://", &format!("etcd://{},", hung.local_addr().unwrap()));
+    let both = EtcdAccess { address: also.parse().unwrap(), ..sound };
+    let rows = ClusterRows::over(&SharedStore::new(both)).unwrap();
+    etcd.kill(0);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| rows.look());
+        // Until each has been asked as often as it is without hope.
+        std::thread::sleep(Duration::from_secs(2));
+        etcd.restart(0);
+        // That it is of another key is an answer.
+        let refused = reading.join().unwrap().unwrap_err();
+        assert!(matches!(refused, StoreError::Etcd(EtcdError::Taken { .. })), "{refused}");
+    });
 }
 
 #[test]
@@ -447,6 +520,15 @@ fn state_stays_in_the_file_where_etcd_is_away_or_holds_another_cluster() {
     other.state.add_node(node(1)).unwrap();
     assert!(other.store.shared_store().unwrap().is_some());
 }
+
+/// What a manager that died with the turn has left.
+fn dead_turn_in(access: &EtcdAccess) -> String {
+    let address = access.address.to_string();
+    format!("{}/turns/dead", address.rsplit('/').next().unwrap())
+}
+
+/// Patience that does not end.
+const LONG: Duration = Duration::from_secs(60);
 
 fn eventually(condition: impl FnMut() -> bool) -> bool {
     crate::lab::eventually(Duration::from_secs(10), condition)

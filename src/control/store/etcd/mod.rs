@@ -3,7 +3,7 @@
 //! ```text
 //! PREFIX/head                  in clear: what this is, whose it is, the name of the data key
 //! PREFIX/last/WRITER           the last transaction of each manager
-//! PREFIX/turn                  while a manager keeps the others from changing anything
+//! PREFIX/turns/NAME            managers that came in each other's way: the first may change something, the others wait
 //! PREFIX/rows/TABLE/INDEX      sealed rows; INDEX is the row's key in `seal`, hexadecimal
 //! ```
 //! Every change is one transaction that writes the head and stands under the condition that the head's
@@ -36,7 +36,7 @@ pub use self::error::EtcdError;
 use self::members::Members;
 use self::proto::{RangeRequest, RangeResponse};
 pub(super) use self::snapshot::{Sealed, Snapshot};
-pub(super) use self::turn::Turn;
+pub use self::turn::Turn;
 use self::watch::Watch;
 use super::StoreError;
 use super::rows::Revision;

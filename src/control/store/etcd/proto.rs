@@ -11,6 +11,8 @@ pub(super) struct Header {
 pub(super) struct KeyValue {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) key: Vec<u8>,
+    #[prost(int64, tag = "2")]
+    pub(super) create_revision: i64,
     #[prost(int64, tag = "3")]
     pub(super) mod_revision: i64,
     #[prost(bytes = "vec", tag = "5")]
@@ -73,10 +75,10 @@ pub(super) enum Request {
     Txn(TxnRequest),
 }
 
-/// That the last change of a key was made with a revision. A key that does not exist has zero.
+/// How the revision of a key's last change compares with another; that of a key that does not exist is zero.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Compare {
-    /// [`EQUAL`]
+    /// [`EQUAL`] or [`GREATER`]
     #[prost(int32, tag = "1")]
     pub(super) result: i32,
     /// [`MOD`]
@@ -86,6 +88,9 @@ pub(super) struct Compare {
     pub(super) key: Vec<u8>,
     #[prost(oneof = "TargetUnion", tags = "6")]
     pub(super) target_union: Option<TargetUnion>,
+    /// Of every key up to here, and if there is none, as of one that does not exist.
+    #[prost(bytes = "vec", tag = "64")]
+    pub(super) range_end: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -95,6 +100,7 @@ pub(super) enum TargetUnion {
 }
 
 pub(super) const EQUAL: i32 = 0;
+pub(super) const GREATER: i32 = 1;
 pub(super) const MOD: i32 = 2;
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -17,15 +17,18 @@ use super::{Etcd, FORMAT, Head, MAGIC, State, end_of, one, revision_of};
 use crate::id::ClusterId;
 
 impl Etcd {
-    /// Makes the changes of `batch`, if the rows are as they were at `since` and nobody else has the turn, and ends
-    /// that of the caller.
+    /// Makes the changes of `batch`, if the rows are as they were at `since` and, unless the caller has it, nobody has
+    /// the turn.
     pub(in super::super) fn commit(
         &self,
         since: Revision,
         batch: &Batch,
-        turn: Option<Turn>,
+        turn: Option<&Turn>,
     ) -> Result<Revision, CommitError> {
-        self.commit_as(State::Truth, since, batch, turn)
+        // Who was passed over may be early enough yet, and nobody takes turns at what is not there.
+        let is_free = turn.is_some() || since == Revision::NOTHING;
+        let nobody_waits = (!is_free).then(|| self.nobody_in_line());
+        self.commit_as(State::Truth, since, batch, nobody_waits)
     }
 
     /// The same to rows that nobody is to believe yet.
@@ -42,7 +45,7 @@ impl Etcd {
         state: State,
         since: Revision,
         batch: &Batch,
-        turn: Option<Turn>,
+        condition: Option<Compare>,
     ) -> Result<Revision, CommitError> {
         let id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
         let cluster = self.inner.cluster.get().ok_or_else(|| self.foreign("it was not read before"))?;
@@ -59,17 +62,11 @@ impl Etcd {
             }
         });
         operations.extend(nested(rows.collect()));
-        operations.extend(turn.as_ref().map(|_| delete(self.key("turn"), Vec::new())));
-        let whose = turn.as_ref().map_or(Revision::NOTHING, Turn::revision);
-        let compare = vec![self.unchanged(since), last_changed(self.key("turn"), whose)];
+        let compare = [self.unchanged(since)].into_iter().chain(condition).collect();
         let request = TxnRequest { compare, success: operations };
         let this = self.clone();
         let settled = self.run(async move { this.settle(request, id, since).await })??;
-        let revision = settled.ok_or(CommitError::Conflict)?;
-        if let Some(turn) = turn {
-            turn.end();
-        }
-        Ok(revision)
+        settled.ok_or(CommitError::Conflict)
     }
 
     /// Removes all rows if they are `cluster`'s, and under our key or, of a draft, under any.
@@ -86,12 +83,12 @@ impl Etcd {
     /// Removes all rows, if they are as they were at `since`.
     fn clear(&self, since: Revision) -> Result<(), CommitError> {
         // Another cluster's prefix may begin as ours does.
-        let below = ["last/", "rows/"].map(|rest| self.key(rest)).map(|all| {
+        let below = ["last/", "rows/", "turns/"].map(|rest| self.key(rest)).map(|all| {
             let end = end_of(&all);
             delete(all, end)
         });
-        let alone = ["head", "turn"].map(|key| delete(self.key(key), Vec::new()));
-        let success = below.into_iter().chain(alone).collect();
+        let head = delete(self.key("head"), Vec::new());
+        let success = below.into_iter().chain([head]).collect();
         let request = TxnRequest { compare: vec![self.unchanged(since)], success };
         let members = Arc::clone(&self.inner.members);
         match self.run(async move { members.txn(&request).await })? {
@@ -170,9 +167,9 @@ enum Landed {
 }
 
 /// That the last change of a key was made at that moment; [`Revision::NOTHING`] is that it does not exist.
-pub(super) fn last_changed(key: Vec<u8>, at: Revision) -> Compare {
+pub(super) const fn last_changed(key: Vec<u8>, at: Revision) -> Compare {
     let target_union = Some(TargetUnion::ModRevision(at.get()));
-    Compare { result: EQUAL, target: MOD, key, target_union }
+    Compare { result: EQUAL, target: MOD, key, target_union, range_end: Vec::new() }
 }
 
 pub(super) fn put(key: Vec<u8>, value: Vec<u8>) -> RequestOp {
