@@ -76,48 +76,49 @@ impl Members {
 
     /// Reads, from whichever member answers first: each is asked a moment after the one before, and once more while
     /// the first question waits, since what a member was asked without a leader it may not answer when there is one.
-    /// Who cannot answer is asked again and again for as long as `patience` says, and does not wait for the others.
+    /// Each is asked again and again then, for as long as `patience` says, without waiting for the others; but where
+    /// none lives there is nothing to wait for.
     pub(super) async fn range(
         &self,
         request: &RangeRequest,
         patience: Duration,
     ) -> Result<RangeResponse, EtcdError> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let twice = self.order().chain(self.order());
-            let asked: Vec<_> = twice.map(|member| self.read(member, request, deadline)).collect();
-            let silent = match attempts::first(asked, STAGGER).await {
-                Ok(answer) => return answer,
-                Err(silent) => silent,
-            };
-            // Where nobody answers there is nothing to wait for.
-            if !silent.iter().any(|silent| silent.has_lived) || Instant::now() > deadline {
-                let last: BTreeMap<_, _> =
-                    silent.into_iter().map(|silent| (silent.name, silent.why)).collect();
-                let whys: Vec<_> = last.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
-                return Err(EtcdError::Unreachable { why: whys.join("; ") });
-            }
-            sleep(PAUSE).await;
+        let faults = Mutex::new(Faults::default());
+        let (now, end) = (Instant::now(), Instant::now() + patience);
+        let once = self.order().map(|member| (member, now));
+        let lasting = self.order().map(|member| (member, end));
+        let asked = once.chain(lasting).map(|(member, end)| self.read(member, request, end, &faults));
+        let asked: Vec<_> = asked.collect();
+        if let Ok(answer) = attempts::first(asked, STAGGER).await {
+            return answer;
         }
+        let Faults { last, .. } = faults.into_inner().expect(NO_PANIC);
+        let whys: Vec<_> = last.iter().map(|(name, fault)| format!("{name}: {fault}")).collect();
+        Err(EtcdError::Unreachable { why: whys.join("; ") })
     }
 
-    /// The answer or refusal of one member, asked until `deadline` as long as it lives.
+    /// The answer or refusal of one member, asked until `end` as long as there is hope for any.
     async fn read<'m>(
         &'m self,
         member: &'m Member,
         request: &RangeRequest,
-        deadline: Instant,
-    ) -> Result<Result<RangeResponse, EtcdError>, Silent<'m>> {
-        let mut has_lived = false;
+        end: Instant,
+        faults: &Mutex<Faults<'m>>,
+    ) -> Result<Result<RangeResponse, EtcdError>, ()> {
         loop {
-            let why = match self.ask(member, RANGE, request).await {
+            let fault = match self.ask(member, RANGE, request).await {
                 Ok(response) => return Ok(Ok(response)),
                 Err(Fault::Refused(refused)) => return Ok(Err(refused)),
                 Err(fault) => fault,
             };
-            has_lived |= why.is_of_the_living();
-            if !why.is_of_the_living() || Instant::now() > deadline {
-                return Err(Silent { name: &member.name, why, has_lived });
+            let is_hope = {
+                let mut faults = faults.lock().expect(NO_PANIC);
+                faults.is_alive |= fault.is_of_the_living();
+                faults.last.insert(&member.name, fault);
+                faults.is_alive || faults.last.len() < self.members.len()
+            };
+            if !is_hope || Instant::now() >= end {
+                return Err(());
             }
             sleep(PAUSE).await;
         }
@@ -243,13 +244,13 @@ impl Members {
     }
 }
 
-/// Who has not answered.
-struct Silent<'m> {
-    name: &'m str,
-    /// The last time.
-    why: Fault,
-    /// Whether it seemed to be able to, at some time.
-    has_lived: bool,
+/// Why a reading has no answer yet.
+#[derive(Default)]
+struct Faults<'m> {
+    /// Of each member that was asked.
+    last: BTreeMap<&'m str, Fault>,
+    /// Whether one seemed to be able to answer, at some time.
+    is_alive: bool,
 }
 
 /// A member and the connection to it.
@@ -309,4 +310,4 @@ const PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE: Duration = Duration::from_secs(6);
 /// A page of rows.
 const MOST_BYTES: usize = 256 << 20;
-const NO_PANIC: &str = "nothing panics while it holds the token";
+const NO_PANIC: &str = "nothing panics while it holds the token or what went wrong";
