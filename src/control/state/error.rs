@@ -184,7 +184,7 @@ pub enum StateError {
     #[error("the cluster's state contradicts itself ({why}): restore the state file from a backup")]
     Inconsistent { why: String },
     #[error(
-        "other changes of the cluster's state came first all the time, so nothing was changed: try again"
+        "other changes of the cluster's state were in the way all the time, so nothing was changed: try again"
     )]
     Contended,
     #[error(transparent)]

@@ -76,6 +76,7 @@ impl Etcd {
         let deadline = Instant::now() + patience;
         let mut silences = HashMap::new();
         loop {
+            let mut lost = None;
             let reading = READING.min(deadline.saturating_duration_since(Instant::now()));
             let rows = members.range(&line, reading).await?.kvs;
             if let Some(ours) = rows.iter().find(|row| row.key == key) {
@@ -96,13 +97,14 @@ impl Etcd {
             } else {
                 match members.txn(&step_in).await {
                     // The answer may have been lost, or somebody has passed us over: it is seen below.
-                    Ok(_) | Err(Failure::Unknown(_)) => {}
+                    Ok(_) => {}
+                    Err(Failure::Unknown(why)) => lost = Some(why),
                     Err(Failure::NotAsked(why)) => return Err(EtcdError::Unreachable { why }),
                     Err(Failure::Refused(error)) => return Err(error),
                 }
             }
             if Instant::now() > deadline {
-                return Ok(false);
+                return lost.map_or(Ok(false), |why| Err(EtcdError::Unreachable { why }));
             }
             sleep(LOOK_INTERVAL).await;
         }
