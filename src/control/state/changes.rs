@@ -71,6 +71,10 @@ impl ClusterState {
             // They may be brought elsewhere while nobody has the memory.
             let rows = self.rows();
             if memory.is_stale {
+                // Those before us were kept waiting by etcd for so long that hardly anybody waits for our answer.
+                if rows.shared().is_some() && boot_time() > deadline + PATIENCE {
+                    return Err(StateError::Contended);
+                }
                 match self.reload(&rows, &mut memory) {
                     Err(StateError::Store(error)) if proof == Proof::Spared && error.is_passing() => {}
                     reloaded => is_fresh = reloaded.map(|()| true)?,
@@ -97,10 +101,6 @@ impl ClusterState {
                 memory = self.inner.changing.lock().expect(NO_PANIC);
                 continue;
             };
-            // By then hardly anybody waits for the answer.
-            if rows.shared().is_some() && place.turn.is_none() && boot_time() > deadline {
-                return Err(StateError::Contended);
-            }
             let (counters, batch) = self.batch(&changes)?;
             match rows.commit(memory.revision, &batch, place.turn.as_ref()) {
                 Ok(revision) => {
@@ -111,7 +111,7 @@ impl ClusterState {
                 Err(CommitError::Conflict) => {
                     memory.is_stale = true;
                     drop(memory);
-                    // Where we had it, another has passed us over.
+                    // Where we had it, another has passed us over, or was at it since before.
                     *place.turn = None;
                     *place.turn = rows.take_turn(deadline.since(boot_time()))?;
                     memory = self.inner.changing.lock().expect(NO_PANIC);
@@ -271,8 +271,8 @@ impl Drop for Inner {
     }
 }
 
-/// For how long a change is decided again and again as others come first: with what reading and settling it may take,
-/// less than agents wait for an answer.
+/// How long after it was asked for a change still waits for its turn; what it takes then comes on top, as agents wait
+/// longer than this for an answer.
 const PATIENCE: Duration = Duration::from_secs(6);
 /// Before changes that could not be read are read again.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -54,6 +54,10 @@ impl FromStr for EtcdAddress {
                 "what follows the hosts is no prefix of letters, digits, '-', '_', '.' and '/'",
             ));
         }
+        // What lies there is removed when a manager has died in line.
+        if prefix.split('/').skip(1).any(|part| OWN_KEYS.contains(&part)) {
+            return Err(refused("a prefix below another one is not named head, last, rows or turns"));
+        }
         let members = members.split(',').map(|member| {
             let host = host_of(member);
             let is_host = !host.is_empty() && ServerName::try_from(host).is_ok();
@@ -221,6 +225,8 @@ pub(super) fn host_of(member: &str) -> &str {
 const SCHEME: &str = "etcd://";
 /// Where the rows are unless the address says.
 const PREFIX: &str = "overlayd";
+/// Below its prefix a cluster has these.
+const OWN_KEYS: [&str; 4] = ["head", "last", "rows", "turns"];
 const LONGEST_PREFIX: usize = 200;
 /// etcd's port for clients.
 const PORT: u16 = 2379;
@@ -253,6 +259,8 @@ mod tests {
             "etcd://a:b",
             "etcd://a//",
             "etcd://a/b c",
+            "etcd://a/b/turns",
+            "etcd://a/b/rows/c",
             "etcd://@:1",
         ] {
             assert!(matches!(text.parse::<EtcdAddress>(), Err(EtcdError::Address { .. })), "{text}");

@@ -19,7 +19,7 @@ pub(super) enum Fault {
     #[error("the token of our user has expired")]
     StaleToken,
     /// The connection broke; it may have done it before.
-    #[error("the connection broke: {0}; does it want TLS, or another client certificate?")]
+    #[error("the connection broke: {0}")]
     Broken(String),
     /// It did not answer in time, and may do it yet.
     #[error("no answer")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 use zeroize::Zeroizing;
 
@@ -61,6 +61,7 @@ impl Members {
             index,
             name: name.clone(),
             channel: channel(name, tls.clone()),
+            has_answered: AtomicBool::new(false),
         });
         let members: Vec<_> = members.collect();
         // It goes with this machine, and managers do not all depend on the same one.
@@ -159,7 +160,7 @@ impl Members {
             let path = PathAndQuery::from_static(WATCH);
             let answer =
                 grpc.streaming(request, path, ProstCodec::<WatchRequest, WatchResponse>::default()).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| Fault::of(&status, &self.prefix))
+            answer.map(tonic::Response::into_inner).map_err(|status| self.fault(member, &status))
         };
         let fault = match timeout(ATTEMPT, attempt).await {
             Ok(Ok(stream)) => return Ok(stream),
@@ -203,8 +204,19 @@ impl Members {
         };
         if answer.is_ok() {
             self.next.store(member.index, Ordering::Relaxed);
+            member.has_answered.store(true, Ordering::Relaxed);
         }
         answer
+    }
+
+    fn fault(&self, member: &Member, status: &Status) -> Fault {
+        let mut fault = Fault::of(status, &self.prefix);
+        if let Fault::Broken(why) = &mut fault
+            && !member.has_answered.load(Ordering::Relaxed)
+        {
+            why.push_str("; does it want TLS, or another client certificate?");
+        }
+        fault
     }
 
     async fn unary<Q, R>(&self, member: &Member, path: &'static str, request: Request<Q>) -> Result<R, Fault>
@@ -217,7 +229,7 @@ impl Members {
             grpc.ready().await.map_err(|error| Fault::Unconnected(deepest(&error)))?;
             let answer =
                 grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, R>::default()).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| Fault::of(&status, &self.prefix))
+            answer.map(tonic::Response::into_inner).map_err(|status| self.fault(member, &status))
         };
         timeout(ATTEMPT, attempt).await.unwrap_or(Err(Fault::Silent))
     }
@@ -258,6 +270,8 @@ struct Member {
     index: usize,
     name: String,
     channel: Channel,
+    /// So it is reached in the right way.
+    has_answered: AtomicBool,
 }
 
 fn channel(member: &str, tls: Option<Arc<ClientConfig>>) -> Channel {

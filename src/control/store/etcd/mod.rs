@@ -36,6 +36,7 @@ pub use self::error::EtcdError;
 use self::members::Members;
 use self::proto::{RangeRequest, RangeResponse};
 pub(super) use self::snapshot::{Sealed, Snapshot};
+use self::turn::Line;
 pub use self::turn::Turn;
 use self::watch::Watch;
 use super::StoreError;
@@ -62,6 +63,7 @@ struct Inner {
     writer: String,
     cluster: OnceLock<ClusterId>,
     watch: Arc<Watch>,
+    line: Line,
 }
 
 impl Etcd {
@@ -92,6 +94,7 @@ impl Etcd {
             writer,
             cluster: OnceLock::new(),
             watch: Arc::default(),
+            line: Line::default(),
             runtime: Some(runtime),
             shared,
         };

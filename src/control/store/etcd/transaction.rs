@@ -53,6 +53,10 @@ impl Etcd {
         let head = Head { magic, format: FORMAT, cluster: *cluster, key, state };
         let head = serde_json::to_vec(&head).expect("text and numbers have a JSON form");
         let mut operations = vec![put(self.key("head"), head), put(self.last(), id.clone().into_bytes())];
+        if since == Revision::NOTHING {
+            // Whoever stands there waits for nothing any more.
+            operations.push(delete(self.line(), end_of(&self.line())));
+        }
         let rows = batch.rows().map(|(table, key, json)| {
             let index = self.inner.seal.index(table, key);
             let place = self.row(table, &index);

@@ -5,7 +5,7 @@
 //! the turn. The line says only who comes next: whether a change is made, the head alone decides.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -38,13 +38,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.pulse.abort();
-        let members = Arc::clone(&self.etcd.inner.members);
-        let leave = TxnRequest {
-            compare: vec![exists(self.key.clone())],
-            success: vec![delete(self.key.clone(), Vec::new())],
-        };
-        // Where that fails, others pass over it.
-        self.etcd.runtime().spawn(async move { drop(members.txn(&leave).await) });
+        self.etcd.runtime().spawn(leave(self.etcd.clone(), std::mem::take(&mut self.key)));
     }
 }
 
@@ -74,30 +68,23 @@ impl Etcd {
             success: vec![put(key.clone(), Vec::new())],
         };
         let deadline = Instant::now() + patience;
-        let mut silences = HashMap::new();
         loop {
             let mut lost = None;
             let reading = READING.min(deadline.saturating_duration_since(Instant::now()));
             let rows = members.range(&line, reading).await?.kvs;
             if let Some(ours) = rows.iter().find(|row| row.key == key) {
-                let mut is_first = true;
-                for row in rows.iter().filter(|row| row.create_revision < ours.create_revision) {
-                    is_first = false;
-                    let silence = silences.entry(row.key.clone()).or_insert_with(Silence::default);
-                    if silence.of(row, Instant::now()) > LONGEST_SILENCE {
-                        tracing::warn!(
-                            "a manager is passed over that keeps the others from changing the state"
-                        );
-                        drop(members.txn(&passing_over(row)).await);
-                    }
-                }
-                if is_first {
+                if rows.iter().all(|row| row.create_revision >= ours.create_revision) {
                     return Ok(true);
+                }
+                let silent = self.inner.line.silent(&rows, Instant::now());
+                for row in silent.into_iter().filter(|row| row.key != key) {
+                    tracing::warn!("a manager is passed over that keeps the others from changing the state");
+                    drop(members.txn(&passing_over(row)).await);
                 }
             } else {
                 match members.txn(&step_in).await {
-                    // The answer may have been lost, or somebody has passed us over: it is seen below.
-                    Ok(_) => {}
+                    Ok(_) => continue,
+                    // It may stand there all the same.
                     Err(Failure::Unknown(why)) => lost = Some(why),
                     Err(Failure::NotAsked(why)) => return Err(EtcdError::Unreachable { why }),
                     Err(Failure::Refused(error)) => return Err(error),
@@ -116,7 +103,7 @@ impl Etcd {
     }
 
     /// What all keys of the line begin with.
-    fn line(&self) -> Vec<u8> {
+    pub(super) fn line(&self) -> Vec<u8> {
         self.key("turns/")
     }
 }
@@ -127,8 +114,20 @@ async fn show_life(members: Arc<Members>, key: Vec<u8>) {
     let end = Instant::now() + LONGEST;
     while Instant::now() < end {
         sleep(PULSE).await;
-        // The next one follows.
-        drop(members.txn(&write).await);
+        // Where a member does not answer, it is the turn of the next one.
+        while members.txn(&write).await.is_err() && Instant::now() < end {
+            sleep(PULSE / 5).await;
+        }
+    }
+}
+
+/// Removes a row that nobody needs any more. Until that has come to pass it keeps others waiting, so it is tried as long
+/// as it could be written late.
+async fn leave(etcd: Etcd, key: Vec<u8>) {
+    let remove = TxnRequest { compare: vec![exists(key.clone())], success: vec![delete(key, Vec::new())] };
+    let end = Instant::now() + LONGEST_SILENCE;
+    while !etcd.inner.members.txn(&remove).await.is_ok_and(|done| done.succeeded) && Instant::now() < end {
+        sleep(PULSE).await;
     }
 }
 
@@ -144,8 +143,28 @@ fn passing_over(row: &KeyValue) -> TxnRequest {
     }
 }
 
-/// For how long somebody in the line has shown no sign of life, and could have.
-#[derive(Debug, Default)]
+/// What is known of those who stand in the line.
+#[derive(Default)]
+pub(super) struct Line {
+    silences: Mutex<HashMap<Vec<u8>, Silence>>,
+}
+
+impl Line {
+    /// The rows of those who have shown no sign of life for too long, now that `rows` are seen.
+    fn silent<'r>(&self, rows: &'r [KeyValue], now: Instant) -> Vec<&'r KeyValue> {
+        let mut before = self.silences.lock().expect(NO_PANIC);
+        let seen = rows.iter().map(|row| {
+            let silence = before.get(&row.key).copied().unwrap_or_default();
+            (row, silence.until(row, now))
+        });
+        let seen: Vec<_> = seen.collect();
+        *before = seen.iter().map(|(row, silence)| (row.key.clone(), *silence)).collect();
+        seen.into_iter().filter(|(_, silence)| silence.lasts > LONGEST_SILENCE).map(|(row, _)| row).collect()
+    }
+}
+
+/// For how long somebody has shown no sign of life, and could have.
+#[derive(Debug, Clone, Copy, Default)]
 struct Silence {
     /// When the row was written, and when that was seen last.
     seen: Option<(i64, Instant)>,
@@ -153,28 +172,27 @@ struct Silence {
 }
 
 impl Silence {
-    /// What it comes to with what is seen now.
-    fn of(&mut self, row: &KeyValue, now: Instant) -> Duration {
-        let before = self.seen.replace((row.mod_revision, now));
-        self.lasts = match before {
-            // While etcd keeps us waiting, it may do so with others.
+    fn until(self, row: &KeyValue, now: Instant) -> Self {
+        let lasts = match self.seen {
+            // While etcd keeps us waiting, it may do so with others; and we may not have looked.
             Some((revision, then)) if revision == row.mod_revision => {
                 self.lasts + now.duration_since(then).min(PULSE / 2)
             }
             Some(_) | None => Duration::ZERO,
         };
-        self.lasts
+        Self { seen: Some((row.mod_revision, now)), lasts }
     }
 }
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const PULSE: Duration = Duration::from_millis(500);
-/// After which somebody is taken to be dead.
-const LONGEST_SILENCE: Duration = Duration::from_secs(2);
+/// After which somebody is taken to be dead: a member of etcd that hangs keeps him silent for two.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 /// For which one manager makes its changes while others wait.
 const SHARE: Duration = Duration::from_millis(250);
-/// Longer than any change takes with all that it waits for.
+/// Longer than a change takes with all that it waits for.
 const LONGEST: Duration = Duration::from_secs(30);
+const NO_PANIC: &str = "nothing panics while it counts the silent";
 
 #[cfg(test)]
 mod tests {
@@ -185,12 +203,22 @@ mod tests {
         let row = |mod_revision| KeyValue { mod_revision, ..KeyValue::default() };
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
-        let mut silence = Silence::default();
-        assert_eq!(silence.of(&row(7), at(100)), Duration::ZERO, "seen for the first time");
-        assert_eq!(silence.of(&row(7), at(200)), Duration::from_millis(100));
-        assert_eq!(silence.of(&row(7), at(300)), Duration::from_millis(200));
-        assert_eq!(silence.of(&row(9), at(400)), Duration::ZERO, "it lives");
-        assert_eq!(silence.of(&row(9), at(500)), Duration::from_millis(100));
-        assert_eq!(silence.of(&row(9), at(60_000)), Duration::from_millis(350), "etcd was away");
+        let line = Line::default();
+        let lasts = |row: &KeyValue| line.silences.lock().unwrap()[&row.key].lasts;
+        let silence = |revision, millis| {
+            let rows = [row(revision)];
+            let dead = line.silent(&rows, at(millis)).len();
+            (lasts(&rows[0]).as_millis(), dead)
+        };
+        assert_eq!(silence(7, 100), (0, 0), "seen for the first time");
+        assert_eq!(silence(7, 200), (100, 0));
+        assert_eq!(silence(7, 300), (200, 0));
+        assert_eq!(silence(9, 400), (0, 0), "it lives");
+        assert_eq!(silence(9, 500), (100, 0));
+        assert_eq!(silence(9, 60_000), (350, 0), "etcd was away");
+        let after = (1..=11).map(|n| silence(9, 60_000 + 250 * n));
+        assert_eq!(after.fold((0, 0), |_, last| last), (3100, 1));
+        assert_eq!(line.silent(&[], at(70_000)).len(), 0);
+        assert!(line.silences.lock().unwrap().is_empty(), "who has gone is forgotten");
     }
 }
