@@ -31,6 +31,8 @@ pub(crate) struct LaneState {
 /// What a network is carried by, besides the view.
 pub(crate) struct Carried {
     pub(crate) membership: Arc<Membership>,
+    /// The other nodes that packets are exchanged with.
+    peers: BTreeSet<NodeId>,
     mtu: u16,
 }
 
@@ -44,7 +46,8 @@ impl LaneState {
         let view = Arc::clone(placement.view());
         let carried = view.networks.iter().filter_map(|(id, network)| {
             let membership = Arc::clone(placement.carried_by(*id)?);
-            Some((*id, Carried { membership, mtu: placement.mtu(network) }))
+            let peers = placement.other_members(network).map(|node| node.id).collect();
+            Some((*id, Carried { membership, peers, mtu: placement.mtu(network) }))
         });
         Self {
             carried: carried.collect(),
@@ -64,7 +67,7 @@ impl LaneState {
             let whither = if endpoint.node == this {
                 Whither::Here(self.ports.get(&endpoint.id)?.0)
             } else {
-                carried.membership.nodes.get(&endpoint.node).copied().map(Whither::At)?
+                carried.peers.get(&endpoint.node).copied().map(Whither::At)?
             };
             Some((endpoint, whither))
         });

@@ -457,7 +457,8 @@ impl Placement {
         })
     }
 
-    fn other_members<'v>(&'v self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
+    /// The other nodes that packets of a network are exchanged with: its members that were not removed.
+    pub(crate) fn other_members<'v>(&'v self, view: &'v NetworkView) -> impl Iterator<Item = &'v Node> {
         let membership = self.carried_by(view.network.id);
         view.nodes.iter().filter(move |node| {
             node.id != self.node

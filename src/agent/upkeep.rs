@@ -256,6 +256,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn removal_that_a_peer_told_before_the_manager_is_no_fault_of_the_lanes() {
+        let mut lab = Lab::new().await;
+        let removals = lab.cluster.sign_removals(1, &[2]);
+        assert_eq!(lab.keys.dataplane.adopt_removals(removals).await, Ok(Ok(())));
+        assert_eq!(
+            lab.mended().await,
+            [""; 0],
+            "the view still has an endpoint on the node that was removed"
+        );
+    }
+
+    #[tokio::test]
     async fn keys_that_were_not_agreed_on_are_dropped_with_those_of_their_link_and_new_ones_are_asked_for() {
         for is_inbound in [true, false] {
             let mut lab = Lab::new().await;
