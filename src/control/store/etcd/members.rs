@@ -75,21 +75,40 @@ impl Members {
         })
     }
 
-    /// Reads, from whichever member answers first: each is asked a moment after the one before, and once more while
-    /// the first question waits, since what a member was asked without a leader it may not answer when there is one.
-    /// Each is asked again and again then, for as long as `patience` says, without waiting for the others; but where
-    /// none lives there is nothing to wait for.
+    /// Reads, from whichever member answers first.
     pub(super) async fn range(
         &self,
         request: &RangeRequest,
         patience: Duration,
     ) -> Result<RangeResponse, EtcdError> {
+        self.any(RANGE, request, patience).await
+    }
+
+    /// Has whichever member does it first carry out a transaction that may be carried out more than once.
+    pub(super) async fn repeat(
+        &self,
+        request: &TxnRequest,
+        patience: Duration,
+    ) -> Result<TxnResponse, EtcdError> {
+        self.any(TXN, request, patience).await
+    }
+
+    /// The answer that comes first: each member is asked a moment after the one before, and once more while the first
+    /// question waits, since what a member was asked without a leader it may not answer when there is one. Each is
+    /// asked again and again then, for as long as `patience` says, without waiting for the others; but where none
+    /// lives there is nothing to wait for.
+    async fn any<Q, R>(&self, path: &'static str, request: &Q, patience: Duration) -> Result<R, EtcdError>
+    where
+        Q: prost::Message + Clone + 'static,
+        R: prost::Message + Default + 'static,
+    {
         let faults = Mutex::new(Faults::default());
         let (now, end) = (Instant::now(), Instant::now() + patience);
         let once = self.order().map(|member| (member, now));
         let lasting = self.order().map(|member| (member, end));
-        let asked = once.chain(lasting).map(|(member, end)| self.read(member, request, end, &faults));
-        let asked: Vec<_> = asked.collect();
+        let asked = once.chain(lasting);
+        let asked: Vec<_> =
+            asked.map(|(member, end)| self.keep_asking(member, (path, request), end, &faults)).collect();
         if let Ok(answer) = attempts::first(asked, STAGGER).await {
             return answer;
         }
@@ -99,15 +118,19 @@ impl Members {
     }
 
     /// The answer or refusal of one member, asked until `end` as long as there is hope for any.
-    async fn read<'m>(
+    async fn keep_asking<'m, Q, R>(
         &'m self,
         member: &'m Member,
-        request: &RangeRequest,
+        (path, request): (&'static str, &Q),
         end: Instant,
         faults: &Mutex<Faults<'m>>,
-    ) -> Result<Result<RangeResponse, EtcdError>, ()> {
+    ) -> Result<Result<R, EtcdError>, ()>
+    where
+        Q: prost::Message + Clone + 'static,
+        R: prost::Message + Default + 'static,
+    {
         loop {
-            let fault = match self.ask(member, RANGE, request).await {
+            let fault = match self.ask(member, path, request).await {
                 Ok(response) => return Ok(Ok(response)),
                 Err(Fault::Refused(refused)) => return Ok(Err(refused)),
                 Err(fault) => fault,
@@ -256,7 +279,7 @@ impl Members {
     }
 }
 
-/// Why a reading has no answer yet.
+/// Why there is no answer yet.
 #[derive(Default)]
 struct Faults<'m> {
     /// Of each member that was asked.

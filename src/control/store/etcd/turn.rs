@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::super::rows::{CommitError, Revision};
 use super::error::EtcdError;
-use super::members::{Failure, Members};
+use super::members::Members;
 use super::proto::{Compare, GREATER, KeyValue, RangeRequest, TxnRequest};
 use super::transaction::{delete, last_changed, put};
 use super::{Etcd, READING, end_of};
@@ -69,9 +69,8 @@ impl Etcd {
         };
         let deadline = Instant::now() + patience;
         loop {
-            let mut lost = None;
-            let reading = READING.min(deadline.saturating_duration_since(Instant::now()));
-            let rows = members.range(&line, reading).await?.kvs;
+            let left = READING.min(deadline.saturating_duration_since(Instant::now()));
+            let rows = members.range(&line, left).await?.kvs;
             if let Some(ours) = rows.iter().find(|row| row.key == key) {
                 if rows.iter().all(|row| row.create_revision >= ours.create_revision) {
                     return Ok(true);
@@ -79,19 +78,14 @@ impl Etcd {
                 let silent = self.inner.line.silent(&rows, Instant::now());
                 for row in silent.into_iter().filter(|row| row.key != key) {
                     tracing::warn!("a manager is passed over that keeps the others from changing the state");
-                    drop(members.txn(&passing_over(row)).await);
+                    drop(members.repeat(&passing_over(row), Duration::ZERO).await);
                 }
             } else {
-                match members.txn(&step_in).await {
-                    Ok(_) => continue,
-                    // It may stand there all the same.
-                    Err(Failure::Unknown(why)) => lost = Some(why),
-                    Err(Failure::NotAsked(why)) => return Err(EtcdError::Unreachable { why }),
-                    Err(Failure::Refused(error)) => return Err(error),
-                }
+                members.repeat(&step_in, left).await?;
+                continue;
             }
             if Instant::now() > deadline {
-                return lost.map_or(Ok(false), |why| Err(EtcdError::Unreachable { why }));
+                return Ok(false);
             }
             sleep(LOOK_INTERVAL).await;
         }
@@ -114,21 +108,16 @@ async fn show_life(members: Arc<Members>, key: Vec<u8>) {
     let end = Instant::now() + LONGEST;
     while Instant::now() < end {
         sleep(PULSE).await;
-        // Where a member does not answer, it is the turn of the next one.
-        while members.txn(&write).await.is_err() && Instant::now() < end {
-            sleep(PULSE / 5).await;
-        }
+        // The next one follows.
+        drop(members.repeat(&write, Duration::ZERO).await);
     }
 }
 
-/// Removes a row that nobody needs any more. Until that has come to pass it keeps others waiting, so it is tried as long
-/// as it could be written late.
+/// Removes a row that nobody needs any more; until then it keeps others waiting.
 async fn leave(etcd: Etcd, key: Vec<u8>) {
     let remove = TxnRequest { compare: vec![exists(key.clone())], success: vec![delete(key, Vec::new())] };
-    let end = Instant::now() + LONGEST_SILENCE;
-    while !etcd.inner.members.txn(&remove).await.is_ok_and(|done| done.succeeded) && Instant::now() < end {
-        sleep(PULSE).await;
-    }
+    // Others pass over it if this fails.
+    drop(etcd.inner.members.repeat(&remove, LONGEST_SILENCE).await);
 }
 
 fn exists(key: Vec<u8>) -> Compare {
@@ -186,8 +175,8 @@ impl Silence {
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const PULSE: Duration = Duration::from_millis(500);
-/// After which somebody is taken to be dead: a member of etcd that hangs keeps him silent for two.
-const LONGEST_SILENCE: Duration = Duration::from_secs(3);
+/// After which somebody is taken to be dead; if that is wrong, he only loses his place.
+const LONGEST_SILENCE: Duration = Duration::from_millis(1500);
 /// For which one manager makes its changes while others wait.
 const SHARE: Duration = Duration::from_millis(250);
 /// Longer than a change takes with all that it waits for.
@@ -216,8 +205,8 @@ mod tests {
         assert_eq!(silence(9, 400), (0, 0), "it lives");
         assert_eq!(silence(9, 500), (100, 0));
         assert_eq!(silence(9, 60_000), (350, 0), "etcd was away");
-        let after = (1..=11).map(|n| silence(9, 60_000 + 250 * n));
-        assert_eq!(after.fold((0, 0), |_, last| last), (3100, 1));
+        let after = (1..=5).map(|n| silence(9, 60_000 + 250 * n));
+        assert_eq!(after.fold((0, 0), |_, last| last), (1600, 1));
         assert_eq!(line.silent(&[], at(70_000)).len(), 0);
         assert!(line.silences.lock().unwrap().is_empty(), "who has gone is forgotten");
     }
