@@ -102,6 +102,9 @@ impl ClusterState {
                 continue;
             };
             let (counters, batch) = self.batch(&changes)?;
+            if let Some(turn) = place.turn.as_mut() {
+                turn.use_now();
+            }
             match rows.commit(memory.revision, &batch, place.turn.as_ref()) {
                 Ok(revision) => {
                     memory.revision = revision;
@@ -109,13 +112,12 @@ impl ClusterState {
                     return Ok(answer);
                 }
                 Err(CommitError::Conflict) => {
-                    memory.is_stale = true;
                     drop(memory);
                     // Where we had it, another has passed us over, or was at it since before.
                     *place.turn = None;
                     *place.turn = rows.take_turn(deadline.since(boot_time()))?;
                     memory = self.inner.changing.lock().expect(NO_PANIC);
-                    // It may have been read in between, and changed once more before the turn was ours.
+                    // It may have been read in between, or only the line was in the way.
                     memory.is_stale = memory.is_stale || !rows.is_current(memory.revision)?;
                 }
                 Err(CommitError::Store(refused)) => {

@@ -32,7 +32,8 @@ impl Queue {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if self.queue.waiting.load(Ordering::Relaxed) == 0 || self.turn.as_ref().is_some_and(Turn::is_long) {
+        if self.queue.waiting.load(Ordering::Relaxed) == 0 || self.turn.as_ref().is_some_and(Turn::is_used_up)
+        {
             *self.turn = None;
         }
     }

@@ -63,10 +63,10 @@ impl ClusterRows {
         }
     }
 
-    /// Waits, for as long as `patience` says, until nobody else changes the rows; in a file nobody does.
+    /// Waits, for as long as `patience` says, until the others wait with their changes; in a file there are none.
     ///
     /// # Errors
-    /// Others do all the time, or it cannot be told.
+    /// Others had the turn all the time, or it cannot be told.
     pub fn take_turn(&self, patience: Duration) -> Result<Option<Turn>, CommitError> {
         match self {
             Self::File(_) => Ok(None),

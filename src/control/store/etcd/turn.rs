@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -25,13 +26,19 @@ pub struct Turn {
     /// Of our row.
     key: Vec<u8>,
     pulse: JoinHandle<()>,
-    since: Instant,
+    /// Since when changes are made in it.
+    used_since: Option<Instant>,
 }
 
 impl Turn {
-    /// Whether it has lasted for as long as others are to be kept waiting.
-    pub fn is_long(&self) -> bool {
-        self.since.elapsed() > SHARE
+    /// A change is about to be made in it; what others have changed was read before, however long that took.
+    pub fn use_now(&mut self) {
+        self.used_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether changes were made in it for as long as others are to be kept waiting.
+    pub fn is_used_up(&self) -> bool {
+        self.used_since.is_some_and(|since| since.elapsed() > SHARE)
     }
 }
 
@@ -50,12 +57,11 @@ impl Etcd {
     pub(in super::super) fn take_turn(&self, patience: Duration) -> Result<Turn, CommitError> {
         let key = self.key(&format!("turns/{:016x}", rand::random::<u64>()));
         let pulse = self.runtime().spawn(show_life(Arc::clone(&self.inner.members), key.clone()));
-        let mut turn = Turn { etcd: self.clone(), key: key.clone(), pulse, since: Instant::now() };
+        let turn = Turn { etcd: self.clone(), key: key.clone(), pulse, used_since: None };
         let this = self.clone();
         if !self.run(async move { this.stand_in_line(key, patience).await })?? {
             return Err(CommitError::Conflict);
         }
-        turn.since = Instant::now();
         Ok(turn)
     }
 
@@ -76,10 +82,8 @@ impl Etcd {
                     return Ok(true);
                 }
                 let silent = self.inner.line.silent(&rows, Instant::now());
-                for row in silent.into_iter().filter(|row| row.key != key) {
-                    tracing::warn!("a manager is passed over that keeps the others from changing the state");
-                    drop(members.repeat(&passing_over(row), Duration::ZERO).await);
-                }
+                let others = silent.into_iter().filter(|row| row.key != key);
+                join_all(others.map(|row| self.pass_over(row))).await;
             } else {
                 members.repeat(&step_in, left).await?;
                 continue;
@@ -88,6 +92,18 @@ impl Etcd {
                 return Ok(false);
             }
             sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Removes a row, if it was not written anew.
+    async fn pass_over(&self, row: &KeyValue) {
+        let remove = TxnRequest {
+            compare: vec![last_changed(row.key.clone(), Revision::new(row.mod_revision))],
+            success: vec![delete(row.key.clone(), Vec::new())],
+        };
+        let done = self.inner.members.repeat(&remove, Duration::ZERO).await;
+        if done.is_ok_and(|done| done.succeeded) {
+            tracing::warn!("a manager was passed over that kept the others from changing the state");
         }
     }
 
@@ -113,23 +129,17 @@ async fn show_life(members: Arc<Members>, key: Vec<u8>) {
     }
 }
 
-/// Removes a row that nobody needs any more; until then it keeps others waiting.
+/// Removes a row that nobody needs any more; until then it keeps others waiting, who pass over it in the end.
 async fn leave(etcd: Etcd, key: Vec<u8>) {
     let remove = TxnRequest { compare: vec![exists(key.clone())], success: vec![delete(key, Vec::new())] };
-    // Others pass over it if this fails.
-    drop(etcd.inner.members.repeat(&remove, LONGEST_SILENCE).await);
+    let end = Instant::now() + LONGEST;
+    while etcd.inner.members.repeat(&remove, Duration::ZERO).await.is_err() && Instant::now() < end {
+        sleep(PULSE / 5).await;
+    }
 }
 
 fn exists(key: Vec<u8>) -> Compare {
     Compare { result: GREATER, ..last_changed(key, Revision::NOTHING) }
-}
-
-/// Removes a row, if it was not written anew.
-fn passing_over(row: &KeyValue) -> TxnRequest {
-    TxnRequest {
-        compare: vec![last_changed(row.key.clone(), Revision::new(row.mod_revision))],
-        success: vec![delete(row.key.clone(), Vec::new())],
-    }
 }
 
 /// What is known of those who stand in the line.

@@ -83,6 +83,10 @@ impl Watch {
             // From where it begins nothing is missed; what was before has to be read, so that neither a
             // broken connection nor a compaction can lose a change.
             heard.unsure |= response.created;
+            if response.created {
+                // An etcd that was restored from its own snapshot counts from where that was made.
+                heard.latest = None;
+            }
             if let Some(kv) = last {
                 heard.latest = Some(Revision::new(kv.mod_revision));
             }
@@ -100,3 +104,26 @@ impl Watch {
 
 const PAUSE: Duration = Duration::from_millis(200);
 const NO_PANIC: &str = "nothing panics while it holds what was heard";
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::{Event, KeyValue};
+    use super::*;
+
+    #[test]
+    fn etcd_that_was_restored_to_what_was_before_is_looked_at_once() {
+        let watch = Watch::default();
+        let change = |mod_revision| WatchResponse {
+            events: vec![Event { kv: Some(KeyValue { mod_revision, ..KeyValue::default() }) }],
+            ..WatchResponse::default()
+        };
+        let news = |known| watch.news(Revision::new(known));
+        watch.hear(&change(100));
+        assert!(news(99) && !news(100));
+        watch.hear(&WatchResponse { created: true, ..WatchResponse::default() });
+        assert!(news(50));
+        assert!(!news(50), "it is looked at for ever");
+        watch.hear(&change(51));
+        assert!(news(50) && !news(51));
+    }
+}
