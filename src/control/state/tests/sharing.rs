@@ -392,11 +392,8 @@ fn etcd_that_takes_a_change_and_says_nothing_is_given_up_before_agents_give_up_t
 
 #[test]
 fn change_whose_answer_was_lost_is_settled_though_another_has_the_turn() {
-    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let sound = access(etcd());
-    let also =
-        sound.address.to_string().replace("etcd://", &format!("etcd://{},", hung.local_addr().unwrap()));
-    let both = EtcdAccess { address: also.parse().unwrap(), ..sound.clone() };
+    let (_hung, both) = behind_hung_member(&sound);
     let [one, other] = [both, sound].map(|access| ClusterRows::over(&SharedStore::new(access)).unwrap());
     for rows in [&one, &other] {
         rows.found(ClusterId::from_entropy([7; 16]));
@@ -411,12 +408,9 @@ fn change_whose_answer_was_lost_is_settled_though_another_has_the_turn() {
 #[test]
 fn member_that_starts_while_another_says_nothing_is_asked_again() {
     let mut etcd = Etcd::start();
-    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let sound = access(&etcd);
     let _founder = Manager::first(sound.clone());
-    let also =
-        sound.address.to_string().replace("etcd://", &format!("etcd://{},", hung.local_addr().unwrap()));
-    let both = EtcdAccess { address: also.parse().unwrap(), ..sound };
+    let (_hung, both) = behind_hung_member(&sound);
     let rows = ClusterRows::over(&SharedStore::new(both)).unwrap();
     etcd.kill(0);
     std::thread::scope(|scope| {
@@ -524,6 +518,14 @@ fn state_stays_in_the_file_where_etcd_is_away_or_holds_another_cluster() {
     other.state.catch_up().unwrap();
     other.state.add_node(node(1)).unwrap();
     assert!(other.store.shared_store().unwrap().is_some());
+}
+
+/// The same etcd behind a member whose kernel alone answers, for as long as it is kept.
+fn behind_hung_member(sound: &EtcdAccess) -> (std::net::TcpListener, EtcdAccess) {
+    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let first = format!("etcd://{},", hung.local_addr().unwrap());
+    let address = sound.address.to_string().replace("etcd://", &first).parse().unwrap();
+    (hung, EtcdAccess { address, ..sound.clone() })
 }
 
 /// What a manager that died with the turn has left.

@@ -54,7 +54,7 @@ impl FromStr for EtcdAddress {
                 "what follows the hosts is no prefix of letters, digits, '-', '_', '.' and '/'",
             ));
         }
-        // What lies there is removed when a manager has died in line.
+        // It would lie among the keys of the other: whatever is in `turns` is removed if it seems to be dead.
         if prefix.split('/').skip(1).any(|part| OWN_KEYS.contains(&part)) {
             return Err(refused("a prefix below another one is not named head, last, rows or turns"));
         }
