@@ -354,6 +354,8 @@ base36_ids! {
     EndpointId, "endpoint id";
     /// A join token that was made to order; not its secret.
     TokenId, "token id";
+    /// A change of a state that several managers share.
+    ChangeId, "change id";
 }
 
 macro_rules! names {
@@ -420,7 +422,7 @@ macro_rules! through_string {
     )*};
 }
 
-through_string! { MacAddr ClusterId NodeId NetworkId EndpointId TokenId NetworkName HostName IfName }
+through_string! { MacAddr ClusterId NodeId NetworkId EndpointId TokenId ChangeId NetworkName HostName IfName }
 
 macro_rules! through_number {
     ($($name:ident, $inner:ty, $must:literal;)*) => {$(

@@ -122,6 +122,19 @@ impl Etcd {
         self.members[index].keeper = Some(keeper);
     }
 
+    /// Keeps a copy of the data of a member that was killed.
+    pub(crate) fn keep(&self, index: usize) {
+        copy(&self.data_dir(index), &self.kept(index));
+    }
+
+    /// Starts a member with the data that was kept of it, in place of those that it has.
+    pub(crate) fn go_back(&mut self, index: usize) {
+        self.kill(index);
+        copy(&self.kept(index), &self.data_dir(index));
+        self.restart(index);
+        self.wait_for(index);
+    }
+
     /// Runs `etcdctl` against the first member.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         let output = self.try_ctl(arguments);
@@ -190,6 +203,10 @@ impl Etcd {
     fn data_dir(&self, index: usize) -> PathBuf {
         self.dir.path().join(format!("m{index}"))
     }
+
+    fn kept(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("m{index}.kept"))
+    }
 }
 
 impl Drop for Etcd {
@@ -234,6 +251,14 @@ const KEEPER: &str = r#"
 
 /// Each of which takes 50 ms and more.
 const ATTEMPTS: u32 = 400;
+
+fn copy(from: &Path, to: &Path) {
+    if to.exists() {
+        std::fs::remove_dir_all(to).expect("it is ours");
+    }
+    let done = Command::new("cp").arg("-a").args([from, to]).status().expect("cp");
+    assert!(done.success(), "no copy of {}", from.display());
+}
 
 /// So many, each another one: members may be at one address.
 fn free_ports(count: usize) -> Vec<u16> {

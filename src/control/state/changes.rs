@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::model::{COUNTERS, Change, Counters, Model, ONLY};
+use super::model::{COUNTERS, Change, Counters, Model, ONLY, Record};
 use super::{ClusterState, Inner, NO_PANIC, StateError};
 use crate::control::store::{Batch, ClusterRows, CommitError, Revision};
 use crate::id::Version;
@@ -23,6 +23,9 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// Of no moment: changes are being made in it, or one could not be made.
+    pub(super) const UNKNOWN: Self = Self { revision: Revision::NOTHING, is_stale: true };
+
     /// What was read at that moment.
     pub(super) const fn new(revision: Revision) -> Self {
         Self { revision, is_stale: false }
@@ -70,19 +73,25 @@ impl ClusterState {
         loop {
             // They may be brought elsewhere while nobody has the memory.
             let rows = self.rows();
+            let mut unread = None;
             if memory.is_stale {
                 // Those before us were kept waiting by etcd for so long that hardly anybody waits for our answer.
                 if rows.shared().is_some() && boot_time() > deadline + PATIENCE {
                     return Err(StateError::Contended);
                 }
                 match self.reload(&rows, &mut memory) {
-                    Err(StateError::Store(error)) if proof == Proof::Spared && error.is_passing() => {}
+                    Err(StateError::Store(error)) if proof == Proof::Spared && error.is_passing() => {
+                        unread = Some(error);
+                    }
                     reloaded => is_fresh = reloaded.map(|()| true)?,
                 }
             }
             let planned = plan(&self.model());
             let (answer, changes) = match planned {
                 Ok((answer, changes)) if !changes.is_empty() => {
+                    if let Some(error) = unread {
+                        return Err(error.into());
+                    }
                     self.require_office(&self.model())?;
                     (answer, changes)
                 }
@@ -101,14 +110,15 @@ impl ClusterState {
                 memory = self.inner.changing.lock().expect(NO_PANIC);
                 continue;
             };
-            let (counters, batch) = self.batch(&changes)?;
+            let (counters, batch) = self.batch(&rows, &changes)?;
             if let Some(turn) = place.turn.as_mut() {
                 turn.use_now();
             }
             match rows.commit(memory.revision, &batch, place.turn.as_ref()) {
                 Ok(revision) => {
-                    memory.revision = revision;
+                    *memory = Memory::UNKNOWN;
                     self.apply(counters, changes)?;
+                    *memory = Memory::new(revision);
                     return Ok(answer);
                 }
                 Err(CommitError::Conflict) => {
@@ -117,8 +127,7 @@ impl ClusterState {
                     *place.turn = None;
                     *place.turn = rows.take_turn(deadline.since(boot_time()))?;
                     memory = self.inner.changing.lock().expect(NO_PANIC);
-                    // It may have been read in between, or only the line was in the way.
-                    memory.is_stale = memory.is_stale || !rows.is_current(memory.revision)?;
+                    memory.is_stale = true;
                 }
                 Err(CommitError::Store(refused)) => {
                     // A disk that fails late may have taken the change all the same.
@@ -133,7 +142,7 @@ impl ClusterState {
         }
     }
 
-    fn batch(&self, changes: &[Change]) -> Result<(Counters, Batch), StateError> {
+    fn batch(&self, rows: &ClusterRows, changes: &[Change]) -> Result<(Counters, Batch), StateError> {
         let mut counters = self.model().counters;
         counters.version = Version::new(counters.version.get() + 1);
         let mut batch = Batch::default();
@@ -144,34 +153,51 @@ impl ClusterState {
             change.write(&mut batch)?;
         }
         batch.put(&COUNTERS, ONLY, &counters)?;
+        if rows.shared().is_some() {
+            batch.record(counters.version, &Record::of(counters, changes))?;
+        }
         Ok((counters, batch))
     }
 
     fn apply(&self, counters: Counters, changes: Vec<Change>) -> Result<(), StateError> {
-        let mut model = self.inner.model.write().expect(NO_PANIC);
-        model.counters = counters;
-        for change in changes {
-            model.apply(change).map_err(|why| StateError::Inconsistent { why })?;
-        }
-        drop(model);
+        let followed = self.inner.model.write().expect(NO_PANIC).follow(counters, changes);
+        followed.map_err(|why| StateError::Inconsistent { why })?;
         self.inner.versions.send_replace(counters.version);
         Ok(())
     }
 
     /// Takes what is written for the truth, if it is not what we have.
     pub(super) fn reload(&self, rows: &ClusterRows, memory: &mut Memory) -> Result<(), StateError> {
-        let (mut truth, revision) = Self::load_present(rows)?;
-        let is_another = revision != memory.revision;
-        *memory = Memory::new(revision);
-        let mut model = self.inner.model.write().expect(NO_PANIC);
-        // An etcd that was restored from its own snapshot may have made other changes with the same version.
-        if is_another || truth.counters != model.counters {
-            let version = truth.counters.version;
-            truth.inherit(&model);
-            *model = truth;
-            drop(model);
-            self.inner.versions.send_replace(version);
+        if let Some((records, revision)) = rows.records(memory.revision, self.version())? {
+            *memory = Memory::UNKNOWN;
+            match self.take_in(records) {
+                Ok(()) => {
+                    *memory = Memory::new(revision);
+                    return Ok(());
+                }
+                Err(why) => tracing::error!(
+                    %why,
+                    "the record of a change contradicts the state, which is read anew: it is a bug of overlayd, please report it"
+                ),
+            }
         }
+        let (mut truth, revision) = Self::load_present(rows)?;
+        let version = truth.counters.version;
+        let mut model = self.inner.model.write().expect(NO_PANIC);
+        truth.inherit(&model);
+        *model = truth;
+        drop(model);
+        self.inner.versions.send_replace(version);
+        *memory = Memory::new(revision);
+        Ok(())
+    }
+
+    fn take_in(&self, records: Vec<Record<Change>>) -> Result<(), String> {
+        let Some(version) = records.last().map(|last| last.counters.version) else { return Ok(()) };
+        let mut model = self.inner.model.write().expect(NO_PANIC);
+        records.into_iter().try_for_each(|record| model.follow(record.counters, record.changes))?;
+        drop(model);
+        self.inner.versions.send_replace(version);
         Ok(())
     }
 
@@ -221,7 +247,7 @@ impl ClusterState {
     pub fn catch_up(&self) -> Result<(), StateError> {
         let mut memory = self.inner.changing.lock().expect(NO_PANIC);
         let rows = self.rows();
-        if rows.is_current(memory.revision)? && !memory.is_stale {
+        if rows.shared().is_none() && !memory.is_stale {
             return Ok(());
         }
         self.reload(&rows, &mut memory)

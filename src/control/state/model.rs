@@ -59,15 +59,26 @@ pub(super) struct RemovalsRow {
     pub(super) signed: SignedRemovals,
 }
 
-/// One row that changes.
-#[derive(Debug, Clone)]
+/// What led to a version, as managers tell one another.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Record<C> {
+    pub(super) counters: Counters,
+    /// Those that are of the model, in order.
+    pub(super) changes: Vec<C>,
+}
+
+/// One row that changes. Managers of other versions are told of it in this form: one that does not know a variant
+/// reads all rows, so none may come to mean another thing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Change {
     SetTokens(Tokens),
     PutToken(IssuedToken),
     ForgetToken(TokenId),
     SetNextVni(u32),
     /// The certificate authority that signs, as hexadecimal digits.
+    #[serde(skip)]
     PutCa(SecretDigits),
+    #[serde(skip)]
     PutComingCa(SecretDigits),
     DropComingCa,
     PutRoots(RootsRow),
@@ -91,6 +102,11 @@ pub(super) enum Change {
 }
 
 impl Change {
+    /// Whether there is anything of it in the model.
+    const fn is_in_model(&self) -> bool {
+        !matches!(self, Self::PutCa(_) | Self::PutComingCa(_) | Self::DropComingCa)
+    }
+
     /// Adds the row to what is to be written.
     pub(super) fn write(&self, to: &mut Batch) -> Result<(), StoreError> {
         match self {
@@ -128,6 +144,13 @@ impl Change {
             Self::DropEndpoint(endpoint) => to.remove(&ENDPOINTS, endpoint.id.as_str()),
         }
         Ok(())
+    }
+}
+
+impl<'c> Record<&'c Change> {
+    /// Of these changes. The authority is in none: it would be kept for longer than it is in use.
+    pub(super) fn of(counters: Counters, changes: &'c [Change]) -> Self {
+        Self { counters, changes: changes.iter().filter(|change| change.is_in_model()).collect() }
     }
 }
 
@@ -245,6 +268,14 @@ impl Model {
             state.log = ChangeLog::new(counters.version);
         }
         Ok(Ok(Some(model)))
+    }
+
+    /// Makes the changes that lead to the version of these counters.
+    ///
+    /// An error means that they contradict the state, and that it is neither as before nor as after them.
+    pub(super) fn follow(&mut self, counters: Counters, changes: Vec<Change>) -> Result<(), String> {
+        self.counters = counters;
+        changes.into_iter().try_for_each(|change| self.apply(change))
     }
 
     /// Makes a change; the counters' version is that of after the change.

@@ -6,11 +6,13 @@
 use std::thread::Thread;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use super::batch::Batch;
 use super::contents::{self, RowInClear};
 use super::etcd::{Etcd, EtcdError, SharedStore, Turn};
 use super::{Reading, Store, StoreError};
-use crate::id::ClusterId;
+use crate::id::{ChangeId, ClusterId, Version};
 
 /// Where the rows of a cluster are; clones share it.
 #[derive(Debug, Clone)]
@@ -60,6 +62,22 @@ impl ClusterRows {
                 Ok(Revision::FILE)
             }
             Self::Etcd(etcd) => etcd.commit(since, batch, turn),
+        }
+    }
+
+    /// The records of all changes since `known`, which led to that version, and the moment that they lead to; `None`
+    /// where not all were kept, so that the rows have to be read.
+    ///
+    /// # Errors
+    /// When they could not be read.
+    pub fn records<R: DeserializeOwned>(
+        &self,
+        known: Revision,
+        version: Version,
+    ) -> Result<Option<(Vec<R>, Revision)>, StoreError> {
+        match self {
+            Self::File(_) => Ok(None),
+            Self::Etcd(etcd) => etcd.records(known, version),
         }
     }
 
@@ -220,22 +238,32 @@ impl From<Store> for ClusterRows {
     }
 }
 
-/// A moment in the life of a cluster's rows; later ones are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Revision(i64);
+/// A moment in the life of a cluster's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision {
+    /// Grows with every change.
+    at: i64,
+    /// The change that led here, as far as it told: an etcd that was restored counts again from where its snapshot was
+    /// made.
+    change: Option<ChangeId>,
+}
 
 impl Revision {
     /// Of the rows in a file, which nobody else changes.
-    const FILE: Self = Self(0);
+    const FILE: Self = Self::NOTHING;
     /// Before there were any rows.
-    pub const NOTHING: Self = Self(0);
+    pub const NOTHING: Self = Self { at: 0, change: None };
 
-    pub(super) const fn new(revision: i64) -> Self {
-        Self(revision)
+    pub(super) const fn new(at: i64, change: Option<ChangeId>) -> Self {
+        Self { at, change }
     }
 
-    pub(super) const fn get(self) -> i64 {
-        self.0
+    pub(super) const fn at(self) -> i64 {
+        self.at
+    }
+
+    pub(super) const fn change(self) -> Option<ChangeId> {
+        self.change
     }
 }
 

@@ -116,7 +116,7 @@ fn note(cluster: &TestCluster, node: NodeId, trusted: &[&[u8]], issuer: &[u8]) {
     cluster.state.note_standing(node, standing).unwrap();
 }
 
-fn new_rotation(root: &[u8]) -> NewRotation {
+pub(super) fn new_rotation(root: &[u8]) -> NewRotation {
     NewRotation {
         new: Root::crossed(root.to_vec(), b"signed by the old".to_vec()),
         ca: b"the next root and key".to_vec().into(),
@@ -129,4 +129,4 @@ fn new_root() -> Root {
 }
 
 const OLD: &[u8] = b"root";
-const NEW: &[u8] = b"another root";
+pub(super) const NEW: &[u8] = b"another root";

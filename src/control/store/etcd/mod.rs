@@ -3,11 +3,13 @@
 //! ```text
 //! PREFIX/head                  in clear: what this is, whose it is, the name of the data key
 //! PREFIX/last/WRITER           the last transaction of each manager
+//! PREFIX/last/change           the last one of all
+//! PREFIX/last/changes/NUMBER   sealed: a ring of records, so that managers need not read all rows after each change
 //! PREFIX/turns/NAME            managers that came in each other's way: the first may change something, the others wait
 //! PREFIX/rows/TABLE/INDEX      sealed rows; INDEX is the row's key in `seal`, hexadecimal
 //! ```
 //! Every change is one transaction that writes the head and stands under the condition that the head's
-//! last change is the one that it was decided on. What became of a transaction whose answer was lost
+//! last change is the one that it was decided on: was made then, and has that name. What became of a transaction whose answer was lost
 //! is read from the row of its writer. Rows are read at one revision of etcd.
 //! It was made, was not, or may be yet: then it is sent again until one of the first two holds, and
 //! where that cannot be told in time, the caller hears that it is not known.
@@ -18,6 +20,7 @@
 mod access;
 mod error;
 mod fault;
+mod log;
 mod members;
 mod proto;
 mod snapshot;
@@ -42,7 +45,7 @@ use self::watch::Watch;
 use super::StoreError;
 use super::rows::Revision;
 use super::seal::Seal;
-use crate::id::ClusterId;
+use crate::id::{ChangeId, ClusterId, Version};
 
 /// The rows of one cluster; clones share the connections.
 #[derive(Clone)]
@@ -124,8 +127,8 @@ impl Etcd {
     /// # Errors
     /// etcd cannot be asked, or others are there.
     pub(super) fn head(&self) -> Result<(Option<ClusterId>, Revision), EtcdError> {
-        let (head, revision, _) = self.read_head()?;
-        Ok((head, revision))
+        let seen = self.read_head()?;
+        Ok((seen.cluster, seen.revision))
     }
 
     /// Runs `read` on the rows of one moment.
@@ -135,7 +138,7 @@ impl Etcd {
     ) -> Result<(T, Revision), StoreError> {
         let mut attempts = 0;
         loop {
-            let (_, revision, at) = self.read_head()?;
+            let Seen { revision, at, .. } = self.read_head()?;
             match read(Snapshot::new(self, at)) {
                 Err(StoreError::Etcd(EtcdError::Compacted)) if attempts < 3 => attempts += 1,
                 Err(error) => return Err(error),
@@ -155,12 +158,13 @@ impl Etcd {
         self.address().prefix() == shared.access.address.prefix()
     }
 
-    /// Whose the rows are, the revision of their last change, and the one of etcd at which this is so.
-    fn read_head(&self) -> Result<(Option<ClusterId>, Revision, i64), EtcdError> {
+    fn read_head(&self) -> Result<Seen, EtcdError> {
         let answer = self.range(one(self.key("head")))?;
-        let revision = revision_of(&answer);
+        let changed_at = changed_at(&answer);
         let at = answer.header.unwrap_or_default().revision;
-        let Some(row) = answer.kvs.into_iter().next() else { return Ok((None, revision, at)) };
+        let Some(row) = answer.kvs.into_iter().next() else {
+            return Ok(Seen { cluster: None, revision: Revision::NOTHING, version: None, at });
+        };
         let format: Format =
             serde_json::from_slice(&row.value).map_err(|_| self.foreign("another program wrote it"))?;
         if format.magic != MAGIC {
@@ -180,7 +184,8 @@ impl Etcd {
             });
         }
         self.found(head.cluster);
-        Ok((Some(head.cluster), revision, at))
+        let revision = Revision::new(changed_at, head.change);
+        Ok(Seen { cluster: Some(head.cluster), revision, version: head.version, at })
     }
 
     /// That there is nothing where a cluster's rows should be.
@@ -258,6 +263,17 @@ impl Drop for Inner {
     }
 }
 
+/// What the head told.
+struct Seen {
+    cluster: Option<ClusterId>,
+    /// Of the last change.
+    revision: Revision,
+    /// That the last change led to, if that was recorded.
+    version: Option<Version>,
+    /// The revision of etcd at which all this is so.
+    at: i64,
+}
+
 /// What is said in clear.
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -266,6 +282,12 @@ struct Head {
     cluster: ClusterId,
     key: String,
     state: State,
+    /// The last change; overlayd named none before it kept records.
+    #[serde(default)]
+    change: Option<ChangeId>,
+    /// That it led to, if that was recorded.
+    #[serde(default)]
+    version: Option<Version>,
 }
 
 /// What rows are worth.
@@ -298,8 +320,9 @@ fn end_of(start: &[u8]) -> Vec<u8> {
     end
 }
 
-fn revision_of(head: &RangeResponse) -> Revision {
-    Revision::new(head.kvs.first().map_or(0, |row| row.mod_revision))
+/// When the only row of the answer was changed last.
+fn changed_at(answer: &RangeResponse) -> i64 {
+    answer.kvs.first().map_or(transaction::NEVER, |row| row.mod_revision)
 }
 
 const MAGIC: &str = "overlayd state";

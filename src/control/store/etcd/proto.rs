@@ -75,18 +75,19 @@ pub(super) enum Request {
     Txn(TxnRequest),
 }
 
-/// How the revision of a key's last change compares with another; that of a key that does not exist is zero.
+/// How the revision of a key's last change compares with another, or its value; the revision of a key that does not
+/// exist is zero.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Compare {
     /// [`EQUAL`] or [`GREATER`]
     #[prost(int32, tag = "1")]
     pub(super) result: i32,
-    /// [`MOD`]
+    /// [`MOD`] or [`VALUE`]
     #[prost(int32, tag = "2")]
     pub(super) target: i32,
     #[prost(bytes = "vec", tag = "3")]
     pub(super) key: Vec<u8>,
-    #[prost(oneof = "TargetUnion", tags = "6")]
+    #[prost(oneof = "TargetUnion", tags = "6, 7")]
     pub(super) target_union: Option<TargetUnion>,
     /// Of every key up to here, and if there is none, as of one that does not exist.
     #[prost(bytes = "vec", tag = "64")]
@@ -97,11 +98,14 @@ pub(super) struct Compare {
 pub(super) enum TargetUnion {
     #[prost(int64, tag = "6")]
     ModRevision(i64),
+    #[prost(bytes, tag = "7")]
+    Value(Vec<u8>),
 }
 
 pub(super) const EQUAL: i32 = 0;
 pub(super) const GREATER: i32 = 1;
 pub(super) const MOD: i32 = 2;
+pub(super) const VALUE: i32 = 3;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct TxnRequest {

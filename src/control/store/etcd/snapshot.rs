@@ -51,7 +51,9 @@ impl<'e> Snapshot<'e> {
 
     /// All sealed rows, each with its table and place.
     pub(in crate::control::store) fn everything(&self) -> Result<Vec<(String, Sealed)>, EtcdError> {
-        let rows = self.below(self.etcd.key("rows/"))?.into_iter();
+        let start = self.etcd.key("rows/");
+        let end = end_of(&start);
+        let rows = self.etcd.pages(start, end, self.at, PAGE)?.into_iter();
         let opened = rows.map(|row| {
             let (table, index) = self.place_of(&row)?;
             Ok((table, (index, row.value)))
@@ -59,12 +61,29 @@ impl<'e> Snapshot<'e> {
         opened.collect()
     }
 
-    fn below(&self, start: Vec<u8>) -> Result<Vec<KeyValue>, EtcdError> {
-        let range_end = end_of(&start);
-        let mut request = RangeRequest { key: start, range_end, limit: PAGE, revision: self.at };
+    fn place_of(&self, row: &KeyValue) -> Result<(String, Vec<u8>), EtcdError> {
+        let below = self.etcd.key("rows/");
+        let place = row.key.strip_prefix(below.as_slice()).and_then(|rest| {
+            let (table, index) = std::str::from_utf8(rest).ok()?.rsplit_once('/')?;
+            Some((table.to_owned(), data_encoding::HEXLOWER.decode(index.as_bytes()).ok()?))
+        });
+        place.ok_or_else(|| self.etcd.foreign("a key below it is not one of ours"))
+    }
+}
+
+impl Etcd {
+    /// What lies from `start` to before `end` at revision `at`, so many in one answer.
+    pub(super) fn pages(
+        &self,
+        start: Vec<u8>,
+        end: Vec<u8>,
+        at: i64,
+        limit: i64,
+    ) -> Result<Vec<KeyValue>, EtcdError> {
+        let mut request = RangeRequest { key: start, range_end: end, limit, revision: at };
         let mut all = Vec::new();
         loop {
-            let page = self.etcd.range(request.clone())?;
+            let page = self.range(request.clone())?;
             let last = page.kvs.last().map(|row| row.key.clone());
             all.extend(page.kvs);
             match last.filter(|_| page.more) {
@@ -75,15 +94,6 @@ impl<'e> Snapshot<'e> {
                 None => return Ok(all),
             }
         }
-    }
-
-    fn place_of(&self, row: &KeyValue) -> Result<(String, Vec<u8>), EtcdError> {
-        let below = self.etcd.key("rows/");
-        let place = row.key.strip_prefix(below.as_slice()).and_then(|rest| {
-            let (table, index) = std::str::from_utf8(rest).ok()?.rsplit_once('/')?;
-            Some((table.to_owned(), data_encoding::HEXLOWER.decode(index.as_bytes()).ok()?))
-        });
-        place.ok_or_else(|| self.etcd.foreign("a key below it is not one of ours"))
     }
 }
 

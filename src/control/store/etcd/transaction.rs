@@ -10,11 +10,11 @@ use super::super::rows::{CommitError, Revision};
 use super::error::EtcdError;
 use super::members::Failure;
 use super::proto::{
-    Compare, DeleteRangeRequest, EQUAL, MOD, PutRequest, Request, RequestOp, TargetUnion, TxnRequest,
+    Compare, DeleteRangeRequest, EQUAL, MOD, PutRequest, Request, RequestOp, TargetUnion, TxnRequest, VALUE,
 };
 use super::turn::Turn;
-use super::{Etcd, FORMAT, Head, MAGIC, State, end_of, one, revision_of};
-use crate::id::ClusterId;
+use super::{Etcd, FORMAT, Head, MAGIC, State, changed_at, end_of, one};
+use crate::id::{ChangeId, ClusterId};
 
 impl Etcd {
     /// Makes the changes of `batch`, if the rows are as they were at `since` and, unless the caller has it, nobody has
@@ -47,16 +47,22 @@ impl Etcd {
         batch: &Batch,
         condition: Option<Compare>,
     ) -> Result<Revision, CommitError> {
-        let id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
+        let change = ChangeId::from_entropy(rand::random());
+        let record = self.record(change, since, batch);
+        let version = record.as_ref().map(|(version, _)| *version);
         let cluster = self.inner.cluster.get().ok_or_else(|| self.foreign("it was not read before"))?;
         let (magic, key) = (MAGIC.to_owned(), self.inner.key.clone());
-        let head = Head { magic, format: FORMAT, cluster: *cluster, key, state };
+        let head =
+            Head { magic, format: FORMAT, cluster: *cluster, key, state, change: Some(change), version };
         let head = serde_json::to_vec(&head).expect("text and numbers have a JSON form");
-        let mut operations = vec![put(self.key("head"), head), put(self.last(), id.clone().into_bytes())];
+        let name = change.to_string().into_bytes();
+        let mut operations =
+            vec![put(self.key("head"), head), put(self.last(), name.clone()), put(self.last_of_all(), name)];
         if since == Revision::NOTHING {
             // Whoever stands there waits for nothing any more.
             operations.push(delete(self.line(), end_of(&self.line())));
         }
+        operations.extend(record.map(|(_, put)| put));
         let rows = batch.rows().map(|(table, key, json)| {
             let index = self.inner.seal.index(table, key);
             let place = self.row(table, &index);
@@ -66,10 +72,10 @@ impl Etcd {
             }
         });
         operations.extend(nested(rows.collect()));
-        let compare = [self.unchanged(since)].into_iter().chain(condition).collect();
+        let compare = self.unchanged(since).chain(condition).collect();
         let request = TxnRequest { compare, success: operations };
         let this = self.clone();
-        let settled = self.run(async move { this.settle(request, id, since).await })??;
+        let settled = self.run(async move { this.settle(request, change, since).await })??;
         settled.ok_or(CommitError::Conflict)
     }
 
@@ -79,13 +85,13 @@ impl Etcd {
         let Some(head) = answer.kvs.first() else { return Ok(()) };
         let Ok(head) = serde_json::from_slice::<Head>(&head.value) else { return Ok(()) };
         if head.cluster == cluster && (head.key == self.inner.key || head.state == State::Draft) {
-            self.clear(revision_of(&answer))?;
+            self.clear(changed_at(&answer))?;
         }
         Ok(())
     }
 
-    /// Removes all rows, if they are as they were at `since`.
-    fn clear(&self, since: Revision) -> Result<(), CommitError> {
+    /// Removes all rows, if their head was last changed at that revision of etcd.
+    fn clear(&self, at: i64) -> Result<(), CommitError> {
         // Another cluster's prefix may begin as ours does.
         let below = ["last/", "rows/", "turns/"].map(|rest| self.key(rest)).map(|all| {
             let end = end_of(&all);
@@ -93,7 +99,7 @@ impl Etcd {
         });
         let head = delete(self.key("head"), Vec::new());
         let success = below.into_iter().chain([head]).collect();
-        let request = TxnRequest { compare: vec![self.unchanged(since)], success };
+        let request = TxnRequest { compare: vec![last_changed(self.key("head"), at)], success };
         let members = Arc::clone(&self.inner.members);
         match self.run(async move { members.txn(&request).await })? {
             Ok(answer) if answer.succeeded => Ok(()),
@@ -108,7 +114,7 @@ impl Etcd {
     async fn settle(
         &self,
         mut request: TxnRequest,
-        id: String,
+        change: ChangeId,
         since: Revision,
     ) -> Result<Option<Revision>, EtcdError> {
         let members = &self.inner.members;
@@ -118,7 +124,8 @@ impl Etcd {
         loop {
             let why = match members.txn(&request).await {
                 Ok(done) if done.succeeded => {
-                    return Ok(Some(Revision::new(done.header.unwrap_or_default().revision)));
+                    let at = done.header.unwrap_or_default().revision;
+                    return Ok(Some(Revision::new(at, Some(change))));
                 }
                 Ok(_) if !sent => return Ok(None),
                 Err(Failure::NotAsked(why)) if !sent => return Err(EtcdError::Unreachable { why }),
@@ -129,8 +136,8 @@ impl Etcd {
             };
             sent = true;
             // Only a change of the head settles it, and who has the turn may be waiting for us or be dead.
-            request.compare = vec![self.unchanged(since)];
-            let why = match self.read_back(&id, since).await {
+            request.compare = self.unchanged(since).collect();
+            let why = match self.read_back(change, since).await {
                 Ok(Landed::Yes(revision)) => return Ok(Some(revision)),
                 Ok(Landed::Never) => return Ok(None),
                 // The same transaction again: both cannot be carried out, as the first changes the head.
@@ -144,22 +151,36 @@ impl Etcd {
         }
     }
 
-    async fn read_back(&self, id: &str, since: Revision) -> Result<Landed, EtcdError> {
+    async fn read_back(&self, change: ChangeId, since: Revision) -> Result<Landed, EtcdError> {
         // In this order: what has not landed while the head is another's never will, and then the
         // row of the writer, which nobody else writes, tells for good.
         let read = |key| async { self.inner.members.range(&one(key), Duration::ZERO).await };
         let head = read(self.key("head")).await?;
-        let is_unchanged = revision_of(&head) == since;
+        let name = read(self.last_of_all()).await?.kvs.into_iter().next();
+        let has_name = since
+            .change()
+            .is_none_or(|change| name.is_some_and(|name| name.value == change.as_str().as_bytes()));
+        let is_unchanged = changed_at(&head) == since.at() && has_name;
         let last = read(self.last()).await?;
         match last.kvs.first() {
-            Some(row) if row.value == id.as_bytes() => Ok(Landed::Yes(Revision::new(row.mod_revision))),
+            Some(row) if row.value == change.as_str().as_bytes() => {
+                Ok(Landed::Yes(Revision::new(row.mod_revision, Some(change))))
+            }
             Some(_) | None if is_unchanged => Ok(Landed::NotYet),
             Some(_) | None => Ok(Landed::Never),
         }
     }
 
-    fn unchanged(&self, since: Revision) -> Compare {
-        last_changed(self.key("head"), since)
+    fn unchanged(&self, since: Revision) -> impl Iterator<Item = Compare> {
+        let name = since.change().map(|change| {
+            let value = TargetUnion::Value(change.to_string().into_bytes());
+            Compare { target: VALUE, target_union: Some(value), ..last_changed(self.last_of_all(), NEVER) }
+        });
+        [last_changed(self.key("head"), since.at())].into_iter().chain(name)
+    }
+
+    fn last_of_all(&self) -> Vec<u8> {
+        self.key("last/change")
     }
 }
 
@@ -170,9 +191,9 @@ enum Landed {
     Never,
 }
 
-/// That the last change of a key was made at that moment; [`Revision::NOTHING`] is that it does not exist.
-pub(super) const fn last_changed(key: Vec<u8>, at: Revision) -> Compare {
-    let target_union = Some(TargetUnion::ModRevision(at.get()));
+/// That the last change of a key was made at that revision of etcd.
+pub(super) const fn last_changed(key: Vec<u8>, at: i64) -> Compare {
+    let target_union = Some(TargetUnion::ModRevision(at));
     Compare { result: EQUAL, target: MOD, key, target_union, range_end: Vec::new() }
 }
 
@@ -198,6 +219,8 @@ fn nested(operations: Vec<RequestOp>) -> Vec<RequestOp> {
     within.collect()
 }
 
+/// When a key that does not exist was changed last.
+pub(super) const NEVER: i64 = 0;
 const MOST_OUTER: usize = 100;
 const MOST_INNER: usize = 60;
 /// How long a transaction whose answer was lost is followed up: together with the reading before it, where no turn is

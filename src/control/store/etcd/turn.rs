@@ -12,11 +12,11 @@ use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::super::rows::{CommitError, Revision};
+use super::super::rows::CommitError;
 use super::error::EtcdError;
 use super::members::Members;
 use super::proto::{Compare, GREATER, KeyValue, RangeRequest, TxnRequest};
-use super::transaction::{delete, last_changed, put};
+use super::transaction::{NEVER, delete, last_changed, put};
 use super::{Etcd, READING, end_of};
 
 /// That the other managers wait with their changes, until it is dropped.
@@ -70,7 +70,7 @@ impl Etcd {
         let members = &self.inner.members;
         let line = RangeRequest { key: self.line(), range_end: end_of(&self.line()), limit: 0, revision: 0 };
         let step_in = TxnRequest {
-            compare: vec![last_changed(key.clone(), Revision::NOTHING)],
+            compare: vec![last_changed(key.clone(), NEVER)],
             success: vec![put(key.clone(), Vec::new())],
         };
         let deadline = Instant::now() + patience;
@@ -98,7 +98,7 @@ impl Etcd {
     /// Removes a row, if it was not written anew.
     async fn pass_over(&self, row: &KeyValue) {
         let remove = TxnRequest {
-            compare: vec![last_changed(row.key.clone(), Revision::new(row.mod_revision))],
+            compare: vec![last_changed(row.key.clone(), row.mod_revision)],
             success: vec![delete(row.key.clone(), Vec::new())],
         };
         let done = self.inner.members.repeat(&remove, Duration::ZERO).await;
@@ -109,7 +109,7 @@ impl Etcd {
 
     /// That no manager has the turn, or waits for it.
     pub(super) fn nobody_in_line(&self) -> Compare {
-        Compare { range_end: end_of(&self.line()), ..last_changed(self.line(), Revision::NOTHING) }
+        Compare { range_end: end_of(&self.line()), ..last_changed(self.line(), NEVER) }
     }
 
     /// What all keys of the line begin with.
@@ -139,7 +139,7 @@ async fn leave(etcd: Etcd, key: Vec<u8>) {
 }
 
 fn exists(key: Vec<u8>) -> Compare {
-    Compare { result: GREATER, ..last_changed(key, Revision::NOTHING) }
+    Compare { result: GREATER, ..last_changed(key, NEVER) }
 }
 
 /// What is known of those who stand in the line.

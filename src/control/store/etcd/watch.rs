@@ -21,7 +21,7 @@ struct Heard {
     /// Who wants to know.
     listener: Option<Thread>,
     /// The last change of the head that was told of.
-    latest: Option<Revision>,
+    latest: Option<i64>,
     /// Changes may have been missed: it has to be read.
     unsure: bool,
     /// Why nothing is heard at present.
@@ -39,7 +39,7 @@ impl Watch {
     /// Whether the rows may be others than at `known`; asked once, it is taken to be looked at.
     pub(super) fn news(&self, known: Revision) -> bool {
         let mut heard = self.heard.lock().expect(NO_PANIC);
-        std::mem::take(&mut heard.unsure) || heard.latest.is_some_and(|latest| latest > known)
+        std::mem::take(&mut heard.unsure) || heard.latest.is_some_and(|latest| latest > known.at())
     }
 
     /// Has [`Self::news`] tell again what could not be looked at.
@@ -88,7 +88,7 @@ impl Watch {
                 heard.latest = None;
             }
             if let Some(kv) = last {
-                heard.latest = Some(Revision::new(kv.mod_revision));
+                heard.latest = Some(kv.mod_revision);
             }
         });
     }
@@ -117,7 +117,7 @@ mod tests {
             events: vec![Event { kv: Some(KeyValue { mod_revision, ..KeyValue::default() }) }],
             ..WatchResponse::default()
         };
-        let news = |known| watch.news(Revision::new(known));
+        let news = |known| watch.news(Revision::new(known, None));
         watch.hear(&change(100));
         assert!(news(99) && !news(100));
         watch.hear(&WatchResponse { created: true, ..WatchResponse::default() });
