@@ -188,7 +188,7 @@ const PULSE: Duration = Duration::from_millis(500);
 /// After which somebody is taken to be dead; if that is wrong, he only loses his place.
 const LONGEST_SILENCE: Duration = Duration::from_millis(1500);
 /// For which one manager makes its changes while others wait.
-const SHARE: Duration = Duration::from_millis(250);
+const SHARE: Duration = Duration::from_millis(100);
 /// Longer than a change takes with all that it waits for.
 const LONGEST: Duration = Duration::from_secs(30);
 const NO_PANIC: &str = "nothing panics while it counts the silent";
