@@ -47,6 +47,9 @@ fn main() -> ExitCode {
     }
     // Standard error may be gone; the exit code still tells.
     let _written = writeln!(io::stderr().lock(), "overlayd: {error:#}");
+    if error.is::<agent::Superseded>() {
+        return ExitCode::from(agent::Superseded::EXIT_CODE);
+    }
     ExitCode::from(error.downcast_ref().map_or(1, CliError::exit_code))
 }
 

@@ -57,6 +57,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use self::backend::Daemon;
+pub use self::superseded::Superseded;
 use crate::api::{self, ApiListener};
 use crate::config::AgentConfig;
 use crate::control::store::{Store, StoreError};

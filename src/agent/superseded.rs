@@ -6,6 +6,7 @@
 //! It hears of it by the list of removed nodes, which every node has and passes on: a restore raises its
 //! epoch by more than anything else does, and signs it, so nobody but the other can say so.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,12 +103,24 @@ fn epoch(removed: &Removed) -> Option<Epoch> {
 
 fn replaced(store: &Store) -> anyhow::Error {
     let dir = store.file().parent().unwrap_or(store.file());
-    anyhow::anyhow!(
-        "this manager was replaced: a backup of its state was restored elsewhere, and other nodes follow that \
-         manager; two with one identity would tear the cluster apart, so this one does not go on. Delete its \
-         state directory ({}), then it can join the cluster as a new node",
-        dir.display()
-    )
+    Superseded { dir: dir.to_owned() }.into()
+}
+
+/// Why an agent ends for good.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this manager was replaced: a backup of its state was restored elsewhere, and other nodes follow that \
+     manager; two with one identity would tear the cluster apart, so this one does not go on. Delete its \
+     state directory ({}), then it can join the cluster as a new node",
+    dir.display()
+)]
+pub struct Superseded {
+    dir: PathBuf,
+}
+
+impl Superseded {
+    /// The exit code by which a service manager knows not to start it again.
+    pub const EXIT_CODE: u8 = 3;
 }
 
 /// Before a store is asked again that could not be.
