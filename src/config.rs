@@ -4,15 +4,17 @@
 //! file, line and key. `config/overlayd.example.toml` documents every key. The command line builds
 //! an [`AgentConfig`] and hands it to the agent; nothing else reads the file or the environment.
 
-use std::fmt;
+mod limits;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::limits::LoweredLimits;
 use crate::id::{LaneCount, LaneId};
-use crate::sa::{LimitOverrides, Limits, Suite};
+use crate::sa::{LimitOverrides, Suite};
 
 /// All that the agent is told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -422,32 +424,6 @@ impl TryFrom<i64> for Lanes {
     }
 }
 
-/// Limits that an SA can live with: lowered, not zero, soft ones below hard ones.
-#[derive(Default, Deserialize)]
-#[serde(try_from = "LimitOverrides")]
-struct LoweredLimits(LimitOverrides);
-
-impl TryFrom<LimitOverrides> for LoweredLimits {
-    type Error = String;
-
-    fn try_from(mut wanted: LimitOverrides) -> Result<Self, String> {
-        // Of the suites, ChaCha20-Poly1305 has the highest limits; each suite keeps its lower ones.
-        let highest = Limits::standard(Suite::ChaCha20Poly1305);
-        within("soft_packets", wanted.soft_packets, highest.soft_packets)?;
-        within("hard_packets", wanted.hard_packets, highest.hard_packets)?;
-        within("hard_bytes", wanted.hard_bytes, highest.hard_bytes)?;
-        within("failed_opens", wanted.failed_opens, highest.failed_opens)?;
-        within("soft_age", wanted.soft_age.map(Age), Age(highest.soft_age))?;
-        within("hard_age", wanted.hard_age.map(Age), Age(highest.hard_age))?;
-        ordered("soft_packets", wanted.soft_packets, "hard_packets", wanted.hard_packets)?;
-        ordered("soft_age", wanted.soft_age.map(Age), "hard_age", wanted.hard_age.map(Age))?;
-        // A hard limit below the standard soft one would be reached before new keys are asked for.
-        wanted.soft_packets = wanted.soft_packets.or(wanted.hard_packets);
-        wanted.soft_age = wanted.soft_age.or(wanted.hard_age);
-        Ok(Self(wanted))
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FloodKeys {
@@ -464,44 +440,6 @@ struct OffloadKeys {
     udp_segment: Option<bool>,
     udp_gro: Option<bool>,
     remote_checksum: Option<bool>,
-}
-
-fn within<T: Copy + PartialOrd + Default + fmt::Display>(
-    key: &str,
-    wanted: Option<T>,
-    highest: T,
-) -> Result<(), String> {
-    match wanted {
-        Some(wanted) if wanted > highest => {
-            Err(format!("{key} = {wanted} is unsafe: limits can only be lowered, this one from {highest}"))
-        }
-        Some(wanted) if wanted == T::default() => Err(format!("{key} = {wanted} would stop all traffic")),
-        Some(_) | None => Ok(()),
-    }
-}
-
-fn ordered<T: PartialOrd + fmt::Display>(
-    soft_key: &str,
-    soft: Option<T>,
-    hard_key: &str,
-    hard: Option<T>,
-) -> Result<(), String> {
-    match (soft, hard) {
-        (Some(soft), Some(hard)) if soft > hard => {
-            Err(format!("{soft_key} = {soft} lies above {hard_key} = {hard}"))
-        }
-        (Some(_) | None, Some(_) | None) => Ok(()),
-    }
-}
-
-/// A length of time that shows itself as people write it: `15m`.
-#[derive(Clone, Copy, PartialEq, PartialOrd, Default)]
-struct Age(Duration);
-
-impl fmt::Display for Age {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", humantime::format_duration(self.0))
-    }
 }
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
@@ -642,6 +580,7 @@ mod tests {
             ("[limits]\nsoft_packets = 0", 1, "stop all traffic"),
             ("[limits]\nsoft_packets = 9\nhard_packets = 8", 1, "above hard_packets = 8"),
             ("[limits]\nhard_age = \"2h\"", 1, "hard_age = 2h"),
+            ("[limits]\nlinger = \"11s\"", 1, "linger = 11s"),
             ("[limits]\nhard_age = \"soon\"", 2, "\"soon\""),
             ("[limits]\nhard_pakets = 1", 2, "`hard_pakets`"),
             ("busy_poll = \"2ms\"", 1, "between"),
