@@ -137,7 +137,7 @@ pub enum ClientCommand {
     /// Look at the nodes of the cluster, remove or change them
     #[command(subcommand)]
     Node(NodeCommand),
-    /// List the peers: keys, traffic and the last drop, for each encrypted network shared with them
+    /// List the peers: keys, traffic and the last drop, for each network shared with them
     Peers,
     /// Have new keys made now, without loss, for every encrypted link of this node or for some
     Rekey(RekeyArguments),
@@ -201,10 +201,10 @@ pub struct InitArguments {
     /// UDP port of encrypted data on every node
     #[arg(long, value_name = "PORT", default_value_t = 4500, value_parser = clap::value_parser!(u16).range(1..))]
     data_port: u16,
-    /// Where the subnets of networks are taken from that are created without one
+    /// Where the subnets of networks are taken from that are created without one [default: 10.128.0.0/9]
     #[arg(long, value_name = "CIDR")]
     default_addr_pool: Vec<IpNet>,
-    /// How long a node's certificate lives; it is renewed long before
+    /// How long a node's certificate lives, from 1h to ten years; it is renewed long before
     #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = certificate_life)]
     cert_expiry: Duration,
     #[command(flatten)]

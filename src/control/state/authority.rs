@@ -21,7 +21,7 @@ impl ClusterState {
     }
 }
 
-/// Gives the authority a row of its own, which it had not in overlayd 0.1.
+/// Gives the authority a row of its own, which it had not in earlier state files.
 pub(super) fn set_apart(store: &Store, founding: &Founding) -> Result<(), StateError> {
     let earlier = store.read(|r| {
         Ok(match r.get(&AUTHORITY, ONLY)? {

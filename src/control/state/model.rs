@@ -30,7 +30,7 @@ pub(super) struct Founding {
     pub(super) certificate_life_seconds: u64,
 }
 
-/// A [`Founding`] of overlayd 0.1, as far as it differs.
+/// A [`Founding`] of earlier state files, as far as it differs.
 #[derive(Serialize, Deserialize)]
 pub(super) struct FoundingWithAuthority {
     #[serde(default)]
@@ -387,7 +387,7 @@ pub(super) const ONLY: &str = "cluster";
 pub(super) const FOUNDING: Table<Founding> = Table::new("founding");
 /// The certificate authority, opaque, as hexadecimal digits.
 pub(super) const AUTHORITY: Table<Zeroizing<String>> = Table::new("authority");
-/// Where it was in the state files of overlayd 0.1.
+/// Where it was in earlier state files.
 pub(super) const FOUNDING_WITH_AUTHORITY: Table<FoundingWithAuthority> = Table::new("founding");
 const TOKENS: Table<Tokens> = Table::new("tokens");
 const ISSUED_TOKENS: Table<IssuedToken> = Table::new("issued_tokens");
