@@ -144,7 +144,7 @@ fn state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there() {
     assert!(eventually(PATIENCE, is_alone), "{:?}", swarm.agent(3).inspect("red"));
     swarm.agent(1).spawn(swarm.host(swarm.agent(1)), &[]);
     let ended = swarm.agent(1).await_exit(PATIENCE);
-    assert_eq!(ended.and_then(|status| status.code()), Some(1), "{}", swarm.agent(1).log());
+    assert_eq!(ended.and_then(|status| status.code()), Some(3), "{}", swarm.agent(1).log());
     assert!(swarm.agent(1).log().contains("this manager was replaced"), "{}", swarm.agent(1).log());
     assert_eq!(networks(swarm.agent(2)), ["blue", "red", "since"]);
 }
