@@ -13,7 +13,9 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, Version, Vni};
+use crate::id::{
+    EndpointId, Epoch, HostName, MacAddr, NetworkId, NetworkName, NodeId, RuntimeName, Version, Vni,
+};
 use crate::membership::{Roots, SignedMembership, SignedRemovals};
 
 pub use managers::ManagerState;
@@ -159,6 +161,16 @@ pub struct Endpoint {
     pub mac: MacAddr,
     /// Its addresses, one for each subnet, with the subnet's prefix length; unique in the network.
     pub addresses: Vec<IpNet>,
+}
+
+/// What an attachment is to the container runtime that asked for it, beside the interface's name (CNI SPEC 1.1.0,
+/// section 3): whatever else becomes of the container, the runtime calls it so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniAttachment {
+    /// The name of the runtime's network configuration.
+    pub config: RuntimeName,
+    /// The container (`CNI_CONTAINERID`).
+    pub container: RuntimeName,
 }
 
 /// The nodes that may hold keys of a network: those with an endpoint in it.

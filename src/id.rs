@@ -399,6 +399,9 @@ names! {
     /// The operator's name of an endpoint or a node.
     HostName, "host name", 63,
     "use 1 to 63 of a-z A-Z 0-9 _ . - and start with a letter or digit", is_label;
+    /// What a container runtime calls a container or a network configuration (CNI SPEC 1.1.0).
+    RuntimeName, "name", 255,
+    "use 1 to 255 of a-z A-Z 0-9 _ . - and start with a letter or digit", is_label;
     /// A Linux interface name (`dev_valid_name` in net/core/dev.c).
     IfName, "interface name", 15,
     "use 1 to 15 characters without '/', ':', '%' or white space, and not '.' or '..'", is_interface;
@@ -422,7 +425,7 @@ macro_rules! through_string {
     )*};
 }
 
-through_string! { MacAddr ClusterId NodeId NetworkId EndpointId TokenId ChangeId NetworkName HostName IfName }
+through_string! { MacAddr ClusterId NodeId NetworkId EndpointId TokenId ChangeId NetworkName HostName RuntimeName IfName }
 
 macro_rules! through_number {
     ($($name:ident, $inner:ty, $must:literal;)*) => {$(

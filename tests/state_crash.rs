@@ -638,6 +638,7 @@ fn attachment(id: EndpointId, network: NetworkName, state: AttachmentState) -> A
         netns: NetnsRef { path: "/run/netns/web".into(), dev: 4, inode: 4_026_531_840 },
         ifname: "eth0".parse().expect("a name"),
         name: None,
+        cni: None,
         ips: Vec::new(),
         mac: None,
         rates: overlayd::rate::RateLimits::default(),

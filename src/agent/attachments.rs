@@ -22,7 +22,7 @@ use super::dataplane::DataPlane;
 use super::offloads::OffloadBook;
 use super::{condition, container, leftovers};
 use crate::api::ApiError;
-use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget};
+use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget, ReleaseRequest};
 use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::Attach;
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
@@ -116,6 +116,7 @@ impl Attachments {
             },
             ifname: request.ifname,
             name: request.name,
+            cni: request.cni,
             ips: request.addresses,
             mac: request.mac,
             rates: request.rates,
@@ -199,6 +200,26 @@ impl Attachments {
         Ok(id)
     }
 
+    /// Takes away what a container runtime had attached: in whatever network it was then, and all of it, where an
+    /// earlier namespace of the container is still about.
+    pub(crate) async fn release(
+        &self,
+        manager: Option<&ManagerClient>,
+        request: &ReleaseRequest,
+    ) -> Result<Vec<EndpointId>, ApiError> {
+        let _one = self.changing.lock().await;
+        let mut attachments = self.all().await?;
+        attachments.retain(|attachment| {
+            attachment.cni.as_ref() == Some(&request.attachment) && attachment.ifname == request.ifname
+        });
+        let mut released = Vec::new();
+        for attachment in attachments {
+            released.push(attachment.id);
+            self.remove(manager, attachment).await?;
+        }
+        Ok(released)
+    }
+
     /// Brings back what was attached when the last agent ended.
     pub(crate) async fn restore(&self) -> Result<(), ApiError> {
         let _one = self.changing.lock().await;
@@ -246,6 +267,7 @@ impl Attachments {
         let mtu = self.dataplane.mtu(&self.in_view(&endpoint).await?).await;
         let lanes = self.dataplane.lane_count();
         let port = container::port(&attachment, &endpoint, &network, mtu, lanes);
+        let gateways = port.gateways.clone();
         let queues = blocking(move || port.create(&netns, lanes)).await?;
         self.add_port(attachment.id, queues, attachment.rates).await?;
         attachment.state = AttachmentState::Ready;
@@ -255,7 +277,7 @@ impl Attachments {
         self.put(attachment.clone()).await?;
         self.listen_to(&attachment).await;
         self.lost.forget(&network.name);
-        Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu, rates })
+        Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu, rates, gateways })
     }
 
     /// Opens the interface again, or makes it again if somebody removed it.

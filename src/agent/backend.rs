@@ -30,6 +30,7 @@ use crate::api::types::{
     IssueTokenRequest, IssueTokenResponse, ListTokensRequest, ListTokensResponse, RemoveTokenRequest,
     RemoveTokenResponse,
 };
+use crate::api::types::{ListAttachmentsRequest, ListAttachmentsResponse, ReleaseRequest, ReleaseResponse};
 use crate::api::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use crate::api::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use crate::api::types::{VerifyRequest, VerifyResponse};
@@ -375,6 +376,14 @@ impl Backend for Daemon {
             Ok(DetachResponse { endpoint })
         })
         .await
+    }
+
+    async fn list_attachments(&self, _: ListAttachmentsRequest) -> Result<ListAttachmentsResponse, ApiError> {
+        self.inner.list_attachments().await
+    }
+
+    async fn release(&self, request: ReleaseRequest) -> Result<ReleaseResponse, ApiError> {
+        self.change(async move |inner| inner.release(&request).await).await
     }
 
     async fn status(&self, _: StatusRequest) -> Result<StatusResponse, ApiError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::leftovers;
 use crate::api::ApiError;
-use crate::api::types::{AttachRequest, NetnsReference};
+use crate::api::types::{AttachRequest, AttachedContainer, NetnsReference};
 use crate::cluster::{Endpoint, Network, NetworkView};
 use crate::control::store::local::{Attachment, NetnsRef};
 use crate::id::{EndpointId, IfName, LaneCount, NodeId};
@@ -142,6 +142,12 @@ pub(super) fn remove_interface(attachment: &Attachment) -> Result<(), ApiError> 
     removed.map_err(failed)
 }
 
+/// As a caller is told of it.
+pub(super) fn listed(attachment: Attachment) -> AttachedContainer {
+    let Attachment { endpoint, network, netns, ifname, cni, .. } = attachment;
+    AttachedContainer { endpoint, network, netns: netns.path, ifname, cni }
+}
+
 pub(super) fn is_same(known: &NetnsRef, wanted: &NetnsReference) -> bool {
     (known.dev, known.inode) == (wanted.device, wanted.inode)
 }
@@ -252,6 +258,7 @@ mod tests {
             netns: NetnsReference { path: Path::new("/proc/self/ns/net").into(), device, inode },
             ifname: "nothing0".parse::<IfName>().expect("a name"),
             name: None,
+            cni: None,
             addresses: Vec::new(),
             mac: None,
             rates: RateLimits::default(),
@@ -265,6 +272,7 @@ mod tests {
             netns: NetnsRef { path: "/run/netns/web".into(), dev: device, inode },
             ifname: "eth0".parse().expect("a name"),
             name: None,
+            cni: None,
             ips: Vec::new(),
             mac: None,
             rates: RateLimits::default(),

@@ -37,6 +37,7 @@ mod removals;
 mod report;
 mod returning;
 mod rotation;
+mod runtimes;
 mod slots;
 mod sockets;
 mod standing;

@@ -25,10 +25,11 @@ use super::types::{
     ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
     DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
     InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
-    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, PeersRequest,
-    PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
-    RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
-    StatusResponse, TokenRequest, TokenResponse,
+    ListAttachmentsRequest, ListAttachmentsResponse, ListNetworksRequest, ListNetworksResponse,
+    ListNodesRequest, ListNodesResponse, PeersRequest, PeersResponse, RekeyRequest, RekeyResponse,
+    ReleaseRequest, ReleaseResponse, RemoveNetworkRequest, RemoveNetworkResponse, RemoveNodeRequest,
+    RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest, StatusResponse,
+    TokenRequest, TokenResponse,
 };
 use super::types::{BackupRequest, BackupResponse, MOST_BACKUP_BYTES, RestoreRequest, RestoreResponse};
 use super::types::{
@@ -112,6 +113,10 @@ backend! {
     attach: AttachRequest -> AttachResponse;
     /// Takes an endpoint out of a network.
     detach: DetachRequest -> DetachResponse;
+    /// Lists the attached containers of this node.
+    list_attachments: ListAttachmentsRequest -> ListAttachmentsResponse;
+    /// Detaches what a container runtime had attached.
+    release: ReleaseRequest -> ReleaseResponse;
     /// How the agent is.
     status: StatusRequest -> StatusResponse;
     /// Holds what there is against what should be.

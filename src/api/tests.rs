@@ -17,8 +17,9 @@ use super::types::{
     ChangeNodeRequest, ChangeNodeResponse, CreateNetworkRequest, CreateNetworkResponse, DetachRequest,
     DetachResponse, InitRequest, InitResponse, InspectNetworkRequest, InspectNetworkResponse,
     InspectNodeRequest, InspectNodeResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
-    ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse, NetnsReference,
-    PeersRequest, PeersResponse, RekeyRequest, RekeyResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+    ListAttachmentsRequest, ListAttachmentsResponse, ListNetworksRequest, ListNetworksResponse,
+    ListNodesRequest, ListNodesResponse, NetnsReference, PeersRequest, PeersResponse, RekeyRequest,
+    RekeyResponse, ReleaseRequest, ReleaseResponse, RemoveNetworkRequest, RemoveNetworkResponse,
     RemoveNodeRequest, RemoveNodeResponse, RotateCaRequest, StatsRequest, StatsResponse, StatusRequest,
     StatusResponse, TokenRequest, TokenResponse,
 };
@@ -375,6 +376,14 @@ impl Backend for Canned {
     }
 
     async fn detach(&self, _: DetachRequest) -> Result<DetachResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn list_attachments(&self, _: ListAttachmentsRequest) -> Result<ListAttachmentsResponse, ApiError> {
+        Err(unused())
+    }
+
+    async fn release(&self, _: ReleaseRequest) -> Result<ReleaseResponse, ApiError> {
         Err(unused())
     }
 

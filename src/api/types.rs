@@ -4,6 +4,7 @@
 //! silently ignored by an older agent; responses tolerate them. A field that counts time or size
 //! has its unit in the name.
 
+mod attachments;
 mod autolock;
 mod backup;
 mod ca;
@@ -25,7 +26,7 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Endpoint, ManagerState, Network, Node, NodeProfile, Role, Subnet};
+use crate::cluster::{CniAttachment, Endpoint, ManagerState, Network, Node, NodeProfile, Role, Subnet};
 use crate::drop_reason::DropReason;
 use crate::id::{
     ClusterId, EndpointId, Epoch, HostName, IfName, MacAddr, NetworkId, NetworkName, NodeId, Spi, Version,
@@ -34,6 +35,9 @@ use crate::rate::RateLimits;
 use crate::sa::Suite;
 use crate::unlock_key::UnlockKey;
 
+pub use self::attachments::{
+    AttachedContainer, ListAttachmentsRequest, ListAttachmentsResponse, ReleaseRequest, ReleaseResponse,
+};
 pub use self::autolock::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 pub use self::backup::{BACKUP_BEGINNING, MOST_BACKUP_BYTES};
 pub use self::backup::{BackupRequest, BackupResponse, Passphrase, RestoreRequest, RestoreResponse};
@@ -110,6 +114,8 @@ calls! {
     RemoveNetworkRequest -> RemoveNetworkResponse at "network/remove", about |call| call.network;
     AttachRequest -> AttachResponse at "attach", about |call| call.network;
     DetachRequest -> DetachResponse at "detach", about |call| call.network;
+    ListAttachmentsRequest -> ListAttachmentsResponse at "attachment/list", looks true;
+    ReleaseRequest -> ReleaseResponse at "attachment/release", about |call| call.attachment.container;
     StatusRequest -> StatusResponse at "status", looks true;
     VerifyRequest -> VerifyResponse at "verify", looks true;
     ListNodesRequest -> ListNodesResponse at "node/list", looks true;
@@ -365,6 +371,9 @@ pub struct AttachRequest {
     pub ifname: IfName,
     /// The operator's name for the endpoint.
     pub name: Option<HostName>,
+    /// What it is to the runtime that has it attached, if one has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<CniAttachment>,
     /// Wanted addresses, at most one for each subnet; the rest is chosen.
     pub addresses: Vec<IpAddr>,
     /// The wanted MAC address.
@@ -388,6 +397,9 @@ pub struct AttachResponse {
     /// What it may send and receive.
     #[serde(default)]
     pub rates: RateLimits,
+    /// The gateways that it has default routes to.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
 }
 
 /// Takes an endpoint out of a network.

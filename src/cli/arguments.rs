@@ -364,6 +364,7 @@ impl AttachArguments {
             netns: netns::resolve(&self.netns)?,
             ifname: self.ifname,
             name: self.name,
+            cni: None,
             addresses: self.ip,
             mac: self.mac,
             rates: RateLimits { egress: self.egress_rate, ingress: self.ingress_rate },

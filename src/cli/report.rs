@@ -63,7 +63,7 @@ pub(super) fn remove(removed: &RemoveNetworkResponse) -> String {
 }
 
 pub(super) fn attach(attached: &AttachResponse) -> String {
-    let AttachResponse { endpoint, network_name, ifname, mtu, rates } = attached;
+    let AttachResponse { endpoint, network_name, ifname, mtu, rates, gateways: _ } = attached;
     let limits = if rates.is_none() { String::new() } else { format!(", limited to {rates}") };
     format!(
         "{} is on {network_name}: {ifname} with {}, {}, MTU {mtu}{limits}\n",
@@ -270,6 +270,7 @@ mod tests {
             ifname: "eth0".parse().expect("a name"),
             mtu: 1408,
             rates: RateLimits::default(),
+            gateways: Vec::new(),
         };
         assert_eq!(
             attach(&attached),

@@ -247,6 +247,7 @@ mod tests {
             netns: NetnsRef { path: "/run/netns/web".into(), dev: 4, inode: 5 },
             ifname: "eth0".parse().expect("a name"),
             name: None,
+            cni: None,
             ips: Vec::new(),
             mac: None,
             rates: RateLimits::default(),

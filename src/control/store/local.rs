@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::Keep;
 use super::{Store, StoreError, Table, shared};
-use crate::cluster::{Endpoint, View};
+use crate::cluster::{CniAttachment, Endpoint, View};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::membership::SignedRemovals;
 use crate::rate::RateLimits;
@@ -64,6 +64,9 @@ pub struct Attachment {
     pub ifname: IfName,
     /// The operator's name for the endpoint.
     pub name: Option<HostName>,
+    /// What it is to the runtime that had it attached, if one had.
+    #[serde(default)]
+    pub cni: Option<CniAttachment>,
     /// Addresses asked for.
     pub ips: Vec<IpAddr>,
     /// MAC address asked for.

@@ -337,6 +337,7 @@ fn attachment(n: u8) -> Attachment {
         netns: NetnsRef { path: "/run/netns/a".into(), dev: 4, inode: 4_026_531_840 },
         ifname: "eth0".parse().unwrap(),
         name: None,
+        cni: None,
         ips: vec!["10.1.0.9".parse().unwrap()],
         mac: None,
         rates: crate::rate::RateLimits::default(),
