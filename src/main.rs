@@ -16,6 +16,11 @@ use overlayd::{agent, bench, demo};
 static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
+    if cli::cni::is_asked() {
+        let (answer, is_done) = cli::cni::run(&mut io::stdin().lock());
+        let printed = print(answer);
+        return if is_done && printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let Cli { socket, json, command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return explain(&error),

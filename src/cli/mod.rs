@@ -6,6 +6,7 @@
 
 mod arguments;
 mod backup;
+pub mod cni;
 mod logging;
 mod named_file;
 mod netns;

@@ -11,6 +11,7 @@ mod backup;
 mod bad_input;
 mod ca;
 mod certificates;
+mod cni;
 mod esp_wire;
 mod etcd;
 mod events;
@@ -49,6 +50,7 @@ test_program! {
     bad_input
     ca
     certificates
+    cni
     esp_wire
     etcd
     events

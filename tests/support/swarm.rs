@@ -368,6 +368,11 @@ impl Agent {
         command
     }
 
+    /// Its socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Runs a command, which must succeed, and gives what it prints.
     pub(crate) fn done(&self, arguments: &[&str]) -> String {
         let output = self.command().args(arguments).output().unwrap();
