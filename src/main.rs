@@ -1,4 +1,4 @@
-//! The `overlayd` binary: parses the command line and starts what it names.
+//! The `overlayd` binary: parses the command line and starts what it names, or is a runtime's CNI plugin.
 
 use std::alloc::System;
 use std::io::{self, Write};

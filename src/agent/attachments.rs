@@ -212,12 +212,12 @@ impl Attachments {
         attachments.retain(|attachment| {
             attachment.cni.as_ref() == Some(&request.attachment) && attachment.ifname == request.ifname
         });
-        let mut released = Vec::new();
+        let (mut released, mut failed) = (Vec::new(), Ok(()));
         for attachment in attachments {
             released.push(attachment.id);
-            self.remove(manager, attachment).await?;
+            failed = self.remove(manager, attachment).await.and(failed);
         }
-        Ok(released)
+        failed.map(|()| released)
     }
 
     /// Brings back what was attached when the last agent ended.

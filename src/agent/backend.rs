@@ -408,8 +408,8 @@ impl Backend for Daemon {
         })
     }
 
-    async fn verify(&self, _: VerifyRequest) -> Result<VerifyResponse, ApiError> {
-        verification::verify(&self.inner, &*self.member().await?).await
+    async fn verify(&self, request: VerifyRequest) -> Result<VerifyResponse, ApiError> {
+        verification::verify(&self.inner, &*self.member().await?, &request).await
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {

@@ -145,7 +145,8 @@ pub(super) fn remove_interface(attachment: &Attachment) -> Result<(), ApiError> 
 /// As a caller is told of it.
 pub(super) fn listed(attachment: Attachment) -> AttachedContainer {
     let Attachment { endpoint, network, netns, ifname, cni, .. } = attachment;
-    AttachedContainer { endpoint, network, netns: netns.path, ifname, cni }
+    let NetnsRef { path, dev: device, inode } = netns;
+    AttachedContainer { endpoint, network, netns: NetnsReference { path, device, inode }, ifname, cni }
 }
 
 pub(super) fn is_same(known: &NetnsRef, wanted: &NetnsReference) -> bool {

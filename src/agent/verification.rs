@@ -14,13 +14,21 @@ use std::time::Duration;
 use super::backend::Inner;
 use super::member::Member;
 use crate::api::ApiError;
-use crate::api::types::{VerifiedItem, VerifyResponse};
+use crate::api::types::{VerifiedItem, VerifyRequest, VerifyResponse};
 
-/// Looks at everything. What is under way gets a moment to be done.
-pub(super) async fn verify(inner: &Inner, member: &Member) -> Result<VerifyResponse, ApiError> {
+/// Looks at everything, or at one endpoint. What is under way gets a moment to be done.
+pub(super) async fn verify(
+    inner: &Inner,
+    member: &Member,
+    request: &VerifyRequest,
+) -> Result<VerifyResponse, ApiError> {
     let mut looks = 1;
     loop {
-        let found = VerifyResponse { items: look(inner, member).await? };
+        let items = match request.endpoint {
+            Some(_) => endpoints::items(member, request.endpoint).await?,
+            None => look(inner, member).await?,
+        };
+        let found = VerifyResponse { items };
         if looks == LOOKS || found.differing().next().is_none() {
             return Ok(found);
         }
@@ -31,7 +39,7 @@ pub(super) async fn verify(inner: &Inner, member: &Member) -> Result<VerifyRespo
 
 async fn look(inner: &Inner, member: &Member) -> Result<Vec<VerifiedItem>, ApiError> {
     let mut items = networks::items(member).await?;
-    items.extend(endpoints::items(member).await?);
+    items.extend(endpoints::items(member, None).await?);
     items.extend(host::items(inner, member).await?);
     Ok(items)
 }

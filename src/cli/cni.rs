@@ -26,7 +26,7 @@ use crate::api::types::{
     AttachRequest, AttachedContainer, ListAttachmentsRequest, ReleaseRequest, StatusRequest, Verified,
     VerifiedItem, VerifyRequest,
 };
-use crate::cluster::CniAttachment;
+use crate::cluster::{CniAttachment, Endpoint};
 use crate::config::DEFAULT_SOCKET;
 use crate::id::{IfName, RuntimeName};
 
@@ -121,12 +121,12 @@ impl<E: Fn(&str) -> Option<OsString>> Plugin<'_, E> {
         let arguments = Arguments::parse(&self.given(ARGUMENTS)?.unwrap_or_default())?;
         let mut addresses = wishes.addresses()?;
         if addresses.is_empty() {
-            addresses.extend(arguments.ip);
+            addresses = arguments.ips;
         }
         let path = self.netns()?;
         let request = AttachRequest {
             network: self.config.network()?,
-            netns: netns::resolve(&path).map_err(Failure::from)?,
+            netns: netns::resolve(&path)?,
             ifname: self.parsed(INTERFACE)?,
             name: None,
             cni: Some(self.attachment()?),
@@ -149,12 +149,12 @@ impl<E: Fn(&str) -> Option<OsString>> Plugin<'_, E> {
         self.config.check()?;
         let (attachment, ifname): (_, IfName) = (self.attachment()?, self.parsed(INTERFACE)?);
         let differs = |how: String| Failure::new(Code::Differs, how);
-        let found = self
-            .attached()
-            .await?
-            .into_iter()
-            .find(|attached| (attached.cni.as_ref(), &attached.ifname) == (Some(&attachment), &ifname));
-        let Some(AttachedContainer { endpoint: Some(endpoint), netns, .. }) = found else {
+        let netns = netns::resolve(&self.netns()?)?;
+        let found = self.attached().await?.into_iter().find(|attached| {
+            (attached.cni.as_ref(), &attached.ifname) == (Some(&attachment), &ifname)
+                && (attached.netns.device, attached.netns.inode) == (netns.device, netns.inode)
+        });
+        let Some(AttachedContainer { endpoint: Some(endpoint), .. }) = found else {
             let CniAttachment { config, container } = attachment;
             return Err(differs(format!("container {container} has no {ifname} of {config}")));
         };
@@ -162,13 +162,11 @@ impl<E: Fn(&str) -> Option<OsString>> Plugin<'_, E> {
             Failure::new(Code::Config, "prevResult is missing: what is the container to be like?")
         })?;
         outcome::compare(before, &endpoint, &ifname).map_err(differs)?;
-        let verified = self.client.call(&VerifyRequest {}).await?;
-        let (id, interface) = (endpoint.id.to_string(), format!("{} {ifname}", netns.display()));
-        // Offloads cost speed, and nothing else.
-        let other = verified.differing().find(|VerifiedItem { item, of, .. }| {
-            (of.contains(&id) || *of == interface) && *item != Verified::Offloads
-        });
-        other.map_or(Ok(()), |item| Err(differs(format!("{}: {}: {}", item.of, item.item.name(), item.is))))
+        let verified = self.client.call(&VerifyRequest { endpoint: Some(endpoint.id) }).await?;
+        match verified.differing().find(|item| is_amiss(item, &endpoint)) {
+            Some(item) => Err(differs(format!("{}: {}: {}", item.of, item.item.name(), item.is))),
+            None => Ok(()),
+        }
     }
 
     /// Takes away what the runtime has no more, as far as it can be.
@@ -188,7 +186,8 @@ impl<E: Fn(&str) -> Option<OsString>> Plugin<'_, E> {
     async fn status(&self) -> Result<(), Failure> {
         self.config.check()?;
         let status = self.client.call(&StatusRequest {}).await;
-        let status = status.map_err(|error| Failure::from(error).with_code(Code::Unready))?;
+        // Without the agent nothing is carried.
+        let status = status.map_err(|error| Failure::from(error).with_code(Code::Degraded))?;
         let (code, message) = match &status.cluster {
             _ if status.locked => {
                 (Code::Degraded, "the agent waits for its unlock key: run 'overlayd unlock'")
@@ -234,6 +233,32 @@ impl<E: Fn(&str) -> Option<OsString>> Plugin<'_, E> {
         given.map_err(|given| {
             Failure::new(Code::Environment, format!("{name}={} is no text", given.display()))
         })
+    }
+}
+
+/// Whether it lacks something that it was given: a plugin after this one may have changed the rest, or added to it.
+fn is_amiss(VerifiedItem { item, is, .. }: &VerifiedItem, endpoint: &Endpoint) -> bool {
+    match item {
+        // Offloads cost speed, and nothing else.
+        Verified::Name | Verified::Mtu | Verified::Offloads => false,
+        Verified::Addresses => {
+            let has: Vec<_> = is.split([',', ' ']).collect();
+            !endpoint.addresses.iter().all(|address| has.contains(&address.to_string().as_str()))
+        }
+        Verified::Manager
+        | Verified::View
+        | Verified::Membership
+        | Verified::Tables
+        | Verified::Keys
+        | Verified::Endpoint
+        | Verified::Interface
+        | Verified::Up
+        | Verified::Mac
+        | Verified::Routes
+        | Verified::Underlay
+        | Verified::Socket
+        | Verified::File
+        | Verified::Leftovers => true,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Every command but `agent`, `demo` and `bench` is a client of the agent's socket and runs here; those
 //! three are programs of their own that `main` starts with what was parsed here. Rendering is pure, so
-//! tests compare whole screens.
+//! tests compare whole screens. For a container runtime it is all different, and in `cni`.
 
 mod arguments;
 mod backup;
@@ -304,7 +304,7 @@ impl Agent {
     }
 
     async fn verify(&self) -> Result<String, CliError> {
-        let response = self.client.call(&VerifyRequest {}).await?;
+        let response = self.client.call(&VerifyRequest::default()).await?;
         let report = if self.json { as_json(&response) } else { tables::verified(&response) };
         match response.differing().count() {
             0 => Ok(report),

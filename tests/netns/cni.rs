@@ -11,7 +11,9 @@ use crate::support::swarm::{Agent, Family, OVERLAYD, Swarm};
 use crate::support::tests;
 
 tests! {
+    locked_manager_says_so_and_does_not_pretend_to_detach
     network_is_named_by_its_id_as_well
+    node_that_cannot_attach_says_so_and_detaches_all_the_same
     runtime_attaches_containers_that_reach_one_another_checks_them_and_detaches_them_as_often_as_it_likes
     container_is_detached_though_its_namespace_is_gone_and_its_agent_was_killed
     garbage_is_what_the_runtime_has_no_more_of_this_configuration
@@ -103,7 +105,17 @@ fn runtime_attaches_containers_that_reach_one_another_checks_them_and_detaches_t
     let (code, message) = check.refused();
     assert_eq!((code, message.contains("up: down")), (101, true), "{message}");
     set("up");
-    assert_eq!(check.done(), Value::Null);
+    // The agent gives it its routes again.
+    assert!(eventually(Duration::from_secs(10), || check.answer() == (String::new(), true)));
+    for (change, arguments) in [
+        ("one more address", &["addr", "add", "10.77.0.7/24", "dev", "eth0"][..]),
+        ("a smaller MTU", &["link", "set", "eth0", "mtu", "1300"]),
+    ] {
+        let mut tune = Command::new("ip");
+        tune.args(arguments);
+        assert!(swarm.lab.host(1).spawn_in(&containers[0], tune).unwrap().wait().unwrap().success());
+        assert_eq!(check.done(), Value::Null, "{change}");
+    }
 
     // Whatever became of the configuration meanwhile.
     let del = call("DEL", 0).with("network", json!("blue")).with("ipam", json!({ "type": "host-local" }));
@@ -119,6 +131,47 @@ fn runtime_attaches_containers_that_reach_one_another_checks_them_and_detaches_t
     assert!(swarm.lab.host(1).spawn_in(&containers[0], dummy).unwrap().wait().unwrap().success());
     let (code, message) = call("ADD", 0).refused();
     assert_eq!((code, message.contains("eth0 already")), (100, true), "{message}");
+}
+
+fn node_that_cannot_attach_says_so_and_detaches_all_the_same() {
+    let swarm = Swarm::pair();
+    swarm.create_encrypted("red");
+    let agent = swarm.agent(2);
+    let containers = ["c2", "c3"].map(|name| swarm.lab.host(2).container(name).unwrap());
+    // It was made anew with the same name while its first namespace is still about.
+    let again = |verb| Call { container: "c2", ..Call::new(verb, agent, &containers[1]) };
+    let given = [Call::new("ADD", agent, &containers[0]).done(), again("ADD").done()];
+    assert_eq!(again("CHECK").with("prevResult", given[1].clone()).done(), Value::Null);
+    let (code, _) = again("CHECK").with("prevResult", given[0].clone()).refused();
+    assert_eq!(code, 101);
+    swarm.agent(1).kill();
+    let status = Call::new("STATUS", agent, &containers[0]);
+    let (mut is, unready) = ((String::new(), true), json!(50));
+    let told = eventually(Duration::from_secs(15), || {
+        is = status.answer();
+        serde_json::from_str::<Value>(&is.0).is_ok_and(|failure| failure["code"] == unready)
+    });
+    assert!(told && !is.1, "{is:?}");
+    assert_eq!(agent.status().cluster.unwrap().endpoint_count, 2);
+    assert_eq!(again("DEL").done(), Value::Null);
+    assert_eq!(agent.status().cluster.unwrap().endpoint_count, 0);
+}
+
+fn locked_manager_says_so_and_does_not_pretend_to_detach() {
+    let swarm = Swarm::unformed(1, Underlay::default());
+    let agent = swarm.agent(1);
+    let address = Family::V4.of(swarm.lab.host(1)).to_string();
+    agent.done(&["init", "--autolock", "--advertise-addr", &address]);
+    swarm.create_encrypted("red");
+    let container = swarm.lab.host(1).container("c1").unwrap();
+    let call = |verb| Call::new(verb, agent, &container);
+    call("ADD").done();
+    agent.kill();
+    swarm.start(1);
+    for (verb, code) in [("STATUS", 51), ("DEL", 100), ("ADD", 100)] {
+        let (is, message) = call(verb).refused();
+        assert_eq!((is, message.contains("lock")), (code, true), "{verb}: {is} {message}");
+    }
 }
 
 fn network_is_named_by_its_id_as_well() {
@@ -273,7 +326,7 @@ fn what_cannot_be_done_is_refused_with_the_code_of_the_specification() {
     refused(garbled, 6, "the network configuration");
     refused(
         call("STATUS").with("socket", json!("/nowhere.sock")),
-        50,
+        51,
         "no agent is running at /nowhere.sock",
     );
 }

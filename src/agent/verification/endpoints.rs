@@ -8,17 +8,18 @@ use crate::agent::member::Member;
 use crate::api::ApiError;
 use crate::api::types::{MendedBy, Verified, VerifiedItem};
 use crate::control::store::local::{Attachment, AttachmentState};
-use crate::id::PortSlot;
+use crate::id::{EndpointId, PortSlot};
 use crate::io::container_port::ContainerPort;
 use crate::io::tap::TapOffloads;
 
-pub(super) async fn items(member: &Member) -> Result<Vec<VerifiedItem>, ApiError> {
+pub(super) async fn items(member: &Member, only: Option<EndpointId>) -> Result<Vec<VerifiedItem>, ApiError> {
     let mut open = Vec::new();
     for lane in member.dataplane.lanes() {
         open.push(lane.inventory().await?.ports);
     }
     let mut items = Vec::new();
-    for attachment in member.attachments.all().await? {
+    let attachments = member.attachments.all().await?.into_iter();
+    for attachment in attachments.filter(|attachment| only.is_none_or(|only| attachment.id == only)) {
         items.extend(endpoint(member, &attachment, &open).await?);
     }
     Ok(items)

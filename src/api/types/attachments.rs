@@ -1,9 +1,8 @@
 //! The attached containers of a node, as container runtimes ask for them.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
+use super::NetnsReference;
 use crate::cluster::{CniAttachment, Endpoint};
 use crate::id::{EndpointId, IfName, NetworkName};
 
@@ -26,8 +25,8 @@ pub struct AttachedContainer {
     pub endpoint: Option<Endpoint>,
     /// The network's name.
     pub network: NetworkName,
-    /// The path of its namespace, as it was attached.
-    pub netns: PathBuf,
+    /// Its namespace, as it was attached.
+    pub netns: NetnsReference,
     /// The interface in it, as it was asked for.
     pub ifname: IfName,
     /// What it is to the runtime that had it attached, if one had.

@@ -2,10 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::EndpointId;
+
 /// Has the agent look at everything that it is answerable for. Nothing is changed by it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VerifyRequest {}
+pub struct VerifyRequest {
+    /// Only at this endpoint of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointId>,
+}
 
 /// What was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -107,11 +107,10 @@ impl NetworkConfig {
 
     /// What the runtime has left of this network; if it does not say so, everything would be taken away.
     pub(super) fn valid_attachments(&self) -> Result<Vec<ValidAttachment>, Failure> {
-        if !self.0.contains_key(VALID) {
-            return Err(Failure::new(Code::Config, format!("{VALID} is missing")));
-        }
+        let name = [VALID, VALID_BEFORE].into_iter().find(|name| self.0.contains_key(*name));
+        let name = name.ok_or_else(|| Failure::new(Code::Config, format!("{VALID} is missing")))?;
         // None are `null`, as Go writes an empty list.
-        Ok(self.part(VALID)?.unwrap_or_default())
+        Ok(self.part(name)?.unwrap_or_default())
     }
 
     fn part<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Failure> {
@@ -124,12 +123,8 @@ impl NetworkConfig {
 impl Wishes {
     /// The addresses, with or without a prefix length, which is the network's in any case.
     pub(super) fn addresses(&self) -> Result<Vec<IpAddr>, Failure> {
-        let parsed = self.ips.iter().flatten().map(|text| {
-            let address = text.parse::<IpNet>().map(|net| net.addr()).or_else(|_| text.parse::<IpAddr>());
-            address
-                .map_err(|_| Failure::new(Code::Config, format!("runtimeConfig.ips: {text} is no address")))
-        });
-        parsed.collect()
+        let refuse = |text| Failure::new(Code::Config, format!("runtimeConfig.ips: {text} is no address"));
+        self.ips.iter().flatten().map(|text| address(text).ok_or_else(|| refuse(text))).collect()
     }
 
     pub(super) fn rates(&self) -> Result<RateLimits, Failure> {
@@ -151,6 +146,11 @@ impl Wishes {
     }
 }
 
+/// An address that may have a prefix length.
+pub(super) fn address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpNet>().map(|net| net.addr()).or_else(|_| text.parse()).ok()
+}
+
 impl ValidAttachment {
     pub(super) fn is(&self, container: &RuntimeName, ifname: &IfName) -> bool {
         (&self.container, &self.ifname) == (container, ifname)
@@ -160,3 +160,5 @@ impl ValidAttachment {
 pub(super) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", NEWEST];
 pub(super) const NEWEST: &str = "1.1.0";
 const VALID: &str = "cni.dev/valid-attachments";
+/// As drafts of the specification had it.
+const VALID_BEFORE: &str = "cni.dev/attachments";

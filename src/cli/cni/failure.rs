@@ -62,7 +62,7 @@ impl From<ClientError> for Failure {
         };
         let message = if let ClientError::NoAgent { socket } = &error {
             format!(
-                "no agent is running at {}; start one with 'systemctl start overlayd', or name its socket by \
+                "no agent is running at {}; start one with 'overlayd agent' (or 'systemctl start overlayd'), or name its socket by \
                  \"socket\" in the network configuration",
                 socket.display()
             )
