@@ -23,10 +23,10 @@ use self::outcome::Outcome;
 use super::{netns, runtime};
 use crate::api::Client;
 use crate::api::types::{
-    AttachRequest, AttachedContainer, ListAttachmentsRequest, ReleaseRequest, StatusRequest, Verified,
-    VerifiedItem, VerifyRequest,
+    AttachRequest, AttachedContainer, ListAttachmentsRequest, MendedBy, ReleaseRequest, StatusRequest,
+    Verdict, Verified, VerifiedItem, VerifyRequest,
 };
-use crate::cluster::{CniAttachment, Endpoint};
+use crate::cluster::CniAttachment;
 use crate::config::DEFAULT_SOCKET;
 use crate::id::{IfName, RuntimeName};
 
@@ -163,7 +163,7 @@ impl<E: Fn(&str) -> Option<OsString>> Plugin<'_, E> {
         })?;
         outcome::compare(before, &endpoint, &ifname).map_err(differs)?;
         let verified = self.client.call(&VerifyRequest { endpoint: Some(endpoint.id) }).await?;
-        match verified.differing().find(|item| is_amiss(item, &endpoint)) {
+        match verified.differing().find(|item| is_amiss(item)) {
             Some(item) => Err(differs(format!("{}: {}: {}", item.of, item.item.name(), item.is))),
             None => Ok(()),
         }
@@ -236,30 +236,10 @@ impl<E: Fn(&str) -> Option<OsString>> Plugin<'_, E> {
     }
 }
 
-/// Whether it lacks something that it was given: a plugin after this one may have changed the rest, or added to it.
-fn is_amiss(VerifiedItem { item, is, .. }: &VerifiedItem, endpoint: &Endpoint) -> bool {
-    match item {
-        // Offloads cost speed, and nothing else.
-        Verified::Name | Verified::Mtu | Verified::Offloads => false,
-        Verified::Addresses => {
-            let has: Vec<_> = is.split([',', ' ']).collect();
-            !endpoint.addresses.iter().all(|address| has.contains(&address.to_string().as_str()))
-        }
-        Verified::Manager
-        | Verified::View
-        | Verified::Membership
-        | Verified::Tables
-        | Verified::Keys
-        | Verified::Endpoint
-        | Verified::Interface
-        | Verified::Up
-        | Verified::Mac
-        | Verified::Routes
-        | Verified::Underlay
-        | Verified::Socket
-        | Verified::File
-        | Verified::Leftovers => true,
-    }
+/// Whether it lacks what it cannot do without, which the agent gives again, or is down: what else there is, a plugin
+/// after this one may have changed or added.
+fn is_amiss(VerifiedItem { item, verdict, .. }: &VerifiedItem) -> bool {
+    *item == Verified::Up || matches!(verdict, Verdict::Differs { mended_by: MendedBy::Agent, .. })
 }
 
 const ARGUMENTS: &str = "CNI_ARGS";

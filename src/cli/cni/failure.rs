@@ -62,8 +62,8 @@ impl From<ClientError> for Failure {
         };
         let message = if let ClientError::NoAgent { socket } = &error {
             format!(
-                "no agent is running at {}; start one with 'overlayd agent' (or 'systemctl start overlayd'), or name its socket by \
-                 \"socket\" in the network configuration",
+                "no agent is running at {}; start one with 'overlayd agent' (or 'systemctl start overlayd'), \
+                 or name its socket by \"socket\" in the network configuration",
                 socket.display()
             )
         } else {

@@ -117,7 +117,8 @@ impl ClusterState {
             match rows.commit(memory.revision, &batch, place.turn.as_ref()) {
                 Ok(revision) => {
                     *memory = Memory::UNKNOWN;
-                    self.apply(counters, changes)?;
+                    let made = self.take_in(vec![Record { counters, changes }]);
+                    made.map_err(|why| StateError::Inconsistent { why })?;
                     *memory = Memory::new(revision);
                     return Ok(answer);
                 }
@@ -157,13 +158,6 @@ impl ClusterState {
             batch.record(counters.version, &Record::of(counters, changes))?;
         }
         Ok((counters, batch))
-    }
-
-    fn apply(&self, counters: Counters, changes: Vec<Change>) -> Result<(), StateError> {
-        let followed = self.inner.model.write().expect(NO_PANIC).follow(counters, changes);
-        followed.map_err(|why| StateError::Inconsistent { why })?;
-        self.inner.versions.send_replace(counters.version);
-        Ok(())
     }
 
     /// Takes what is written for the truth, if it is not what we have.
