@@ -23,6 +23,8 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// The unix socket; absolute.
     pub socket: PathBuf,
+    /// The unix socket for Docker, if it is to be served; absolute.
+    pub docker_socket: Option<PathBuf>,
     /// The log on standard error.
     pub log: LogConfig,
     /// Ciphers in order of preference; empty means that the agent chooses by the processor.
@@ -76,6 +78,7 @@ impl AgentConfig {
         Ok(Self {
             state_dir: keys.state_dir.0,
             socket: keys.socket.0,
+            docker_socket: keys.docker_socket.map(|path| path.0),
             log: keys.log,
             suites: keys.suites.0,
             lanes: keys.lanes.map(|lanes| lanes.0),
@@ -97,6 +100,7 @@ impl Default for AgentConfig {
         Self {
             state_dir: DEFAULT_STATE_DIR.into(),
             socket: DEFAULT_SOCKET.into(),
+            docker_socket: None,
             log: LogConfig::default(),
             suites: Vec::new(),
             lanes: None,
@@ -296,6 +300,7 @@ pub const DEFAULT_SOCKET: &str = "/run/overlayd/agent.sock";
 struct Keys {
     state_dir: AbsolutePath,
     socket: AbsolutePath,
+    docker_socket: Option<AbsolutePath>,
     log: LogConfig,
     suites: SuitePreference,
     lanes: Option<Lanes>,
@@ -314,6 +319,7 @@ impl Default for Keys {
         Self {
             state_dir: AbsolutePath(DEFAULT_STATE_DIR.into()),
             socket: AbsolutePath(DEFAULT_SOCKET.into()),
+            docker_socket: None,
             log: LogConfig::default(),
             suites: SuitePreference(Vec::new()),
             lanes: None,

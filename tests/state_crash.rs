@@ -639,6 +639,7 @@ fn attachment(id: EndpointId, network: NetworkName, state: AttachmentState) -> A
         ifname: "eth0".parse().expect("a name"),
         name: None,
         cni: None,
+        docker: None,
         ips: Vec::new(),
         mac: None,
         rates: overlayd::rate::RateLimits::default(),

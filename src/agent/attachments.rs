@@ -4,6 +4,7 @@
 //! operator is told: whatever moment the agent dies at, the next start finishes or takes back what
 //! it finds. What the manager still believes is set right when the session begins again.
 
+mod held;
 mod lost;
 mod mending;
 mod mtu;
@@ -14,8 +15,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
+use self::held::Waiting;
 use self::lost::Lost;
 use self::watch::Watch;
 use super::dataplane::DataPlane;
@@ -23,6 +25,7 @@ use super::offloads::OffloadBook;
 use super::{condition, container, leftovers};
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget, ReleaseRequest};
+use crate::cluster::{Endpoint, Network};
 use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::Attach;
 use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
@@ -45,6 +48,8 @@ pub(crate) struct Attachments {
     /// What is wrong with an endpoint that is being mended, as it was last logged.
     troubles: std::sync::Mutex<BTreeMap<EndpointId, String>>,
     lost: Lost,
+    /// Held ones.
+    waiting: Waiting,
     watch: Watch,
     events: Events,
     /// How often something of an interface was given again.
@@ -76,6 +81,7 @@ impl Attachments {
             changing: Mutex::new(Gate::Open),
             troubles: std::sync::Mutex::default(),
             lost: Lost::default(),
+            waiting: Waiting::default(),
             watch: Watch::default(),
             events,
             mendings: AtomicU64::new(0),
@@ -99,10 +105,7 @@ impl Attachments {
         manager: &ManagerClient,
         request: AttachRequest,
     ) -> Result<AttachResponse, ApiError> {
-        let one = self.changing.lock().await;
-        if *one == Gate::Closed {
-            return Err(ApiError::conflict("this node is leaving its cluster"));
-        }
+        let _one = self.enter().await?;
         let attachments = self.all().await?;
         let (netns, request) =
             blocking(move || container::check(&request, &attachments).map(|n| (n, request))).await?;
@@ -117,6 +120,7 @@ impl Attachments {
             ifname: request.ifname,
             name: request.name,
             cni: request.cni,
+            docker: None,
             ips: request.addresses,
             mac: request.mac,
             rates: request.rates,
@@ -132,6 +136,15 @@ impl Attachments {
                 Err(error)
             }
         }
+    }
+
+    /// For one that attaches, while the node is not leaving.
+    async fn enter(&self) -> Result<MutexGuard<'_, Gate>, ApiError> {
+        let one = self.changing.lock().await;
+        if *one == Gate::Closed {
+            return Err(ApiError::conflict("this node is leaving its cluster"));
+        }
+        Ok(one)
     }
 
     /// Refuses attachments from now on, for a node that leaves its cluster; refused while it has some.
@@ -182,7 +195,7 @@ impl Attachments {
             (attachment.network == request.network || is_its_id)
                 && match &request.target {
                     DetachTarget::Endpoint(id) => attachment.id == *id,
-                    DetachTarget::Netns(netns) => container::is_same(&attachment.netns, netns),
+                    DetachTarget::Netns(netns) => container::is_in(attachment, netns),
                 }
         });
         let Some(attachment) = found else {
@@ -230,6 +243,12 @@ impl Attachments {
                     self.take_back(None, attachment).await;
                     leftovers::tell(&self.events, &what);
                 }
+                AttachmentState::Held => {
+                    let (id, network) = (attachment.id, attachment.network.clone());
+                    if let Err(error) = self.restore_held(attachment).await {
+                        self.trouble(&network, id, &error);
+                    }
+                }
                 AttachmentState::Ready => {
                     let (id, network) = (attachment.id, attachment.network.clone());
                     if let Err(error) = self.reopen(attachment).await {
@@ -247,19 +266,12 @@ impl Attachments {
         mut attachment: Attachment,
         netns: NetNs,
     ) -> Result<AttachResponse, ApiError> {
-        let request = Attach {
-            id: attachment.id,
-            network: attachment.network.clone(),
-            name: attachment.name.clone(),
-            ips: attachment.ips.clone(),
-            mac: attachment.mac,
-        };
-        let attached = manager.attach(request).await?;
-        let (endpoint, network) = (attached.endpoint, attached.network);
-        // The operator may have named the network by its id.
-        attachment.network = network.name.clone();
+        let (endpoint, network) = ask(manager, &mut attachment).await?;
         let twin = self.all().await?.into_iter().find(|other| {
-            other.id != attachment.id && other.network == network.name && other.netns == attachment.netns
+            other.id != attachment.id
+                && other.network == network.name
+                && other.netns == attachment.netns
+                && other.state != AttachmentState::Held
         });
         if let Some(twin) = twin {
             return Err(container::attached_already(&twin));
@@ -332,6 +344,7 @@ impl Attachments {
         })
         .await?;
         self.forget_trouble(id);
+        self.waiting.forget(id);
         self.tell_manager(manager, id).await;
         Ok(())
     }
@@ -348,6 +361,22 @@ impl Attachments {
         let store = self.store.clone();
         blocking(move || store.put_attachment(&attachment)).await
     }
+}
+
+/// Has the cluster give an attachment its endpoint.
+async fn ask(manager: &ManagerClient, attachment: &mut Attachment) -> Result<(Endpoint, Network), ApiError> {
+    let request = Attach {
+        id: attachment.id,
+        network: attachment.network.clone(),
+        name: attachment.name.clone(),
+        ips: attachment.ips.clone(),
+        mac: attachment.mac,
+    };
+    let attached = manager.attach(request).await?;
+    let (endpoint, network) = (attached.endpoint, attached.network);
+    // The operator may have named the network by its id.
+    attachment.network = network.name.clone();
+    Ok((endpoint, network))
 }
 
 /// Runs what blocks on disk or kernel where it keeps nobody waiting.

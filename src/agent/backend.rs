@@ -49,7 +49,7 @@ use crate::negotiate::Hello;
 
 /// The agent behind its socket.
 pub(super) struct Daemon {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 pub(super) struct Inner {
@@ -102,7 +102,7 @@ impl Daemon {
     }
 
     /// Runs a change to its end, whatever becomes of the caller.
-    async fn change<T, F>(&self, change: impl FnOnce(Arc<Inner>) -> F) -> Result<T, ApiError>
+    pub(super) async fn change<T, F>(&self, change: impl FnOnce(Arc<Inner>) -> F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, ApiError>> + Send + 'static,
@@ -111,7 +111,7 @@ impl Daemon {
         tokio::spawn(change(Arc::clone(&self.inner))).await.map_err(died)?
     }
 
-    async fn member(&self) -> Result<Arc<Member>, ApiError> {
+    pub(super) async fn member(&self) -> Result<Arc<Member>, ApiError> {
         self.inner.member().await
     }
 }

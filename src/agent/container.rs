@@ -2,13 +2,15 @@
 //! ours, told by its alias. The container's owner may have renamed it, removed it, or made another of
 //! its name. Everything here blocks on the kernel.
 
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::leftovers;
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachedContainer, NetnsReference};
 use crate::cluster::{Endpoint, Network, NetworkView};
-use crate::control::store::local::{Attachment, NetnsRef};
+use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::id::{EndpointId, IfName, LaneCount, NodeId};
 use crate::io::container_port::{ContainerPort, PortError, TapQueue};
 use crate::io::netlink::{Link, Netlink, NetlinkError};
@@ -27,7 +29,7 @@ pub(super) fn check(request: &AttachRequest, attachments: &[Attachment]) -> Resu
             wanted.path.display()
         )));
     }
-    let mut here = attachments.iter().filter(|attachment| is_same(&attachment.netns, wanted));
+    let mut here = attachments.iter().filter(|attachment| is_in(attachment, wanted));
     if let Some(attached) = here.find(|attached| attached.network == request.network) {
         return Err(attached_already(attached));
     }
@@ -95,16 +97,23 @@ pub(super) fn port(
     mtu: u16,
     lanes: LaneCount,
 ) -> ContainerPort {
-    let own = |gateway: &std::net::IpAddr| endpoint.addresses.iter().any(|a| a.addr() == *gateway);
+    // Which of a container's networks has the default route is Docker's to say.
+    let gateways = if attachment.docker.is_some() { Vec::new() } else { gateways(endpoint, network) };
     ContainerPort {
         name: attachment.ifname.clone(),
         mac: endpoint.mac,
         mtu: mtu.into(),
         addresses: endpoint.addresses.clone(),
-        gateways: network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect(),
+        gateways,
         queue: attachment.rates.egress.map_or_else(TapQueue::default, |rate| queue(rate, mtu, lanes)),
         alias: format!("{}{}", alias(endpoint.id), endpoint.node),
     }
+}
+
+/// Where a container sends what is for elsewhere, unless that is itself.
+pub(super) fn gateways(endpoint: &Endpoint, network: &Network) -> Vec<IpAddr> {
+    let own = |gateway: &IpAddr| endpoint.addresses.iter().any(|a| a.addr() == *gateway);
+    network.subnets.iter().filter_map(|subnet| subnet.gateway).filter(|g| !own(g)).collect()
 }
 
 /// Gives the interface another MTU; fine if it is gone.
@@ -149,8 +158,48 @@ pub(super) fn listed(attachment: Attachment) -> AttachedContainer {
     AttachedContainer { endpoint, network, netns: NetnsReference { path, device, inode }, ifname, cni }
 }
 
-pub(super) fn is_same(known: &NetnsRef, wanted: &NetnsReference) -> bool {
-    (known.dev, known.inode) == (wanted.device, wanted.inode)
+/// Whether it is attached to that container, and not just held.
+pub(super) fn is_in(attachment: &Attachment, wanted: &NetnsReference) -> bool {
+    let NetnsRef { dev, inode, .. } = attachment.netns;
+    attachment.state != AttachmentState::Held && (dev, inode) == (wanted.device, wanted.inode)
+}
+
+/// The namespace that this program is in, where Docker takes interfaces from and leaves them.
+pub(super) fn home() -> Result<(NetNs, NetnsRef), ApiError> {
+    let netns = NetNs::current().map_err(failed)?;
+    let reference = reference(&netns, OWN.into());
+    Ok((netns, reference))
+}
+
+fn reference(netns: &NetNs, path: PathBuf) -> NetnsRef {
+    NetnsRef { path, dev: netns.id().device(), inode: netns.id().inode() }
+}
+
+/// The container of Docker's that has the interface now, and how it is called there, once it is up: it has its
+/// name and addresses by then.
+pub(super) fn moved_to(sandbox: &Path, id: EndpointId) -> Result<Option<(NetnsRef, IfName)>, ApiError> {
+    let netns = match NetNs::open(sandbox) {
+        Ok(netns) => netns,
+        Err(NetNsError::NotFound { .. } | NetNsError::NotANamespace { .. }) => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let found = Netlink::within(&netns, |netlink| ours(netlink, id)).map_err(failed)?;
+    let Some(link) = found.filter(|link| link.up) else { return Ok(None) };
+    Ok(Some((reference(&netns, sandbox.to_owned()), link.name.parse().map_err(failed)?)))
+}
+
+/// Whether the interface of an endpoint is where this program is.
+pub(super) fn is_here(id: EndpointId) -> Result<bool, ApiError> {
+    Netlink::within(&home()?.0, |netlink| ours(netlink, id)).map(|link| link.is_some()).map_err(failed)
+}
+
+/// Opens the interface of a held endpoint again, if it is where it was made.
+pub(super) fn reopen_held(id: EndpointId, lanes: LaneCount) -> Result<Option<Vec<Tap>>, ApiError> {
+    let (netns, _) = home()?;
+    match Netlink::within(&netns, |netlink| ours(netlink, id)).map_err(failed)? {
+        Some(link) => Ok(Some(ContainerPort::reopen(&link.name.parse().map_err(failed)?, &netns, lanes)?)),
+        None => Ok(None),
+    }
 }
 
 /// The interface of an endpoint, told by its alias; or by its MAC address, where somebody took the alias
@@ -183,6 +232,7 @@ pub(super) fn endpoint_of(link: &Link, node: NodeId) -> Option<EndpointId> {
 }
 
 const ALIAS: &str = "overlayd endpoint ";
+const OWN: &str = "/proc/self/ns/net";
 const OF_NODE: &str = " of node ";
 /// What the kernel calls the kind of a TAP.
 const TAP: &str = "tun";
@@ -219,7 +269,6 @@ mod tests {
     use super::*;
     use crate::id::{EndpointId, IfName};
     use crate::rate::RateLimits;
-    use std::path::Path;
 
     #[test]
     fn lanes_share_what_may_wait_of_a_limited_container() {
@@ -274,10 +323,11 @@ mod tests {
             ifname: "eth0".parse().expect("a name"),
             name: None,
             cni: None,
+            docker: None,
             ips: Vec::new(),
             mac: None,
             rates: RateLimits::default(),
-            state: crate::control::store::local::AttachmentState::Ready,
+            state: AttachmentState::Ready,
             endpoint: None,
             mtu: None,
         };

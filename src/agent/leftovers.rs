@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::container;
-use crate::control::store::local::{Attachment, NetnsRef};
+use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
 use crate::events::{Event, Events, Reason};
 use crate::id::{EndpointId, NodeId};
 use crate::io::netlink::{Link, Netlink, NetlinkError};
@@ -25,9 +25,11 @@ pub(super) struct Leftover {
 }
 
 impl Leftover {
-    /// Whether it is none: the interface of an attachment, in the container that it was attached to.
+    /// Whether it is none: the interface of an attachment, in the container that it was attached to, or where Docker
+    /// moves it to.
     pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
-        attachment.id == self.endpoint && is_it(&attachment.netns, self.netns.id())
+        attachment.id == self.endpoint
+            && (attachment.state == AttachmentState::Held || is_it(&attachment.netns, self.netns.id()))
     }
 
     /// Removes it.

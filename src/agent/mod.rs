@@ -16,6 +16,7 @@ mod condition;
 mod container;
 mod dataplane;
 mod departure;
+mod docker;
 mod formation;
 mod heard;
 #[cfg(test)]
@@ -54,6 +55,7 @@ mod verification;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -114,6 +116,7 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let (store, events, drafts) = opened.await??;
     let is_socket_left = config.socket.exists();
     let listener = ApiListener::bind(&config.socket, SOCKET_GROUP)?;
+    let docker = config.docker_socket.as_ref().map(|path| ApiListener::bind_private(path)).transpose()?;
     let (failed, mut failures) = mpsc::channel(1);
     tracing::info!(
         version = api::VERSION, state = %store.file().display(),
@@ -131,10 +134,11 @@ async fn serve(config: AgentConfig) -> Result<()> {
     };
     let daemon = Arc::new(started);
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
-    let api = tokio::spawn(api::serve(listener, Arc::clone(&daemon), async {
-        // Stopped or dropped, it is the end.
-        let _ = stopping.await;
-    }));
+    // Stopped or dropped, it is the end.
+    let stopping = stopping.map(drop).shared();
+    let api = tokio::spawn(api::serve(listener, Arc::clone(&daemon), stopping.clone()));
+    let docker = docker
+        .map(|listener| tokio::spawn(api::docker::serve(listener, Arc::clone(&daemon), stopping.clone())));
     // Not started by systemd: nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!("agent is ready");
@@ -153,6 +157,9 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let _ = tokio::time::timeout(STOP_TIMEOUT, async {
         daemon.stop().await;
         let _ = api.await;
+        if let Some(docker) = docker {
+            let _ = docker.await;
+        }
         let _ = keeping.await;
     })
     .await;

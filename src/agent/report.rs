@@ -37,8 +37,14 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
     let attachments = member.attachments.all().await?;
     for attachment in &attachments {
         let is_ready = attachment.state == AttachmentState::Ready;
+        let why = member.attachments.trouble_of(attachment.id);
+        if attachment.state == AttachmentState::Held
+            && let Some(why) = &why
+        {
+            let (id, network) = (attachment.id, &attachment.network);
+            warnings.push(format!("endpoint {id} of network {network}, of Docker's: {why}"));
+        }
         if is_ready && member.dataplane.port(attachment.id).await.is_none() {
-            let why = member.attachments.trouble_of(attachment.id);
             let why = why.map(|why| format!(": {why}")).unwrap_or_default();
             let (id, network) = (attachment.id, &attachment.network);
             warnings.push(format!("endpoint {id} of network {network} has no interface{why}"));

@@ -29,7 +29,7 @@ impl Inner {
         Ok(ReleaseResponse { endpoints })
     }
 
-    async fn member_if_any(&self) -> Result<Option<Arc<Member>>, ApiError> {
+    pub(super) async fn member_if_any(&self) -> Result<Option<Arc<Member>>, ApiError> {
         match self.member().await {
             Ok(member) => Ok(Some(member)),
             Err(error) => {

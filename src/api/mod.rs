@@ -7,6 +7,7 @@
 //! [`serve`]; the command line uses [`Client`].
 
 mod client;
+pub mod docker;
 mod error;
 mod events;
 mod metrics;

@@ -186,6 +186,16 @@ async fn stream<B: Backend>(
 
 async fn admit<B: Backend>(
     State(backend): State<Arc<B>>,
+    caller: ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    admit_caller(backend.events(), caller, request, next).await
+}
+
+/// Lets a request through if its caller may make it.
+pub(super) async fn admit_caller(
+    events: &Events,
     ConnectInfo(caller): ConnectInfo<Caller>,
     request: Request,
     next: Next,
@@ -193,7 +203,7 @@ async fn admit<B: Backend>(
     if caller.allowed {
         return next.run(request).await;
     }
-    backend.events().record(Event::CallerDenied { uid: caller.uid, pid: caller.pid });
+    events.record(Event::CallerDenied { uid: caller.uid, pid: caller.pid });
     tracing::warn!(uid = caller.uid, "refused a caller that is neither root nor of the socket's group");
     ApiError::denied(format!(
         "user {} may not use this agent; use sudo, or add the user to the group overlayd",
@@ -238,7 +248,7 @@ fn refuse_json(rejection: &JsonRejection) -> String {
 }
 
 /// The listener as axum takes it, each connection with its caller.
-struct Callers(ApiListener);
+pub(super) struct Callers(pub(super) ApiListener);
 
 impl axum::serve::Listener for Callers {
     type Io = tokio::net::UnixStream;

@@ -35,6 +35,18 @@ impl ApiListener {
     /// When another agent has the socket, something else than a socket is at the path, or a system
     /// call fails.
     pub fn bind(path: &Path, group: &str) -> Result<Self, SocketError> {
+        Self::bind_for(path, Some(group))
+    }
+
+    /// As [`Self::bind`], for root and the agent's own user alone.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn bind_private(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_for(path, None)
+    }
+
+    fn bind_for(path: &Path, group: Option<&str>) -> Result<Self, SocketError> {
         let lock = lock_beside(path)?;
         remove_leftover(path)?;
         let failed = |doing| move |source| SocketError::Failed { path: path.to_owned(), doing, source };
@@ -215,8 +227,9 @@ fn remove_leftover(path: &Path) -> Result<(), SocketError> {
 }
 
 /// Gives the file to the group where there is one; answers with the group that may connect.
-fn restrict(socket: &Path, group: &str) -> io::Result<Option<u32>> {
-    let group = match group_id(&fs::read_to_string(GROUPS).unwrap_or_default(), group) {
+fn restrict(socket: &Path, group: Option<&str>) -> io::Result<Option<u32>> {
+    let id = group.and_then(|group| group_id(&fs::read_to_string(GROUPS).unwrap_or_default(), group));
+    let group = match id {
         Some(gid) => match std::os::unix::fs::chown(socket, None, Some(gid)) {
             Ok(()) => Some(gid),
             // In a user namespace the group may be out of reach (EINVAL, EPERM): then root alone.

@@ -160,6 +160,9 @@ pub struct AgentArguments {
     /// Directory of keys and state [default: /var/lib/overlayd]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Serve Docker as its network and IPAM driver on this unix socket
+    #[arg(long, value_name = "PATH")]
+    docker_socket: Option<PathBuf>,
     /// Append every key to FILE as Wireshark's esp_sa table: whoever reads it reads the traffic
     #[arg(long, value_name = "FILE")]
     esp_key_log: Option<PathBuf>,
@@ -180,6 +183,9 @@ impl AgentArguments {
         }
         if let Some(socket) = socket {
             config.socket = absolute(socket)?;
+        }
+        if let Some(socket) = self.docker_socket {
+            config.docker_socket = Some(absolute(socket)?);
         }
         config.esp_key_log = self.esp_key_log.map(absolute).transpose()?;
         Ok(config)

@@ -48,15 +48,28 @@ impl ContainerPort {
     /// nothing is left in either namespace.
     pub fn create(&self, container: &NetNs, lanes: LaneCount) -> Result<Vec<Tap>, PortError> {
         // Until it is persistent, the device goes with these descriptors.
-        let tap = create_nameless()?;
-        let name = tap.name()?;
-        let others = lanes.ids().skip(1).map(|_| Tap::open(&name)).collect::<Result<Vec<_>, _>>()?;
-        self.hand_over(&name, container)?;
+        let queues = self.make(container, lanes)?;
         Netlink::within(container, |netlink| {
             let link = netlink.link(&self.name)?;
             netlink.configure(&link, &self.addresses, &self.gateways)
         })?;
-        tap.set_persistent(true)?;
+        persistent(queues)
+    }
+
+    /// As [`Self::create`], but where this program is, down and without addresses: for a container runtime that
+    /// moves the interface itself, and gives it its addresses. The queues stay open meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_here(&self, lanes: LaneCount) -> Result<Vec<Tap>, PortError> {
+        persistent(self.make(&NetNs::current()?, lanes)?)
+    }
+
+    fn make(&self, home: &NetNs, lanes: LaneCount) -> Result<Vec<Tap>, PortError> {
+        let tap = create_nameless()?;
+        let name = tap.name()?;
+        let others = lanes.ids().skip(1).map(|_| Tap::open(&name)).collect::<Result<Vec<_>, _>>()?;
+        self.hand_over(&name, home)?;
         Ok(std::iter::once(tap).chain(others).collect())
     }
 
@@ -151,6 +164,14 @@ pub enum PortError {
         /// The name.
         name: IfName,
     },
+}
+
+fn persistent(queues: Vec<Tap>) -> Result<Vec<Tap>, PortError> {
+    // It is the device that is persistent.
+    if let Some(first) = queues.first() {
+        first.set_persistent(true)?;
+    }
+    Ok(queues)
 }
 
 /// A TAP under a name that nobody else uses, for the moment before its move.

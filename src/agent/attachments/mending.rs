@@ -114,7 +114,7 @@ impl Attachments {
 
     /// Whether there is something to do for an attachment, looked at without holding up anybody.
     async fn needs_mending(&self, attachment: &Attachment, has_manager: bool) -> bool {
-        attachment.state == AttachmentState::Pending
+        attachment.state != AttachmentState::Ready
             || self.dataplane.port(attachment.id).await.is_none()
             || !self.is_there(attachment).await.unwrap_or(true)
             || (has_manager && !self.is_known(attachment).await)
@@ -125,8 +125,10 @@ impl Attachments {
         let _one = self.changing.lock().await;
         let store = self.store.clone();
         let Some(attachment) = blocking(move || store.attachment(id)).await? else { return Ok(()) };
-        if attachment.state == AttachmentState::Pending {
-            return self.remove(manager, attachment).await;
+        match attachment.state {
+            AttachmentState::Pending => return self.remove(manager, attachment).await,
+            AttachmentState::Held => return self.settle(manager, attachment).await,
+            AttachmentState::Ready => {}
         }
         if !self.is_there(&attachment).await? {
             let (network, netns) = (&attachment.network, attachment.netns.path.display());

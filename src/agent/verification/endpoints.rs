@@ -41,6 +41,13 @@ async fn endpoint(
             "finishes it or takes it back within 2 s",
         ));
     }
+    if attachment.state == AttachmentState::Held {
+        let is = "held for a container of Docker";
+        return Ok(match member.attachments.trouble_of(attachment.id) {
+            None => vec![VerifiedItem::ok(Verified::Endpoint, &of, is)],
+            Some(trouble) => differs(&format!("{is}: {trouble}"), "in it", "looks again every 2 s"),
+        });
+    }
     let (netns, id) = (attachment.netns.clone(), attachment.id);
     let seen = blocking(move || {
         let Some(netns) = container::open(&netns)? else { return Ok(None) };
@@ -249,6 +256,7 @@ mod tests {
             ifname: "eth0".parse().expect("a name"),
             name: None,
             cni: None,
+            docker: None,
             ips: Vec::new(),
             mac: None,
             rates: RateLimits::default(),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::file::Keep;
 use super::{Store, StoreError, Table, shared};
 use crate::cluster::{CniAttachment, Endpoint, View};
-use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
+use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName, RuntimeName};
 use crate::membership::SignedRemovals;
 use crate::rate::RateLimits;
 
@@ -47,8 +47,20 @@ pub struct NetnsRef {
 pub enum AttachmentState {
     /// Written before the manager is asked: what exists of it is to be finished or taken back.
     Pending,
+    /// The cluster has its endpoint, and its container has it not, or not yet, for all that is known: Docker takes
+    /// addresses before there is a container, and moves the interface into it and back itself.
+    Held,
     /// The interface is in its namespace and ready.
     Ready,
+}
+
+/// What an attachment is to Docker.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DockerEndpoint {
+    /// Docker's id for the endpoint, once it has one; before, there are but addresses.
+    pub id: Option<RuntimeName>,
+    /// Where the namespace of the container is, or is going to be, while Docker has the interface in it.
+    pub sandbox: Option<PathBuf>,
 }
 
 /// A container's interface as its node knows it; asked for, and given once the manager has answered.
@@ -67,6 +79,9 @@ pub struct Attachment {
     /// What it is to the runtime that had it attached, if one had.
     #[serde(default)]
     pub cni: Option<CniAttachment>,
+    /// What it is to Docker, if it is for a container of Docker's.
+    #[serde(default)]
+    pub docker: Option<DockerEndpoint>,
     /// Addresses asked for.
     pub ips: Vec<IpAddr>,
     /// MAC address asked for.
@@ -209,18 +224,44 @@ impl Store {
     pub fn attachments(&self) -> Result<Vec<Attachment>, StoreError> {
         Ok(self.read(|r| r.all(&ATTACHMENTS))?.into_iter().map(|(_, attachment)| attachment).collect())
     }
+
+    /// Keeps which network is meant by one of Docker's, which it calls by an id of its own.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_docker_network(&self, id: &RuntimeName, network: &NetworkName) -> Result<(), StoreError> {
+        self.write(|w| w.put(&DOCKER_NETWORKS, id.as_str(), network))
+    }
+
+    /// Forgets a network of Docker's, if there is one of that id.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remove_docker_network(&self, id: &RuntimeName) -> Result<(), StoreError> {
+        self.write(|w| w.remove(&DOCKER_NETWORKS, id.as_str()))
+    }
+
+    /// The network that is meant by one of Docker's.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn docker_network(&self, id: &RuntimeName) -> Result<Option<NetworkName>, StoreError> {
+        self.read(|r| r.get(&DOCKER_NETWORKS, id.as_str()))
+    }
 }
 
 const ATTACHMENTS: Table<Attachment> = Table::new("attachments");
+const DOCKER_NETWORKS: Table<NetworkName> = Table::new("docker_networks");
 /// Whether a row is of no use on another machine: what is attached to this one, what a manager tells
 /// anew, and how this one enters a store that managers share.
 pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {
-    table == ATTACHMENTS.name || (table == NODE_TABLE && [VIEW, REMOVALS, shared::KEPT].contains(&key))
+    [ATTACHMENTS.name, DOCKER_NETWORKS.name].contains(&table)
+        || (table == NODE_TABLE && [VIEW, REMOVALS, shared::KEPT].contains(&key))
 }
 
 /// Whether a table is the node's own, and not the cluster's.
 pub(super) fn is_of_the_node(table: &str) -> bool {
-    [NODE_TABLE, ATTACHMENTS.name].contains(&table)
+    [NODE_TABLE, ATTACHMENTS.name, DOCKER_NETWORKS.name].contains(&table)
 }
 
 /// Whether a row is of those that [`Store::put_enrolment`] writes.

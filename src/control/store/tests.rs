@@ -338,6 +338,7 @@ fn attachment(n: u8) -> Attachment {
         ifname: "eth0".parse().unwrap(),
         name: None,
         cni: None,
+        docker: None,
         ips: vec!["10.1.0.9".parse().unwrap()],
         mac: None,
         rates: crate::rate::RateLimits::default(),
