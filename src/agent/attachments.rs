@@ -150,9 +150,13 @@ impl Attachments {
     /// Refuses attachments from now on, for a node that leaves its cluster; refused while it has some.
     pub(crate) async fn close(&self) -> Result<(), ApiError> {
         let mut gate = self.changing.lock().await;
-        let attachments = self.all().await?;
+        let (unclaimed, attachments): (Vec<_>, Vec<_>) =
+            self.all().await?.into_iter().partition(held::is_unclaimed);
         if attachments.is_empty() {
             *gate = Gate::Closed;
+            for attachment in unclaimed {
+                self.take_back(None, attachment).await;
+            }
             return Ok(());
         }
         let named: Vec<String> =
@@ -245,7 +249,7 @@ impl Attachments {
                 }
                 AttachmentState::Held => {
                     let (id, network) = (attachment.id, attachment.network.clone());
-                    if let Err(error) = self.restore_held(attachment).await {
+                    if let Err(error) = self.settle(None, attachment).await {
                         self.trouble(&network, id, &error);
                     }
                 }
@@ -309,7 +313,10 @@ impl Attachments {
         .await?;
         self.add_port(id, queues, rates).await?;
         if is_new {
-            self.told_mended(&attachment, "the interface was removed by somebody and made again");
+            let without =
+                if attachment.docker.is_some() { ", without routes that Docker had made" } else { "" };
+            let what = format!("the interface was removed by somebody and made again{without}");
+            self.told_mended(&attachment, &what);
         } else {
             tracing::info!(endpoint = %id, %network, "interface is back");
         }

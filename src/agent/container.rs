@@ -143,12 +143,20 @@ fn queue(rate: Rate, mtu: u16, lanes: LaneCount) -> TapQueue {
 pub(super) fn remove_interface(attachment: &Attachment) -> Result<(), ApiError> {
     // Its owner has gone; a process that was left in it should not be left with an interface that is dead.
     let left = || leftovers::living(&attachment.netns);
-    let Some(netns) = open(&attachment.netns)?.or_else(left) else { return Ok(()) };
-    let removed = Netlink::within(&netns, |netlink| match ours(netlink, attachment.id)? {
-        Some(link) => netlink.delete(&link),
-        None => Ok(()),
-    });
-    removed.map_err(failed)
+    let mut places: Vec<NetNs> = open(&attachment.netns)?.or_else(left).into_iter().collect();
+    if let Some(docker) = &attachment.docker {
+        // Docker may be moving it.
+        places.push(home()?.0);
+        places.extend(docker.sandbox.as_deref().and_then(|sandbox| NetNs::open(sandbox).ok()));
+    }
+    for netns in places {
+        let removed = Netlink::within(&netns, |netlink| match ours(netlink, attachment.id)? {
+            Some(link) => netlink.delete(&link),
+            None => Ok(()),
+        });
+        removed.map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// As a caller is told of it.
@@ -191,15 +199,6 @@ pub(super) fn moved_to(sandbox: &Path, id: EndpointId) -> Result<Option<(NetnsRe
 /// Whether the interface of an endpoint is where this program is.
 pub(super) fn is_here(id: EndpointId) -> Result<bool, ApiError> {
     Netlink::within(&home()?.0, |netlink| ours(netlink, id)).map(|link| link.is_some()).map_err(failed)
-}
-
-/// Opens the interface of a held endpoint again, if it is where it was made.
-pub(super) fn reopen_held(id: EndpointId, lanes: LaneCount) -> Result<Option<Vec<Tap>>, ApiError> {
-    let (netns, _) = home()?;
-    match Netlink::within(&netns, |netlink| ours(netlink, id)).map_err(failed)? {
-        Some(link) => Ok(Some(ContainerPort::reopen(&link.name.parse().map_err(failed)?, &netns, lanes)?)),
-        None => Ok(None),
-    }
 }
 
 /// The interface of an endpoint, told by its alias; or by its MAC address, where somebody took the alias

@@ -2,27 +2,31 @@
 //! the addresses.
 //!
 //! Docker calls its networks by ids of its own, other ones on each host, and does not tell their names: which network is
-//! meant is said with `--ipam-opt network=NAME`, or follows from the subnet.
+//! meant follows from the subnet, or is said with `--ipam-opt network=NAME`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::attachments::blocking;
 use super::backend::Daemon;
+use super::container;
 use super::member::Member;
 use crate::api::docker::{
-    Address, AddressRequest, CreatedEndpoint, Done, Driver, EndpointRequest, GATEWAY, Interface,
-    InterfaceName, IpamData, Joined, NetworkGone, NetworkRequest, NewEndpoint, Pool, PoolRequest,
+    ADDRESS_SPACE, Address, AddressRequest, CreatedEndpoint, Done, Driver, EndpointRequest, GATEWAY,
+    Interface, InterfaceName, Joined, NetworkGone, NetworkRequest, NewEndpoint, Pool, PoolRequest,
     PublishRequest, ReleasedAddress, SandboxRequest,
 };
 use crate::api::{ApiError, Backend};
 use crate::cluster::{Network, Subnet};
 use crate::control::rpc::messages::{InspectNetwork, ListNetworks};
+use crate::control::session::SessionStatus;
 use crate::events::Events;
-use crate::id::{NetworkName, RuntimeName};
+use crate::id::{NetworkId, NetworkName, RuntimeName};
 
 impl Driver for Daemon {
     fn events(&self) -> &Events {
@@ -36,9 +40,7 @@ impl Driver for Daemon {
                 "the cluster gives the addresses: leave --ip-range {range} out, or give it to `overlayd create`"
             )));
         }
-        let named =
-            named(request.options.iter().map(|(key, value)| (key.as_str(), value.as_str())), "--ipam-opt")?;
-        let network = meant(&member, named, request.pool).await?;
+        let network = meant(&member, named(&request.options)?, request.pool).await?;
         let subnet = only_subnet(&network, request.v6)?;
         if let Some(pool) = request.pool.filter(|pool| pool.trunc() != subnet.cidr) {
             return Err(other_subnet(&network, pool, subnet.cidr));
@@ -46,29 +48,29 @@ impl Driver for Daemon {
         // Docker wants one for each subnet, and shows it; containers have a route there only if there is one.
         let gateway = subnet.gateway.unwrap_or(subnet.cidr.network());
         let gateway = format!("{gateway}/{}", subnet.cidr.prefix_len());
-        let pool = PoolId { network: network.name.clone(), subnet: subnet.cidr };
+        let pool = PoolId { network: network.id, subnet: subnet.cidr };
         let data = BTreeMap::from([(GATEWAY.to_owned(), gateway)]);
         Ok(Pool { pool_id: pool.to_string(), pool: subnet.cidr, data })
     }
 
     async fn request_address(&self, request: AddressRequest) -> Result<Address, ApiError> {
-        let member = self.member().await?;
         let PoolId { network, subnet } = request.pool_id.parse()?;
+        let member = self.connected().await?;
         if request.is_gateway() {
-            return gateway(&inspect(&member, network).await?, subnet, request.address);
+            return gateway(&inspect(&member, network.as_str()).await?, subnet, request.address);
         }
         let wanted = (subnet, request.address);
         let given = self
-            .change(async move |_| member.attachments.take_address(&member.client, &network, wanted).await);
+            .change(async move |_| member.attachments.take_address(&member.client, network, wanted).await);
         Ok(Address { address: given.await? })
     }
 
     async fn release_address(&self, request: ReleasedAddress) -> Result<Done, ApiError> {
         let PoolId { network, .. } = request.pool_id.parse()?;
         self.change(async move |inner| {
-            if let Some(member) = inner.member_if_any().await? {
+            if let (Some(member), Some(address)) = (inner.member_if_any().await?, request.address) {
                 let manager = member.connected_client();
-                member.attachments.give_back_address(manager, &network, request.address).await?;
+                member.attachments.give_back_address(manager, network, address).await?;
             }
             Ok(Done {})
         })
@@ -78,20 +80,28 @@ impl Driver for Daemon {
     async fn create_network(&self, request: NetworkRequest) -> Result<Done, ApiError> {
         let member = self.member().await?;
         let options = request.options();
-        let of_driver = options.iter().filter(|(key, _)| **key != ENCRYPTED);
-        let named = named(of_driver.map(|(key, value)| (*key, *value)), "--opt")?;
+        if let Some(unknown) = options.keys().find(|key| **key != ENCRYPTED) {
+            return Err(ApiError::invalid(format!(
+                "--opt {unknown} is not known: there is --opt {ENCRYPTED}"
+            )));
+        }
         let data = || request.ipv4_data.iter().chain(&request.ipv6_data);
+        if data().any(|data| data.address_space != ADDRESS_SPACE) {
+            return Err(ApiError::invalid(
+                "the cluster gives the addresses, and not each host by itself: add --ipam-driver overlayd",
+            ));
+        }
         if let Some(name) = data().find_map(|data| data.aux_addresses.keys().next()) {
             return Err(ApiError::invalid(format!(
                 "overlayd gives addresses to containers only: leave --aux-address {name} out"
             )));
         }
-        let pools = || data().map(|IpamData { pool, .. }| pool.trunc());
-        let network = meant(&member, named, pools().next()).await?;
-        check_encryption(&network, options.get(ENCRYPTED).copied())?;
-        check_subnets(&network, &pools().collect::<Vec<_>>())?;
+        let pools: Vec<IpNet> = data().filter_map(|data| data.pool).map(|pool| pool.trunc()).collect();
+        let network = meant(&member, None, pools.first().copied()).await?;
+        check_encryption(&network, options.get(ENCRYPTED).map(String::as_str))?;
+        check_subnets(&network, &pools)?;
         let (store, id) = (self.inner.store.clone(), request.network_id);
-        blocking(move || store.put_docker_network(&id, &network.name)).await?;
+        blocking(move || store.put_docker_network(&id, &network.id)).await?;
         Ok(Done {})
     }
 
@@ -102,21 +112,17 @@ impl Driver for Daemon {
     }
 
     async fn create_endpoint(&self, request: NewEndpoint) -> Result<CreatedEndpoint, ApiError> {
-        let member = self.member().await?;
         let network = self.docker_network(&request.network_id).await?;
+        let member = self.connected().await?;
         let has = request.interface;
         let wanted = (has.addresses(), has.mac_address);
         let id = request.endpoint_id;
         let claimed =
-            self.change(async move |_| member.attachments.claim(&member.client, id, &network, wanted).await);
+            self.change(async move |_| member.attachments.claim(&member.client, id, network, wanted).await);
         let endpoint = claimed.await?;
-        let given = |is_v4: bool| endpoint.addresses.iter().copied().find(|a| a.addr().is_ipv4() == is_v4);
-        // What Docker has given itself may not be repeated.
-        let has_addresses = has.address.is_some() || has.address_ipv6.is_some();
-        let addresses = if has_addresses { (None, None) } else { (given(true), given(false)) };
+        // What Docker has already may not be repeated.
         let mac_address = if has.mac_address.is_some() { None } else { Some(endpoint.mac) };
-        let interface = Interface { address: addresses.0, address_ipv6: addresses.1, mac_address };
-        Ok(CreatedEndpoint { interface })
+        Ok(CreatedEndpoint { interface: Interface { mac_address, ..Interface::default() } })
     }
 
     async fn delete_endpoint(&self, request: EndpointRequest) -> Result<Done, ApiError> {
@@ -133,8 +139,11 @@ impl Driver for Daemon {
     async fn join(&self, request: SandboxRequest) -> Result<Joined, ApiError> {
         let member = self.member().await?;
         let placed = self.change(async move |_| {
-            let placed = member.attachments.place(&request.endpoint_id, request.sandbox_key).await?;
+            let SandboxRequest { endpoint_id, sandbox_key: sandbox, .. } = request;
+            let placed = member.attachments.place(&endpoint_id, sandbox.clone()).await?;
             member.keys.settle(placed.network).await;
+            let (attachments, id) = (Arc::clone(&member.attachments), placed.id);
+            tokio::spawn(async move { attachments.follow(id, sandbox).await });
             Ok(placed)
         });
         let placed = placed.await?;
@@ -158,20 +167,32 @@ impl Driver for Daemon {
     }
 
     async fn publish(&self, request: PublishRequest) -> Result<Done, ApiError> {
-        if !request.has_ports() {
-            return Ok(Done {});
-        }
         // Docker asks only where the way out of the container is through this network.
-        let network = self.docker_network(&request.network_id).await?;
-        Err(ApiError::invalid(format!(
-            "ports cannot be published in network {network}, as its gateway is where they would have to be: leave -p out, \
-             or use a network without a gateway"
-        )))
+        if request.has_ports() {
+            return Err(ApiError::invalid(
+                "ports cannot be published in a network with a gateway, as that is where they would have to be: leave \
+                 -p out, or use a network without one",
+            ));
+        }
+        Ok(Done {})
     }
 }
 
 impl Daemon {
-    async fn docker_network(&self, id: &RuntimeName) -> Result<NetworkName, ApiError> {
+    /// The member, once it has a manager: what waits for one would keep the others waiting.
+    async fn connected(&self) -> Result<Arc<Member>, ApiError> {
+        let member = self.member().await?;
+        let mut session = member.session.clone();
+        let connected = session.wait_for(|session| *session == SessionStatus::Connected);
+        match tokio::time::timeout(PATIENCE, connected).await {
+            Ok(Ok(_)) => Ok(member),
+            Ok(Err(_)) | Err(_) => Err(ApiError::unavailable(
+                "no manager can be reached, and only managers give addresses: `overlayd status` says why",
+            )),
+        }
+    }
+
+    async fn docker_network(&self, id: &RuntimeName) -> Result<NetworkId, ApiError> {
         let (store, asked) = (self.inner.store.clone(), id.clone());
         blocking(move || store.docker_network(&asked)).await?.ok_or_else(|| {
             ApiError::not_found(format!(
@@ -183,7 +204,7 @@ impl Daemon {
 
 /// A subnet of a network, as Docker hands it back.
 struct PoolId {
-    network: NetworkName,
+    network: NetworkId,
     subnet: IpNet,
 }
 
@@ -205,53 +226,42 @@ impl FromStr for PoolId {
 }
 
 /// The network that options name, if they do; no other option is known.
-fn named<'a>(
-    options: impl Iterator<Item = (&'a str, &'a str)>,
-    flag: &str,
-) -> Result<Option<NetworkName>, ApiError> {
-    let mut network = None;
-    for (key, value) in options {
-        if key != NETWORK {
-            let known = format!("{flag} {NETWORK}=NAME");
-            let known = if flag == "--opt" { format!("{known} and --opt {ENCRYPTED}") } else { known };
-            return Err(ApiError::invalid(format!("{flag} {key} is not known: there is {known}")));
-        }
-        let name = value.parse().map_err(|error| ApiError::invalid(format!("{flag} {NETWORK}: {error}")))?;
-        network = Some(name);
+fn named(options: &BTreeMap<String, String>) -> Result<Option<NetworkName>, ApiError> {
+    if let Some(unknown) = options.keys().find(|key| *key != NETWORK) {
+        return Err(ApiError::invalid(format!(
+            "--ipam-opt {unknown} is not known: there is --ipam-opt {NETWORK}=NAME"
+        )));
     }
-    Ok(network)
+    let name = options.get(NETWORK).map(|name| name.parse()).transpose();
+    name.map_err(|error| ApiError::invalid(format!("--ipam-opt {NETWORK}: {error}")))
 }
 
-/// The network of the cluster that is called so, or is the only one with this subnet.
+/// The network of the cluster that is called so, or has this subnet, which no other one has.
 async fn meant(
     member: &Member,
     named: Option<NetworkName>,
     subnet: Option<IpNet>,
 ) -> Result<Network, ApiError> {
     if let Some(name) = named {
-        return inspect(member, name).await;
+        return inspect(member, name.as_str()).await;
     }
     let Some(subnet) = subnet.map(|subnet| subnet.trunc()) else {
         return Err(ApiError::invalid(format!(
-            "say which network is meant with --ipam-opt {NETWORK}=NAME: `overlayd ls` lists them"
+            "say which network is meant, with its --subnet or with --ipam-opt {NETWORK}=NAME: `overlayd ls` lists them"
         )));
     };
-    let networks = member.client.list_networks(ListNetworks {}).await?.networks.into_iter();
-    let mut networks = networks.map(|summary| summary.network);
-    let mut having = networks.by_ref().filter(|network| network.subnets.iter().any(|s| s.cidr == subnet));
-    match (having.next(), having.next()) {
-        (Some(network), None) => Ok(network),
-        (None, _) => Err(ApiError::not_found(format!(
+    let networks = member.client.list_networks(ListNetworks {}).await?.networks;
+    let mut networks = networks.into_iter().map(|summary| summary.network);
+    networks.find(|network| network.subnets.iter().any(|s| s.cidr == subnet)).ok_or_else(|| {
+        ApiError::not_found(format!(
             "no network has subnet {subnet}: create it with `overlayd create --encrypted --subnet {subnet} NAME`"
-        ))),
-        (Some(one), Some(other)) => Err(ApiError::conflict(format!(
-            "{} and {} have subnet {subnet}: say which is meant with --opt {NETWORK}=NAME and --ipam-opt {NETWORK}=NAME",
-            one.name, other.name
-        ))),
-    }
+        ))
+    })
 }
 
-async fn inspect(member: &Member, name: NetworkName) -> Result<Network, ApiError> {
+/// By its name or id.
+async fn inspect(member: &Member, name: &str) -> Result<Network, ApiError> {
+    let name = name.parse().map_err(container::failed)?;
     Ok(member.client.inspect_network(InspectNetwork { name }).await?.view.network)
 }
 
@@ -332,6 +342,8 @@ fn other_subnet(network: &Network, pool: IpNet, subnet: IpNet) -> ApiError {
     ApiError::invalid(format!("network {} has {subnet}, not {pool}: leave --subnet out", network.name))
 }
 
+/// A session begins within it, as after a start of the host, or there is no manager.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What interfaces are called in containers, with a number: as Docker's own drivers have it.
 const PREFIX: &str = "eth";
 const NETWORK: &str = "network";

@@ -86,7 +86,7 @@ fn is_it(wanted: &NetnsRef, id: NetNsId) -> bool {
 }
 
 fn namespaces() -> impl Iterator<Item = PathBuf> {
-    let named = entries(Path::new("/run/netns")).map(|entry| entry.path());
+    let named = NAMED.iter().flat_map(|dir| entries(Path::new(dir))).map(|entry| entry.path());
     named.chain(processes())
 }
 
@@ -98,3 +98,6 @@ fn processes() -> impl Iterator<Item = PathBuf> {
 fn entries(dir: &Path) -> impl Iterator<Item = std::fs::DirEntry> {
     std::fs::read_dir(dir).into_iter().flatten().flatten()
 }
+
+/// Where `ip netns` and Docker keep theirs.
+const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];

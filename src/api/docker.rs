@@ -27,7 +27,7 @@ use super::server::{Callers, admit_caller};
 use super::socket::{ApiListener, Caller};
 use crate::events::{Event, Events, Noted, Reason};
 
-pub use self::ipam::{Address, AddressRequest, GATEWAY, Pool, PoolRequest, ReleasedAddress};
+pub use self::ipam::{ADDRESS_SPACE, Address, AddressRequest, GATEWAY, Pool, PoolRequest, ReleasedAddress};
 pub use self::network::{
     CreatedEndpoint, EndpointRequest, Interface, InterfaceName, IpamData, Joined, NetworkGone,
     NetworkRequest, NewEndpoint, PublishRequest, SandboxRequest,
@@ -129,7 +129,7 @@ fn router<D: Driver>(driver: Arc<D>) -> Router {
         ("/IpamDriver.GetCapabilities", json!({})),
         (
             "/IpamDriver.GetDefaultAddressSpaces",
-            json!({ "LocalDefaultAddressSpace": "overlayd", "GlobalDefaultAddressSpace": "overlayd-global" }),
+            json!({ "LocalDefaultAddressSpace": ADDRESS_SPACE, "GlobalDefaultAddressSpace": "overlayd-global" }),
         ),
         ("/IpamDriver.ReleasePool", json!({})),
         ("/NetworkDriver.EndpointOperInfo", json!({ "Value": {} })),

@@ -12,6 +12,7 @@ mod bad_input;
 mod ca;
 mod certificates;
 mod cni;
+mod docker;
 mod esp_wire;
 mod etcd;
 mod events;
@@ -51,6 +52,7 @@ test_program! {
     ca
     certificates
     cni
+    docker
     esp_wire
     etcd
     events

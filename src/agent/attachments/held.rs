@@ -5,24 +5,27 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tokio::sync::MutexGuard;
 
-use super::{Attachments, ask, blocking, container, leftovers};
+use super::{Attachments, Gate, ask, blocking, container, leftovers};
 use crate::api::ApiError;
 use crate::boot_time::BootTime;
 use crate::cluster::Endpoint;
 use crate::control::rpc::ManagerClient;
-use crate::control::store::local::{Attachment, AttachmentState, DockerEndpoint};
-use crate::id::{EndpointId, IfName, MacAddr, NetworkId, NetworkName, RuntimeName};
+use crate::control::store::local::{Attachment, AttachmentState, DockerEndpoint, NetnsRef};
+use crate::id::{EndpointId, IfName, MacAddr, NetworkId, RuntimeName};
 use crate::io::clock::boot_time;
 use crate::rate::RateLimits;
 
 /// An interface that Docker may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placed {
+    /// The endpoint.
+    pub(crate) id: EndpointId,
     /// Its name here.
     pub(crate) ifname: IfName,
     /// Its network.
@@ -39,8 +42,8 @@ pub(super) struct Waiting(Mutex<Due>);
 struct Due {
     /// Since when each is known of.
     since: BTreeMap<EndpointId, BootTime>,
-    /// Those that Docker has taken an address of, and takes the one of IPv6 of next.
-    halves: BTreeMap<NetworkName, EndpointId>,
+    /// By network the one that Docker has taken the address of IPv4 of, and takes that of IPv6 of next.
+    halves: BTreeMap<NetworkId, EndpointId>,
 }
 
 impl Waiting {
@@ -48,12 +51,17 @@ impl Waiting {
         now.since(*self.due().since.entry(id).or_insert(now))
     }
 
-    fn half(&self, network: &NetworkName) -> Option<EndpointId> {
-        self.due().halves.get(network).copied()
+    fn half(&self, network: NetworkId) -> Option<EndpointId> {
+        self.due().halves.get(&network).copied()
     }
 
-    fn halve(&self, network: NetworkName, id: EndpointId) {
-        self.due().halves.insert(network, id);
+    /// Takes note that the first or the second address of an endpoint was taken.
+    fn pair(&self, network: NetworkId, endpoint: Endpoint, is_first: bool) {
+        let mut due = self.due();
+        due.halves.retain(|_, half| *half != endpoint.id);
+        if is_first && endpoint.addresses.len() > 1 {
+            due.halves.insert(network, endpoint.id);
+        }
     }
 
     pub(super) fn forget(&self, id: EndpointId) {
@@ -62,7 +70,7 @@ impl Waiting {
         due.halves.retain(|_, half| *half != id);
     }
 
-    fn due(&self) -> MutexGuard<'_, Due> {
+    fn due(&self) -> std::sync::MutexGuard<'_, Due> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -75,53 +83,63 @@ impl Attachments {
     pub(crate) async fn take_address(
         &self,
         manager: &ManagerClient,
-        network: &NetworkName,
+        network: NetworkId,
         (subnet, wanted): (IpNet, Option<IpAddr>),
     ) -> Result<IpNet, ApiError> {
         let is_first = subnet.addr().is_ipv4();
-        if is_first {
-            // Docker may have failed in between.
-            let _ = tokio::time::timeout(BETWEEN, async {
-                while self.waiting.half(network).is_some() {
-                    tokio::time::sleep(BETWEEN / 100).await;
-                }
-            })
-            .await;
-        }
-        let _one = self.enter().await?;
+        let _one = if is_first { self.enter_next(network).await? } else { self.enter().await? };
         let mut ips: Vec<IpAddr> = wanted.into_iter().collect();
-        if !is_first
-            && let Some(half) = self.waiting.half(network)
-            && let Some((held, endpoint)) = self.unclaimed(network, |held| held.id == half).await?
-        {
+        // After a restart it is not known whose second one it is; and Docker may have forgotten the first.
+        let half = self.waiting.half(network).filter(|_| !is_first);
+        let is_its = |held: &Endpoint| match wanted {
+            Some(wanted) if is_first => has(held, wanted),
+            Some(_) | None => !is_first && half.is_none_or(|half| held.id == half),
+        };
+        if let Some((held, endpoint)) = self.unclaimed(network, is_its).await? {
             if let Some(given) = within(&endpoint, subnet)
                 && wanted.is_none_or(|wanted| wanted == given.addr())
             {
-                self.waiting.forget(half);
+                self.waiting.pair(network, endpoint, is_first);
                 return Ok(given);
             }
             let others = endpoint.addresses.iter().map(IpNet::addr);
             ips.extend(others.filter(|address| !subnet.contains(address)));
             self.remove(Some(manager), held).await?;
         }
-        let (held, endpoint) = self.hold(manager, network.clone(), ips, None).await?;
-        if is_first && endpoint.addresses.len() > 1 {
-            self.waiting.halve(held.network, held.id);
+        let (_, endpoint) = self.hold(manager, network, ips, None).await?;
+        let given = within(&endpoint, subnet);
+        self.waiting.pair(network, endpoint, is_first);
+        given.ok_or_else(|| ApiError::internal(format!("its network has no subnet {subnet} any more")))
+    }
+
+    /// For a container that takes its first address, once no other one is between its first and its second.
+    async fn enter_next(&self, network: NetworkId) -> Result<MutexGuard<'_, Gate>, ApiError> {
+        let entered = tokio::time::timeout(BETWEEN, async {
+            loop {
+                let one = self.enter().await?;
+                if self.waiting.half(network).is_none() {
+                    return Ok(one);
+                }
+                drop(one);
+                tokio::time::sleep(BETWEEN / 100).await;
+            }
+        });
+        // Docker may have failed in between.
+        match entered.await {
+            Ok(entered) => entered,
+            Err(_) => self.enter().await,
         }
-        within(&endpoint, subnet)
-            .ok_or_else(|| ApiError::internal(format!("network {network} has no subnet {subnet} any more")))
     }
 
     /// Gives an address back that no endpoint of Docker's came to have.
     pub(crate) async fn give_back_address(
         &self,
         manager: Option<&ManagerClient>,
-        network: &NetworkName,
+        network: NetworkId,
         address: IpAddr,
     ) -> Result<(), ApiError> {
         let _one = self.changing.lock().await;
-        let has_it = |held: &Endpoint| has(held, address);
-        match self.unclaimed(network, has_it).await? {
+        match self.unclaimed(network, |held| has(held, address)).await? {
             Some((held, _)) => self.remove(manager, held).await,
             None => Ok(()),
         }
@@ -132,22 +150,28 @@ impl Attachments {
         &self,
         manager: &ManagerClient,
         docker: RuntimeName,
-        network: &NetworkName,
+        network: NetworkId,
         (addresses, mac): (Vec<IpAddr>, Option<MacAddr>),
     ) -> Result<Endpoint, ApiError> {
         let _one = self.enter().await?;
         if let Some(there) = self.of_docker(&docker).await? {
-            return there.endpoint.ok_or_else(|| unfinished(&docker));
+            return there.endpoint.ok_or_else(|| ApiError::internal("it was claimed without its addresses"));
         }
-        let is_it =
-            |held: &Endpoint| !addresses.is_empty() && addresses.iter().all(|address| has(held, *address));
+        let is_it = |held: &Endpoint| {
+            !addresses.is_empty()
+                && addresses.iter().all(|address| has(held, *address))
+                && mac.is_none_or(|mac| held.mac == mac)
+        };
         let (mut attachment, endpoint) = match self.unclaimed(network, is_it).await? {
-            Some((held, endpoint)) if mac.is_none_or(|mac| endpoint.mac == mac) => (held, endpoint),
-            Some((held, _)) => {
-                self.remove(Some(manager), held).await?;
-                self.hold(manager, network.clone(), addresses, mac).await?
+            Some(held) => held,
+            None => {
+                // Another MAC address is asked for, or Docker has crossed two containers' addresses.
+                let has_one = |held: &Endpoint| addresses.iter().any(|address| has(held, *address));
+                while let Some((held, _)) = self.unclaimed(network, has_one).await? {
+                    self.remove(Some(manager), held).await?;
+                }
+                self.hold(manager, network, addresses, mac).await?
             }
-            None => self.hold(manager, network.clone(), addresses, mac).await?,
         };
         self.waiting.forget(attachment.id);
         attachment.docker = Some(DockerEndpoint { id: Some(docker), sandbox: None });
@@ -155,29 +179,60 @@ impl Attachments {
         Ok(endpoint)
     }
 
-    /// Makes the interface of an endpoint, for Docker to move it to `sandbox`.
+    /// Makes the interface of an endpoint, for Docker to move it to `sandbox`. It carries nothing until it is there:
+    /// here, somebody might take it for one of the host's.
     pub(crate) async fn place(&self, docker: &RuntimeName, sandbox: PathBuf) -> Result<Placed, ApiError> {
+        let attachment = self.of_docker(docker).await?;
+        let endpoint =
+            attachment.and_then(|attachment| attachment.endpoint).ok_or_else(|| unknown(docker))?;
+        let view = self.in_view(&endpoint).await?;
         let _one = self.enter().await?;
         let attachment = self.of_docker(docker).await?.ok_or_else(|| unknown(docker))?;
         // What an earlier attempt has left.
-        let attachment = self.pick_up(attachment).await?;
-        let placed = self.place_in_view(attachment.clone(), sandbox).await;
-        if placed.is_err() {
-            self.pick_up(attachment).await?;
+        let mut attachment = self.pick_up(attachment).await?;
+        let (mtu, lanes) = (self.dataplane.mtu(&view).await, self.dataplane.lane_count());
+        let port = container::port(&attachment, &endpoint, &view.network, mtu, lanes);
+        blocking(move || port.create_here(lanes)).await?;
+        let (id, ifname) = (attachment.id, attachment.ifname.clone());
+        attachment.mtu = Some(mtu);
+        attachment.docker = Some(DockerEndpoint { id: Some(docker.clone()), sandbox: Some(sandbox) });
+        if let Err(error) = self.put(attachment.clone()).await {
+            if let Err(error) = self.pick_up(attachment).await {
+                tracing::warn!(endpoint = %id, %error, "an interface could not be taken back");
+            }
+            return Err(error);
         }
-        placed
+        let gateways = container::gateways(&endpoint, &view.network);
+        Ok(Placed { id, network: endpoint.network, ifname, gateways })
+    }
+
+    /// Has an interface carry frames as soon as Docker has moved it.
+    pub(crate) async fn follow(&self, id: EndpointId, sandbox: PathBuf) {
+        let moved = tokio::time::timeout(SOON, async {
+            loop {
+                let sandbox = sandbox.clone();
+                let looked = blocking(move || container::moved_to(&sandbox, id)).await;
+                if looked.is_ok_and(|moved| moved.is_some()) {
+                    return;
+                }
+                tokio::time::sleep(STEP).await;
+            }
+        });
+        // Otherwise it is looked for with the other repairs.
+        if moved.await.is_ok()
+            && let Err(error) = self.mend(id, None).await
+        {
+            tracing::warn!(endpoint = %id, %error, "an interface that Docker has moved carries nothing yet");
+        }
     }
 
     /// Carries nothing for an endpoint from now on, as Docker takes its interface out of the container.
     pub(crate) async fn withdraw(&self, docker: &RuntimeName) -> Result<(), ApiError> {
         let _one = self.changing.lock().await;
-        let Some(mut attachment) = self.of_docker(docker).await? else { return Ok(()) };
-        self.remove_port(attachment.id).await?;
-        self.watch.forget(attachment.id);
-        (attachment.state, attachment.netns) = (AttachmentState::Held, container::home()?.1);
-        attachment.ifname = name_here(attachment.id);
-        attachment.docker = Some(DockerEndpoint { id: Some(docker.clone()), sandbox: None });
-        self.put(attachment).await
+        match self.of_docker(docker).await? {
+            Some(attachment) => self.hold_again(attachment).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Ends an endpoint of Docker's; fine if there is none.
@@ -193,35 +248,15 @@ impl Attachments {
         }
     }
 
-    /// Goes on with what was held when the last agent ended.
-    pub(super) async fn restore_held(&self, mut attachment: Attachment) -> Result<(), ApiError> {
-        let DockerEndpoint { id, sandbox } = attachment.docker.clone().unwrap_or_default();
-        if id.is_none() {
-            // Docker asks for the address itself, should it go on.
-            self.take_back(None, attachment).await;
-            return Ok(());
-        }
-        let Some(sandbox) = sandbox else { return self.pick_up(attachment).await.map(drop) };
-        let (id, lanes) = (attachment.id, self.dataplane.lane_count());
-        if let Some((netns, ifname)) = blocking(move || container::moved_to(&sandbox, id)).await? {
-            (attachment.state, attachment.netns, attachment.ifname) = (AttachmentState::Ready, netns, ifname);
-            self.put(attachment.clone()).await?;
-            return self.reopen(attachment).await;
-        }
-        match blocking(move || container::reopen_held(id, lanes)).await? {
-            Some(queues) => self.add_port(id, queues, attachment.rates).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Looks whether Docker has moved the interface by now, or has forgotten the endpoint.
+    /// Looks whether Docker has moved the interface by now, or has forgotten the endpoint; whether it is still held.
     pub(super) async fn settle(
         &self,
         manager: Option<&ManagerClient>,
         mut attachment: Attachment,
-    ) -> Result<(), ApiError> {
-        let (id, docker) = (attachment.id, attachment.docker.clone().unwrap_or_default());
-        let looked_at = docker.sandbox.clone();
+    ) -> Result<bool, ApiError> {
+        let (id, node) = (attachment.id, self.node);
+        let sandbox = attachment.docker.as_ref().and_then(|docker| docker.sandbox.clone());
+        let looked_at = sandbox.clone();
         let (moved, is_here) = blocking(move || {
             let moved = looked_at.map(|sandbox| container::moved_to(&sandbox, id)).transpose()?.flatten();
             Ok::<_, ApiError>((moved, container::is_here(id)?))
@@ -232,56 +267,31 @@ impl Attachments {
             self.put(attachment.clone()).await?;
             self.waiting.forget(id);
             tracing::info!(endpoint = %id, netns = %attachment.netns.path.display(), "Docker has moved the interface");
-            self.listen_to(&attachment).await;
-            return Ok(());
+            self.reopen(attachment).await?;
+            return Ok(false);
         }
         let waited = self.waiting.so_far(id, boot_time());
-        if let Some(sandbox) = docker.sandbox
-            && !is_here
-            && self.dataplane.port(id).await.is_some()
-        {
-            // It carries frames, wherever it is.
-            return if waited < SOON { Ok(()) } else { Err(unseen(&sandbox)) };
-        }
         if waited >= LONGEST {
-            let what = format!("endpoint {id} of {}, which Docker has forgotten", attachment.network);
-            leftovers::tell(&self.events, &what);
-            self.remove(manager, attachment).await?;
+            let is_anywhere =
+                move || Ok::<_, ApiError>(leftovers::interfaces(node).iter().any(|left| left.endpoint == id));
+            if is_here || sandbox.is_none() || !blocking(is_anywhere).await? {
+                let what = format!("endpoint {id} of {}, which Docker has forgotten", attachment.network);
+                leftovers::tell(&self.events, &what);
+                self.remove(manager, attachment).await?;
+                return Ok(false);
+            }
         }
-        Ok(())
+        match sandbox {
+            Some(sandbox) if !is_here && waited >= SOON => Err(unseen(&sandbox)),
+            Some(_) | None => Ok(true),
+        }
     }
 
-    async fn place_in_view(&self, mut attachment: Attachment, sandbox: PathBuf) -> Result<Placed, ApiError> {
-        let endpoint = attachment.endpoint.clone();
-        let endpoint = endpoint.ok_or_else(|| ApiError::internal("it has no endpoint"))?;
-        let view = self.in_view(&endpoint).await?;
-        let (mtu, lanes) = (self.dataplane.mtu(&view).await, self.dataplane.lane_count());
-        let port = container::port(&attachment, &endpoint, &view.network, mtu, lanes);
-        let queues = blocking(move || port.create_here(lanes)).await?;
-        self.add_port(attachment.id, queues, attachment.rates).await?;
-        attachment.mtu = Some(mtu);
-        if let Some(docker) = &mut attachment.docker {
-            docker.sandbox = Some(sandbox);
-        }
-        let ifname = attachment.ifname.clone();
-        self.put(attachment).await?;
-        Ok(Placed {
-            ifname,
-            network: endpoint.network,
-            gateways: container::gateways(&endpoint, &view.network),
-        })
-    }
-
-    /// Takes an endpoint's interface away, and holds the endpoint.
-    async fn pick_up(&self, mut attachment: Attachment) -> Result<Attachment, ApiError> {
+    /// Holds an endpoint that may be in a container, wherever its interface is, and carries nothing for it.
+    async fn hold_again(&self, mut attachment: Attachment) -> Result<Attachment, ApiError> {
         self.remove_port(attachment.id).await?;
         self.watch.forget(attachment.id);
-        let there = attachment.clone();
-        attachment.netns = blocking(move || {
-            container::remove_interface(&there)?;
-            container::home().map(|(_, home)| home)
-        })
-        .await?;
+        attachment.netns = home().await?;
         attachment.state = AttachmentState::Held;
         attachment.ifname = name_here(attachment.id);
         if let Some(docker) = &mut attachment.docker {
@@ -291,18 +301,25 @@ impl Attachments {
         Ok(attachment)
     }
 
+    /// Takes an endpoint's interface away, and holds the endpoint.
+    async fn pick_up(&self, attachment: Attachment) -> Result<Attachment, ApiError> {
+        let there = attachment.clone();
+        blocking(move || container::remove_interface(&there)).await?;
+        self.hold_again(attachment).await
+    }
+
     async fn hold(
         &self,
         manager: &ManagerClient,
-        network: NetworkName,
+        network: NetworkId,
         ips: Vec<IpAddr>,
         mac: Option<MacAddr>,
     ) -> Result<(Attachment, Endpoint), ApiError> {
         let id = EndpointId::from_entropy(rand::random());
         let mut attachment = Attachment {
             id,
-            network,
-            netns: container::home()?.1,
+            network: network.as_str().parse().map_err(container::failed)?,
+            netns: home().await?,
             ifname: name_here(id),
             name: None,
             cni: None,
@@ -337,16 +354,13 @@ impl Attachments {
     /// What was taken in a network, and is no endpoint of Docker's yet.
     async fn unclaimed(
         &self,
-        network: &NetworkName,
+        network: NetworkId,
         is_it: impl Fn(&Endpoint) -> bool,
     ) -> Result<Option<(Attachment, Endpoint)>, ApiError> {
-        let taken = self.all().await?.into_iter().filter(|attachment| {
-            attachment.state == AttachmentState::Held
-                && attachment.network == *network
-                && attachment.docker.as_ref().is_some_and(|docker| docker.id.is_none())
-        });
+        let taken = self.all().await?.into_iter().filter(is_unclaimed);
         let mut taken = taken.filter_map(|attachment| Some((attachment.endpoint.clone()?, attachment)));
-        Ok(taken.find(|(endpoint, _)| is_it(endpoint)).map(|(endpoint, attachment)| (attachment, endpoint)))
+        let found = taken.find(|(endpoint, _)| endpoint.network == network && is_it(endpoint));
+        Ok(found.map(|(endpoint, attachment)| (attachment, endpoint)))
     }
 
     async fn of_docker(&self, docker: &RuntimeName) -> Result<Option<Attachment>, ApiError> {
@@ -354,6 +368,16 @@ impl Attachments {
             attachment.docker.as_ref().and_then(|docker| docker.id.as_ref()) == Some(docker)
         }))
     }
+}
+
+/// Whether it is but addresses so far.
+pub(super) fn is_unclaimed(attachment: &Attachment) -> bool {
+    let docker = attachment.docker.as_ref();
+    attachment.state == AttachmentState::Held && docker.is_some_and(|docker| docker.id.is_none())
+}
+
+async fn home() -> Result<NetnsRef, ApiError> {
+    blocking(|| container::home().map(|(_, home)| home)).await
 }
 
 /// Told from those of other nodes by its alias, and unique on the machine as endpoints are.
@@ -373,21 +397,19 @@ fn unknown(docker: &RuntimeName) -> ApiError {
     ApiError::not_found(format!("this node has no endpoint {docker} of Docker's"))
 }
 
-fn unfinished(docker: &RuntimeName) -> ApiError {
-    ApiError::conflict(format!("endpoint {docker} of Docker's is not finished: try again"))
-}
-
 fn unseen(sandbox: &Path) -> ApiError {
     ApiError::conflict(format!(
-        "its interface was moved, and not to {} as the agent sees it: the agent has to see the mounts of Docker, or \
-         the container is cut off when the agent is started again",
+        "it carries nothing: its interface was moved, and not to {} as the agent sees it; the agent has to see the \
+         mounts of Docker",
         sandbox.display()
     ))
 }
 
 /// Docker asks for the second address right after the first.
 const BETWEEN: Duration = Duration::from_secs(2);
+/// How often it is looked whether Docker has moved an interface that it is about to move.
+const STEP: Duration = Duration::from_millis(20);
 /// Docker is through with what it does to an interface.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(5);
 /// Nothing that Docker does with an endpoint that is in no container takes as long: it has forgotten it.
 const LONGEST: Duration = Duration::from_mins(10);

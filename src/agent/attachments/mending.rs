@@ -127,7 +127,12 @@ impl Attachments {
         let Some(attachment) = blocking(move || store.attachment(id)).await? else { return Ok(()) };
         match attachment.state {
             AttachmentState::Pending => return self.remove(manager, attachment).await,
-            AttachmentState::Held => return self.settle(manager, attachment).await,
+            AttachmentState::Held => {
+                return match self.settle(manager, attachment.clone()).await? {
+                    true => self.tell_if_unknown(manager, attachment).await,
+                    false => Ok(()),
+                };
+            }
             AttachmentState::Ready => {}
         }
         if !self.is_there(&attachment).await? {
@@ -148,6 +153,15 @@ impl Attachments {
             self.reopen(attachment.clone()).await?;
             self.remove_leftovers().await;
         }
+        self.tell_if_unknown(manager, attachment).await
+    }
+
+    /// Has the manager know the endpoint of an attachment, or takes the attachment away where it may not be.
+    async fn tell_if_unknown(
+        &self,
+        manager: Option<&ManagerClient>,
+        attachment: Attachment,
+    ) -> Result<(), ApiError> {
         match manager {
             Some(manager) if !self.is_known(&attachment).await => {
                 let Some(endpoint) = &attachment.endpoint else { return Ok(()) };

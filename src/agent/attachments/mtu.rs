@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Attachments, blocking, container};
 use crate::api::ApiError;
-use crate::control::store::local::Attachment;
+use crate::control::store::local::{Attachment, AttachmentState};
 
 impl Attachments {
     /// Gives every interface the MTU of its network, now and whenever one changes.
@@ -40,7 +40,7 @@ impl Attachments {
     /// The MTU of an attachment's network, if it is another than its interface was last given. Whoever
     /// changes it in the container has their way until then.
     pub(super) async fn other_mtu(&self, attachment: &Attachment) -> Option<u16> {
-        let endpoint = attachment.endpoint.as_ref()?;
+        let endpoint = attachment.endpoint.as_ref().filter(|_| attachment.state == AttachmentState::Ready)?;
         let view = self.dataplane.view().await;
         let mtu = self.dataplane.mtu(view.networks.get(&endpoint.network)?).await;
         (attachment.mtu != Some(mtu)).then_some(mtu)

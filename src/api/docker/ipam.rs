@@ -92,14 +92,18 @@ pub struct ReleasedAddress {
     #[serde(rename = "PoolID")]
     pub pool_id: String,
     /// The address.
-    pub address: IpAddr,
+    #[serde(default, deserialize_with = "text_or_none")]
+    pub address: Option<IpAddr>,
 }
 
 impl Request for ReleasedAddress {
     fn subject(&self) -> String {
-        format!("{} {}", self.pool_id, self.address)
+        let address = self.address.map(|address| format!(" {address}")).unwrap_or_default();
+        format!("{}{address}", self.pool_id)
     }
 }
 
+/// What addresses of this driver's are called.
+pub const ADDRESS_SPACE: &str = "overlayd";
 /// By Docker's name: a network's gateway, as an option and as a kind of address.
 pub const GATEWAY: &str = "com.docker.network.gateway";

@@ -32,10 +32,10 @@ pub struct NetworkRequest {
 
 impl NetworkRequest {
     /// What the operator says to this driver (`--opt`).
-    pub fn options(&self) -> BTreeMap<&str, &str> {
+    pub fn options(&self) -> BTreeMap<&str, String> {
         let said = self.options.get("com.docker.network.generic").and_then(Value::as_object);
-        let said = said.into_iter().flatten();
-        said.map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default())).collect()
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        said.into_iter().flatten().map(|(key, value)| (key.as_str(), text(value))).collect()
     }
 }
 
@@ -49,8 +49,12 @@ impl Request for NetworkRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct IpamData {
+    /// What the IPAM driver calls its addresses.
+    #[serde(default)]
+    pub address_space: String,
     /// The subnet.
-    pub pool: IpNet,
+    #[serde(default, deserialize_with = "text_or_none")]
+    pub pool: Option<IpNet>,
     /// Addresses that are somebody else's, by name.
     #[serde(default, deserialize_with = "lenient")]
     pub aux_addresses: BTreeMap<String, String>,

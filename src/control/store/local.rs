@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::file::Keep;
 use super::{Store, StoreError, Table, shared};
 use crate::cluster::{CniAttachment, Endpoint, View};
-use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName, RuntimeName};
+use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkId, NetworkName, RuntimeName};
 use crate::membership::SignedRemovals;
 use crate::rate::RateLimits;
 
@@ -225,11 +225,12 @@ impl Store {
         Ok(self.read(|r| r.all(&ATTACHMENTS))?.into_iter().map(|(_, attachment)| attachment).collect())
     }
 
-    /// Keeps which network is meant by one of Docker's, which it calls by an id of its own.
+    /// Keeps which network is meant by one of Docker's, which it calls by an id of its own. One of the same name that is
+    /// made later is another one, and may be without encryption.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn put_docker_network(&self, id: &RuntimeName, network: &NetworkName) -> Result<(), StoreError> {
+    pub fn put_docker_network(&self, id: &RuntimeName, network: &NetworkId) -> Result<(), StoreError> {
         self.write(|w| w.put(&DOCKER_NETWORKS, id.as_str(), network))
     }
 
@@ -245,13 +246,13 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn docker_network(&self, id: &RuntimeName) -> Result<Option<NetworkName>, StoreError> {
+    pub fn docker_network(&self, id: &RuntimeName) -> Result<Option<NetworkId>, StoreError> {
         self.read(|r| r.get(&DOCKER_NETWORKS, id.as_str()))
     }
 }
 
 const ATTACHMENTS: Table<Attachment> = Table::new("attachments");
-const DOCKER_NETWORKS: Table<NetworkName> = Table::new("docker_networks");
+const DOCKER_NETWORKS: Table<NetworkId> = Table::new("docker_networks");
 /// Whether a row is of no use on another machine: what is attached to this one, what a manager tells
 /// anew, and how this one enters a store that managers share.
 pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {

@@ -1,0 +1,557 @@
+//! The agent as Docker has it used: its plugin socket, with the words and the steps of libnetwork's remote drivers.
+
+use std::io::{Read, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use overlayd::id::NetworkId;
+use overlayd::lab::{Container, Ping, Underlay, eventually};
+use serde_json::{Value, json};
+
+use crate::support::swarm::{Agent, Family, Swarm};
+use crate::support::tests;
+
+tests! {
+    agent_that_is_killed_between_two_calls_goes_on_with_what_it_holds
+    containers_reach_one_another_and_keep_nothing_when_they_stop
+    containers_that_start_at_once_have_addresses_of_one_endpoint_each
+    addresses_that_are_asked_for_are_given
+    network_that_is_made_again_without_encryption_is_another_one
+    what_cannot_be_had_is_refused_where_docker_looks_for_it
+    network_with_a_gateway_is_the_way_out
+    live_container_that_the_agent_cannot_look_into_is_told_and_kept
+}
+
+const SUBNETS: [&str; 2] = ["10.1.0.0/24", "fd00:1::/64"];
+
+/// Docker on one host.
+struct Docker<'s> {
+    swarm: &'s Swarm,
+    number: usize,
+    /// Its id for `red`, another one on each host.
+    network: String,
+    endpoints: AtomicUsize,
+    /// The cluster's.
+    red: NetworkId,
+}
+
+/// What Docker has of a container.
+struct Started {
+    endpoint: String,
+    addresses: Vec<IpNet>,
+    ifname: String,
+}
+
+fn swarm() -> Swarm {
+    let swarm = Swarm::idle(2, Underlay::default());
+    for agent in &swarm.agents {
+        start(&swarm, agent);
+    }
+    let init = swarm.init(Family::V4);
+    swarm.join(2, &init);
+    swarm.create(&["--encrypted", "--subnet", SUBNETS[0], "--subnet", SUBNETS[1], "red"]);
+    swarm
+}
+
+fn start(swarm: &Swarm, agent: &Agent) {
+    let socket = socket(agent);
+    agent.spawn(swarm.host(agent), &["--docker-socket", socket.to_str().unwrap()]);
+    agent.await_ready();
+    assert!(eventually(Duration::from_secs(5), || socket.exists()));
+}
+
+fn socket(agent: &Agent) -> PathBuf {
+    agent.dir.join("docker.sock")
+}
+
+impl<'s> Docker<'s> {
+    fn new(swarm: &'s Swarm, number: usize) -> Self {
+        let red = swarm.agent(1).inspect("red").network.id;
+        Self { swarm, number, network: format!("{number:064x}"), endpoints: AtomicUsize::new(0), red }
+    }
+
+    fn agent(&self) -> &Agent {
+        self.swarm.agent(self.number)
+    }
+
+    /// A call as Docker 20.10 makes it, and the answer, whose status is always 200 but for calls that are not known.
+    fn call(&self, path: &str, body: &Value) -> Value {
+        let (status, answer) = self.exchange(path, &body.to_string());
+        assert_eq!(status, 200, "{path}: {answer}");
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    fn exchange(&self, path: &str, body: &str) -> (u16, String) {
+        let mut stream = UnixStream::connect(socket(self.agent())).unwrap();
+        let request = format!(
+            "POST /{path} HTTP/1.1\r\nHost: {}\r\nAccept: application/vnd.docker.plugins.v1.2+json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            "%2Frun%2Fdocker.sock",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    fn done(&self, path: &str, body: &Value) -> Value {
+        let answer = self.call(path, body);
+        assert!(answer["Err"].is_null() && answer["Error"].is_null(), "{path}: {answer}");
+        answer
+    }
+
+    fn refused(&self, path: &str, body: &Value) -> String {
+        let answer = self.call(path, body);
+        let name = if path.starts_with("Ipam") { "Error" } else { "Err" };
+        answer[name].as_str().unwrap_or_else(|| panic!("{path}: {answer}")).to_owned()
+    }
+
+    fn pool(&self, subnet: &str) -> String {
+        format!("{}/{subnet}", self.red)
+    }
+
+    /// `docker network create -d overlayd --ipam-driver overlayd --ipam-opt network=red --ipv6 --subnet ...`
+    fn create_network(&self) -> &Self {
+        let data = SUBNETS.map(|subnet| {
+            let v6 = subnet.contains(':');
+            let options = json!({ "network": "red" });
+            let request =
+                json!({ "AddressSpace": "overlayd", "Pool": subnet, "SubPool": "", "Options": options, "V6": v6 });
+            let pool = self.done("IpamDriver.RequestPool", &request);
+            assert_eq!((&pool["Pool"], &pool["PoolID"]), (&json!(subnet), &json!(self.pool(subnet))));
+            json!({
+                "AddressSpace": "overlayd", "Pool": subnet, "AuxAddresses": null,
+                "Gateway": pool["Data"]["com.docker.network.gateway"],
+            })
+        });
+        let [v4, v6] = data;
+        let options = json!({ "com.docker.network.enable_ipv6": true, "com.docker.network.generic": { "encrypted": "" } });
+        self.done(
+            "NetworkDriver.CreateNetwork",
+            &json!({ "NetworkID": self.network, "Options": options, "IPv4Data": [v4], "IPv6Data": [v6] }),
+        );
+        self
+    }
+
+    /// Takes addresses, these if they are not empty, as Docker does: one family after the other.
+    fn take_addresses(&self, wanted: [&str; 2]) -> Vec<IpNet> {
+        let take = |(subnet, wanted): (&str, &str)| {
+            let request = json!({ "PoolID": self.pool(subnet), "Address": wanted, "Options": {} });
+            let given = self.done("IpamDriver.RequestAddress", &request);
+            given["Address"].as_str().unwrap().parse().unwrap()
+        };
+        SUBNETS.into_iter().zip(wanted).map(take).collect()
+    }
+
+    fn create_endpoint(&self, addresses: &[IpNet], mac: &str) -> (String, Value) {
+        let number = self.endpoints.fetch_add(1, Ordering::Relaxed);
+        let endpoint = format!("{:032x}{number:032x}", self.number);
+        let interface = json!({ "Address": addresses[0], "AddressIPv6": addresses[1], "MacAddress": mac });
+        let answer = self.done(
+            "NetworkDriver.CreateEndpoint",
+            &json!({
+                "NetworkID": self.network, "EndpointID": endpoint, "Interface": interface,
+                "Options": { "com.docker.network.endpoint.exposedports": [], "com.docker.network.portmap": [] },
+            }),
+        );
+        (endpoint, answer["Interface"].clone())
+    }
+
+    fn join(&self, endpoint: &str, container: &Container) -> String {
+        let mut request = self.of(endpoint);
+        request["SandboxKey"] = json!(container.path());
+        request["Options"] = json!({});
+        let joined = self.done("NetworkDriver.Join", &request);
+        assert_eq!(joined["InterfaceName"]["DstPrefix"], "eth");
+        assert_eq!(joined.get("Gateway"), None, "{joined}");
+        joined["InterfaceName"]["SrcName"].as_str().unwrap().to_owned()
+    }
+
+    fn of(&self, endpoint: &str) -> Value {
+        json!({ "NetworkID": self.network, "EndpointID": endpoint })
+    }
+
+    /// Moves the interface and dresses it there, as libnetwork does.
+    fn move_in(&self, started: &Started, container: &Container) {
+        let path = container.path();
+        self.ip(&["link", "set", &started.ifname, "netns", path.to_str().unwrap()]);
+        let within = |arguments: &[&str]| {
+            let mut ip = Command::new("ip");
+            ip.args(arguments);
+            assert!(self.host().spawn_in(container, ip).unwrap().wait().unwrap().success(), "{arguments:?}");
+        };
+        within(&["link", "set", &started.ifname, "name", "eth0"]);
+        for address in &started.addresses {
+            let flags: &[&str] = if address.addr().is_ipv6() { &["nodad"] } else { &[] };
+            within(&[&["addr", "add", &address.to_string(), "dev", "eth0"], flags].concat());
+        }
+        within(&["link", "set", "eth0", "up"]);
+    }
+
+    fn move_out(&self, started: &Started, container: &Container) {
+        let home = self.agent().status().pid.to_string();
+        for arguments in [
+            &["link", "set", "eth0", "down"][..],
+            &["link", "set", "eth0", "name", &started.ifname],
+            &["link", "set", &started.ifname, "netns", &home],
+        ] {
+            let mut ip = Command::new("ip");
+            ip.args(arguments);
+            assert!(self.host().spawn_in(container, ip).unwrap().wait().unwrap().success(), "{arguments:?}");
+        }
+    }
+
+    /// All that Docker does when a container starts.
+    fn run(&self, container: &Container) -> Started {
+        let addresses = self.take_addresses(["", ""]);
+        let (endpoint, _) = self.create_endpoint(&addresses, "");
+        let ifname = self.join(&endpoint, container);
+        let started = Started { endpoint, addresses, ifname };
+        self.move_in(&started, container);
+        started
+    }
+
+    fn release(&self, started: &Started) {
+        for address in &started.addresses {
+            let pool = self.pool(&address.trunc().to_string());
+            self.done("IpamDriver.ReleaseAddress", &json!({ "PoolID": pool, "Address": address.addr() }));
+        }
+    }
+
+    fn host(&self) -> &overlayd::lab::Host {
+        self.swarm.host(self.agent())
+    }
+
+    fn ip(&self, arguments: &[&str]) {
+        let mut ip = Command::new("ip");
+        ip.args(arguments);
+        assert!(self.host().spawn(ip).unwrap().wait().unwrap().success(), "{arguments:?}");
+    }
+
+    /// The interfaces of endpoints where the agent is: their names, whether they are up, and their addresses.
+    fn at_home(&self) -> Vec<(String, bool, usize)> {
+        let links =
+            self.host().run_in(|| Command::new("ip").args(["-json", "addr"]).output().unwrap()).unwrap();
+        let links: Vec<Value> = serde_json::from_slice(&links.stdout).unwrap();
+        let ours = links.into_iter().filter(|link| link["ifname"].as_str().unwrap().starts_with("ovd"));
+        ours.map(|link| {
+            let is_up = link["flags"].as_array().unwrap().contains(&json!("UP"));
+            let name = link["ifname"].as_str().unwrap().to_owned();
+            (name, is_up, link["addr_info"].as_array().unwrap().len())
+        })
+        .collect()
+    }
+
+    fn endpoints_in_cluster(&self) -> usize {
+        self.swarm.agent(1).inspect("red").endpoints.len()
+    }
+
+    fn container(&self, name: &str) -> Container {
+        self.host().container(name).unwrap()
+    }
+
+    fn await_equal(&self) {
+        let is_equal = || {
+            let verification = self.agent().command().args(["status", "--verify"]).output().unwrap();
+            verification.status.success()
+        };
+        assert!(eventually(Duration::from_secs(15), is_equal), "{}", self.agent().verification());
+    }
+}
+
+fn reaches(from: &Container, to: IpAddr) -> bool {
+    let once = Ping { count: 1, timeout: Duration::from_millis(500), ..Ping::default() };
+    eventually(Duration::from_secs(10), || once.run(from.namespace(), to).unwrap().is_complete())
+}
+
+fn containers_reach_one_another_and_keep_nothing_when_they_stop() {
+    let swarm = swarm();
+    let dockers = [1, 2].map(|number| Docker::new(&swarm, number));
+    let activated = dockers[0].exchange("Plugin.Activate", "");
+    let drivers: Value = serde_json::from_str(&activated.1).unwrap();
+    assert_eq!(drivers["Implements"], json!(["NetworkDriver", "IpamDriver"]));
+    assert_eq!(dockers[0].exchange("NetworkDriver.GwAllocCheck", "{}").0, 404);
+
+    let docker = &dockers[0];
+    let container = docker.create_network().container("c1");
+    let addresses = docker.take_addresses(["", ""]);
+    let (endpoint, given) = docker.create_endpoint(&addresses, "");
+    let v4 = addresses[0].addr().to_string().parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let mac = format!("02:42:{:02x}:{:02x}:{:02x}:{:02x}", v4[0], v4[1], v4[2], v4[3]);
+    assert_eq!(given, json!({ "MacAddress": mac }), "what it has is not repeated");
+    assert_eq!(docker.at_home(), []);
+    let ifname = docker.join(&endpoint, &container);
+    assert_eq!(docker.at_home(), [(ifname.clone(), false, 0)], "it carries nothing of the host");
+    let first = Started { endpoint, addresses, ifname };
+    docker.move_in(&first, &container);
+    let other = dockers[1].create_network().container("c2");
+    let second = dockers[1].run(&other);
+    for (from, to) in [(&container, &second), (&other, &first)] {
+        assert!(to.addresses.iter().all(|to| reaches(from, to.addr())), "{}", swarm.drops());
+    }
+    dockers.iter().for_each(Docker::await_equal);
+    let verification = docker.agent().verification();
+    assert!(verification.contains(&format!("{} eth0", container.path().display())), "{verification}");
+
+    docker.done("NetworkDriver.Leave", &docker.of(&first.endpoint));
+    let once = Ping { count: 1, timeout: Duration::from_millis(500), ..Ping::default() };
+    assert!(!once.run(other.namespace(), first.addresses[0].addr()).unwrap().is_complete());
+    docker.move_out(&first, &container);
+    docker.await_equal();
+    assert_eq!(docker.at_home(), [(first.ifname.clone(), false, 0)]);
+    for _ in 0..2 {
+        docker.done("NetworkDriver.DeleteEndpoint", &docker.of(&first.endpoint));
+        docker.release(&first);
+    }
+    assert_eq!((docker.at_home(), docker.endpoints_in_cluster()), (Vec::new(), 1));
+    for _ in 0..2 {
+        docker.done("NetworkDriver.DeleteNetwork", &json!({ "NetworkID": docker.network }));
+    }
+    let refused = docker.refused(
+        "NetworkDriver.CreateEndpoint",
+        &json!({ "NetworkID": docker.network, "EndpointID": "e", "Interface": null, "Options": null }),
+    );
+    assert!(refused.contains("remove it and create it again"), "{refused}");
+}
+
+fn agent_that_is_killed_between_two_calls_goes_on_with_what_it_holds() {
+    let swarm = swarm();
+    let (docker, peer) = (Docker::new(&swarm, 2), Docker::new(&swarm, 1));
+    let other = peer.create_network().container("other");
+    let there = peer.run(&other);
+    docker.create_network();
+    for moment in 0..7 {
+        let container = docker.container(&format!("c{moment}"));
+        let killed_at = |step| {
+            if step == moment {
+                docker.agent().kill();
+                start(&swarm, docker.agent());
+            }
+        };
+        killed_at(0);
+        let addresses = docker.take_addresses(["", ""]);
+        killed_at(1);
+        let (endpoint, _) = docker.create_endpoint(&addresses, "");
+        killed_at(2);
+        let ifname = docker.join(&endpoint, &container);
+        let started = Started { endpoint, addresses, ifname };
+        killed_at(3);
+        docker.move_in(&started, &container);
+        if moment == 5 {
+            docker.await_equal();
+        }
+        killed_at(4);
+        killed_at(5);
+        assert!(reaches(&container, there.addresses[0].addr()), "{moment}: {}", swarm.drops());
+        assert!(reaches(&other, started.addresses[1].addr()), "{moment}: {}", swarm.drops());
+        docker.await_equal();
+        docker.done("NetworkDriver.Leave", &docker.of(&started.endpoint));
+        docker.move_out(&started, &container);
+        killed_at(6);
+        docker.done("NetworkDriver.DeleteEndpoint", &docker.of(&started.endpoint));
+        docker.release(&started);
+        assert_eq!(docker.at_home(), [], "{moment}");
+        // With no session yet, the manager hears of it with the next one.
+        assert!(eventually(Duration::from_secs(10), || docker.endpoints_in_cluster() == 1), "{moment}");
+    }
+}
+
+fn containers_that_start_at_once_have_addresses_of_one_endpoint_each() {
+    let swarm = swarm();
+    let docker = Docker::new(&swarm, 2);
+    docker.create_network();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let addresses = docker.take_addresses(["", ""]);
+                docker.create_endpoint(&addresses, "");
+            });
+        }
+    });
+    assert_eq!(docker.endpoints_in_cluster(), 8);
+    // One that failed in between keeps nobody waiting for long, and goes when Docker takes it back.
+    let half = json!({ "PoolID": docker.pool(SUBNETS[0]), "Address": "", "Options": {} });
+    let half = docker.done("IpamDriver.RequestAddress", &half)["Address"].clone();
+    docker.take_addresses(["", ""]);
+    assert_eq!(docker.endpoints_in_cluster(), 10);
+    let half: IpNet = serde_json::from_value(half).unwrap();
+    let pool = docker.pool(SUBNETS[0]);
+    docker.done("IpamDriver.ReleaseAddress", &json!({ "PoolID": pool, "Address": half.addr() }));
+    assert_eq!(docker.endpoints_in_cluster(), 9);
+}
+
+fn addresses_that_are_asked_for_are_given() {
+    let swarm = swarm();
+    let docker = Docker::new(&swarm, 2);
+    docker.create_network();
+    let addresses = docker.take_addresses(["10.1.0.50", "fd00:1::50"]);
+    assert_eq!(
+        addresses.iter().map(IpNet::addr).collect::<Vec<_>>(),
+        ["10.1.0.50".parse::<IpAddr>().unwrap(), "fd00:1::50".parse().unwrap()]
+    );
+    let (_, given) = docker.create_endpoint(&addresses, "02:00:00:00:00:50");
+    assert_eq!(given, json!({}));
+    let known = swarm.agent(1).inspect("red").endpoints;
+    assert_eq!((known.len(), &known[0].addresses), (1, &addresses));
+    assert_eq!(known[0].mac.to_string(), "02:00:00:00:00:50");
+    let taken = json!({ "PoolID": docker.pool(SUBNETS[0]), "Address": "10.1.0.50", "Options": {} });
+    let refused = docker.refused("IpamDriver.RequestAddress", &taken);
+    assert!(refused.contains("10.1.0.50 is taken in network red"), "{refused}");
+}
+
+fn what_cannot_be_had_is_refused_where_docker_looks_for_it() {
+    let swarm = swarm();
+    let docker = Docker::new(&swarm, 1);
+    swarm.create(&["--subnet", "10.7.0.0/24", "--subnet", "10.8.0.0/24", "two"]);
+    swarm.create(&["--subnet", "10.9.0.0/24", "open"]);
+    let pool = |options: Value, pool: &str, range: &str| {
+        docker.refused(
+            "IpamDriver.RequestPool",
+            &json!({ "Pool": pool, "SubPool": range, "Options": options, "V6": false }),
+        )
+    };
+    for (said, expected) in [
+        (pool(Value::Null, "", ""), "--ipam-opt network=NAME"),
+        (pool(json!({ "net": "red" }), "", ""), "--ipam-opt net is not known"),
+        (pool(json!({ "network": "blue" }), "", ""), "there is no network blue"),
+        (pool(json!({ "network": "two" }), "", ""), "several subnets of IPv4"),
+        (
+            pool(json!({ "network": "red" }), "10.2.0.0/24", ""),
+            "network red has 10.1.0.0/24, not 10.2.0.0/24",
+        ),
+        (
+            pool(json!({ "network": "red" }), "10.1.0.0/24", "10.1.0.64/26"),
+            "leave --ip-range 10.1.0.64/26 out",
+        ),
+        (pool(Value::Null, "10.3.0.0/24", ""), "no network has subnet 10.3.0.0/24"),
+        (pool(Value::Null, "10.10.0.0", ""), "not understood"),
+    ] {
+        assert!(said.contains(expected), "{said}");
+    }
+    let create = |options: Value, pools: [Value; 2]| {
+        let [v4, v6] = pools;
+        docker.refused(
+            "NetworkDriver.CreateNetwork",
+            &json!({
+                "NetworkID": "n", "Options": { "com.docker.network.generic": options },
+                "IPv4Data": v4, "IPv6Data": v6,
+            }),
+        )
+    };
+    let v4 = |pool: &str| json!([{ "AddressSpace": "overlayd", "Pool": pool }]);
+    for (said, expected) in [
+        (create(json!({ "encrypted": "" }), [v4("10.9.0.0/24"), Value::Null]), "open is not encrypted"),
+        (create(json!({ "encrypted": "false" }), [v4(SUBNETS[0]), v4(SUBNETS[1])]), "red is encrypted"),
+        (create(json!({ "encrypted": "maybe" }), [v4("10.9.0.0/24"), Value::Null]), "it is true or false"),
+        (
+            create(
+                json!({}),
+                [json!([{ "AddressSpace": "LocalDefault", "Pool": "10.9.0.0/24" }]), Value::Null],
+            ),
+            "add --ipam-driver",
+        ),
+        (create(json!({ "mtu": "1300" }), [v4("10.9.0.0/24"), Value::Null]), "--opt mtu is not known"),
+        (create(json!({}), [v4(SUBNETS[0]), Value::Null]), "add --ipv6 --subnet fd00:1::/64"),
+        (create(json!({}), [v4("10.9.0.0/24"), v4("10.8.0.0/24")]), "is no subnet of network open"),
+        (
+            create(
+                json!({}),
+                [
+                    json!([{ "AddressSpace": "overlayd", "Pool": "10.9.0.0/24", "AuxAddresses": { "nas": "10.9.0.7" } }]),
+                    Value::Null,
+                ],
+            ),
+            "leave --aux-address nas out",
+        ),
+    ] {
+        assert!(said.contains(expected), "{said}");
+    }
+    let open = docker.agent().inspect("open").network.id;
+    let gateway = json!({
+        "PoolID": format!("{open}/10.9.0.0/24"), "Address": "10.9.0.5",
+        "Options": { "RequestAddressType": "com.docker.network.gateway" },
+    });
+    let said = docker.refused("IpamDriver.RequestAddress", &gateway);
+    assert!(said.contains("10.9.0.5 is not the gateway of network open"), "{said}");
+    let said = docker.refused("IpamDriver.RequestAddress", &json!({ "PoolID": "open", "Address": "" }));
+    assert!(said.contains("no pool of overlayd's"), "{said}");
+    let mut join = docker.of("e");
+    join["SandboxKey"] = json!("/run/docker/netns/1");
+    let said = docker.refused("NetworkDriver.Join", &join);
+    assert!(said.contains("no endpoint e of Docker's"), "{said}");
+    assert_eq!(docker.agent().inspect("red").endpoints.len(), 0);
+}
+
+fn network_that_is_made_again_without_encryption_is_another_one() {
+    let swarm = swarm();
+    let docker = Docker::new(&swarm, 2);
+    docker.create_network();
+    swarm.agent(1).done(&["rm", "red"]);
+    swarm.create(&["--subnet", SUBNETS[0], "--subnet", SUBNETS[1], "red"]);
+    let request = json!({ "PoolID": docker.pool(SUBNETS[0]), "Address": "", "Options": {} });
+    let said = docker.refused("IpamDriver.RequestAddress", &request);
+    assert!(said.contains(&format!("no network {}", docker.red)), "{said}");
+    let mut request = docker.of("e");
+    request["Interface"] = json!({ "Address": "10.1.0.7/24", "AddressIPv6": "fd00:1::7/64" });
+    let said = docker.refused("NetworkDriver.CreateEndpoint", &request);
+    assert!(said.contains(&format!("no network {}", docker.red)), "{said}");
+    assert_eq!(docker.endpoints_in_cluster(), 0);
+}
+
+fn network_with_a_gateway_is_the_way_out() {
+    let swarm = swarm();
+    swarm.create(&["--encrypted", "--subnet", "10.9.0.0/24", "--gateway", "10.9.0.254", "gated"]);
+    let docker = Docker::new(&swarm, 1);
+    let pool = docker.done("IpamDriver.RequestPool", &json!({ "Options": { "network": "gated" } }));
+    assert_eq!(pool["Data"]["com.docker.network.gateway"], "10.9.0.254/24");
+    docker.done(
+        "NetworkDriver.CreateNetwork",
+        &json!({ "NetworkID": docker.network, "IPv4Data": [{ "AddressSpace": "overlayd", "Pool": pool["Pool"] }], "IPv6Data": [] }),
+    );
+    let given = docker.done("IpamDriver.RequestAddress", &json!({ "PoolID": pool["PoolID"] }));
+    let mut request = docker.of("e");
+    request["Interface"] = json!({ "Address": given["Address"] });
+    docker.done("NetworkDriver.CreateEndpoint", &request);
+    let container = docker.container("c1");
+    request["SandboxKey"] = json!(container.path());
+    let joined = docker.done("NetworkDriver.Join", &request);
+    assert_eq!(joined["Gateway"], "10.9.0.254", "{joined}");
+    let port = json!([{ "Proto": 6, "Port": 80, "HostPort": 8080 }]);
+    request["Options"] = json!({ "com.docker.network.portmap": port });
+    let said = docker.refused("NetworkDriver.ProgramExternalConnectivity", &request);
+    assert!(said.contains("leave -p out"), "{said}");
+    request["Options"] = json!({ "com.docker.network.portmap": [] });
+    docker.done("NetworkDriver.ProgramExternalConnectivity", &request);
+}
+
+fn live_container_that_the_agent_cannot_look_into_is_told_and_kept() {
+    let swarm = swarm();
+    let docker = Docker::new(&swarm, 1);
+    let container = docker.create_network().container("c1");
+    let addresses = docker.take_addresses(["", ""]);
+    let (endpoint, _) = docker.create_endpoint(&addresses, "");
+    let mut request = docker.of(&endpoint);
+    // As where Docker's mounts do not reach the agent.
+    request["SandboxKey"] = json!("/run/netns/is-seen-by-docker-alone");
+    let joined = docker.done("NetworkDriver.Join", &request);
+    let ifname = joined["InterfaceName"]["SrcName"].as_str().unwrap().to_owned();
+    let started = Started { endpoint, addresses, ifname };
+    docker.move_in(&started, &container);
+    let is_told = || docker.agent().done(&["status"]).contains("has to see the mounts of Docker");
+    assert!(eventually(Duration::from_secs(20), is_told), "{}", docker.agent().done(&["status"]));
+    docker.agent().kill();
+    start(&swarm, docker.agent());
+    assert_eq!(docker.endpoints_in_cluster(), 1);
+    docker.done("NetworkDriver.Leave", &docker.of(&started.endpoint));
+    docker.move_out(&started, &container);
+    docker.done("NetworkDriver.DeleteEndpoint", &docker.of(&started.endpoint));
+    docker.await_equal();
+    assert_eq!((docker.at_home(), docker.endpoints_in_cluster()), (Vec::new(), 0));
+}
