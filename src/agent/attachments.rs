@@ -255,7 +255,7 @@ impl Attachments {
                 }
                 AttachmentState::Ready => {
                     let (id, network) = (attachment.id, attachment.network.clone());
-                    if let Err(error) = self.reopen(attachment).await {
+                    if let Err(error) = self.reopen(attachment, BACK).await {
                         self.trouble(&network, id, &error);
                     }
                 }
@@ -297,7 +297,7 @@ impl Attachments {
     }
 
     /// Opens the interface again, or makes it again if somebody removed it.
-    async fn reopen(&self, attachment: Attachment) -> Result<(), ApiError> {
+    async fn reopen(&self, attachment: Attachment, what: &str) -> Result<(), ApiError> {
         let (id, network, rates) = (attachment.id, attachment.network.clone(), attachment.rates);
         let view = self.dataplane.view().await;
         let found = attachment.endpoint.as_ref().and_then(|endpoint| view.networks.get(&endpoint.network));
@@ -318,7 +318,7 @@ impl Attachments {
             let what = format!("the interface was removed by somebody and made again{without}");
             self.told_mended(&attachment, &what);
         } else {
-            tracing::info!(endpoint = %id, %network, "interface is back");
+            tracing::info!(endpoint = %id, %network, netns = %attachment.netns.path.display(), "{what}");
         }
         self.listen_to(&attachment).await;
         Ok(())
@@ -408,5 +408,7 @@ impl From<LaneGone> for ApiError {
     }
 }
 
+/// What is logged of an interface that was opened again.
+const BACK: &str = "interface is back";
 /// How many endpoints an error names.
 const MOST_NAMED: usize = 10;

@@ -266,8 +266,7 @@ impl Attachments {
             (attachment.state, attachment.netns, attachment.ifname) = (AttachmentState::Ready, netns, ifname);
             self.put(attachment.clone()).await?;
             self.waiting.forget(id);
-            tracing::info!(endpoint = %id, netns = %attachment.netns.path.display(), "Docker has moved the interface");
-            self.reopen(attachment).await?;
+            self.reopen(attachment, "Docker has moved the interface to its container").await?;
             return Ok(false);
         }
         let waited = self.waiting.so_far(id, boot_time());

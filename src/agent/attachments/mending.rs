@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Attachments, blocking, condition, container, leftovers};
+use super::{Attachments, BACK, blocking, condition, container, leftovers};
 use crate::api::ApiError;
 use crate::control::rpc::{ErrorKind, ManagerClient};
 use crate::control::session::SessionStatus;
@@ -142,7 +142,7 @@ impl Attachments {
             return self.remove(manager, attachment).await;
         }
         if self.dataplane.port(id).await.is_none() {
-            self.reopen(attachment.clone()).await?;
+            self.reopen(attachment.clone(), BACK).await?;
         }
         if let Some(mtu) = self.other_mtu(&attachment).await {
             self.set_mtu(attachment.clone(), mtu).await?;
@@ -150,7 +150,7 @@ impl Attachments {
         if !self.complete(&attachment).await? {
             // Somebody moved it out of the container, where the lanes have it open still.
             self.remove_port(id).await?;
-            self.reopen(attachment.clone()).await?;
+            self.reopen(attachment.clone(), BACK).await?;
             self.remove_leftovers().await;
         }
         self.tell_if_unknown(manager, attachment).await

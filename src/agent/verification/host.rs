@@ -95,6 +95,7 @@ fn files(inner: &Inner) -> Vec<(PathBuf, u32)> {
     let names = [STATE_FILE, KEY_FILE, LOCK_FILE].into_iter().chain(events::FILES);
     files.extend(names.map(|name| (dir.join(name), 0o600)));
     files.push((inner.config.socket.clone(), 0o660));
+    files.extend(inner.config.docker_socket.iter().map(|path| (path.clone(), 0o600)));
     files.extend(inner.config.esp_key_log.iter().map(|path| (path.clone(), 0o600)));
     files
 }
