@@ -146,6 +146,13 @@ pub struct Network {
     pub node_labels: BTreeMap<String, String>,
 }
 
+impl Network {
+    /// Whether that is its name, or its id, which does for one.
+    pub fn is_called(&self, name: &NetworkName) -> bool {
+        self.name == *name || self.id.as_str() == name.as_str()
+    }
+}
+
 /// A container's attachment to a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {

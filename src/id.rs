@@ -427,6 +427,13 @@ macro_rules! through_string {
 
 through_string! { MacAddr ClusterId NodeId NetworkId EndpointId TokenId ChangeId NetworkName HostName RuntimeName IfName }
 
+/// An id names its network as well.
+impl From<NetworkId> for NetworkName {
+    fn from(id: NetworkId) -> Self {
+        Self(id.as_str().into())
+    }
+}
+
 macro_rules! through_number {
     ($($name:ident, $inner:ty, $must:literal;)*) => {$(
         impl TryFrom<$inner> for $name {

@@ -299,6 +299,10 @@ impl Attachments {
     /// Opens the interface again, or makes it again if somebody removed it.
     async fn reopen(&self, attachment: Attachment, what: &str) -> Result<(), ApiError> {
         let (id, network, rates) = (attachment.id, attachment.network.clone(), attachment.rates);
+        if attachment.docker.is_some() && blocking(move || container::is_here(id)).await? {
+            // Docker took it out of the container and could not say so.
+            return self.hold_again(attachment).await.map(drop);
+        }
         let view = self.dataplane.view().await;
         let found = attachment.endpoint.as_ref().and_then(|endpoint| view.networks.get(&endpoint.network));
         let known = match found {

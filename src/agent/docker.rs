@@ -14,7 +14,6 @@ use ipnet::IpNet;
 
 use super::attachments::blocking;
 use super::backend::Daemon;
-use super::container;
 use super::member::Member;
 use crate::api::docker::{
     ADDRESS_SPACE, Address, AddressRequest, CreatedEndpoint, Done, Driver, EndpointRequest, GATEWAY,
@@ -57,7 +56,7 @@ impl Driver for Daemon {
         let PoolId { network, subnet } = request.pool_id.parse()?;
         let member = self.connected().await?;
         if request.is_gateway() {
-            return gateway(&inspect(&member, network.as_str()).await?, subnet, request.address);
+            return gateway(&inspect(&member, network.into()).await?, subnet, request.address);
         }
         let wanted = (subnet, request.address);
         let given = self
@@ -243,7 +242,7 @@ async fn meant(
     subnet: Option<IpNet>,
 ) -> Result<Network, ApiError> {
     if let Some(name) = named {
-        return inspect(member, name.as_str()).await;
+        return inspect(member, name).await;
     }
     let Some(subnet) = subnet.map(|subnet| subnet.trunc()) else {
         return Err(ApiError::invalid(format!(
@@ -260,8 +259,7 @@ async fn meant(
 }
 
 /// By its name or id.
-async fn inspect(member: &Member, name: &str) -> Result<Network, ApiError> {
-    let name = name.parse().map_err(container::failed)?;
+async fn inspect(member: &Member, name: NetworkName) -> Result<Network, ApiError> {
     Ok(member.client.inspect_network(InspectNetwork { name }).await?.view.network)
 }
 

@@ -4,8 +4,9 @@
 //! client                                            manager
 //! TLS, no client certificate      ---------->       certificate chain with the root
 //! SHA-256(root) == token's digest, or nothing is said
-//! {secret, CSR, host, addresses,  ---------->       checks the secret, and who it says it was;
-//!  former certificate, if any}                      signs
+//! {secret, the digest, CSR, host, ---------->       checks the secret, that the root is trusted still,
+//!  addresses, former certificate,                   and who it says it was; signs
+//!  if any}
 //!                                 <----------       {certificate, root, managers} or a refusal
 //! ```
 //! One message each way, JSON, framed as `control::frame`. What the secret admits to, and the new
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
@@ -70,6 +72,18 @@ pub struct EnrolRequest {
     /// the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former: Option<FormerCertificate>,
+    /// SHA-256 of the root that the token names; machines with an earlier version do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_hash: Option<[u8; 32]>,
+}
+
+impl EnrolRequest {
+    /// Whether the machine would believe a certificate by `issuer`, given with `roots`. One that would not must not be
+    /// admitted: it would be a node that nobody is.
+    pub fn would_believe(&self, issuer: &[u8], roots: &Roots) -> bool {
+        self.root_hash
+            .is_none_or(|hash| follows(issuer, roots, |root| Sha256::digest(root).as_slice() == hash))
+    }
 }
 
 impl std::fmt::Debug for EnrolRequest {
@@ -107,13 +121,17 @@ impl Enrolled {
     /// Whether the root that the token names is that of the certificate, or has signed it. What other
     /// root is trusted meanwhile is the word of the manager, which has proved itself by the token's.
     fn follows_from(&self, token: &JoinToken) -> bool {
-        let issuer = self.roots.iter().find(|root| root.der() == self.root.as_ref());
-        match (issuer, self.roots.iter().find(|root| token.is_of_root(root.der()))) {
-            (Some(issuer), Some(named)) => {
-                issuer == named || Roots::from(issuer.clone()).follow_from(&Roots::sole(named.der())).is_ok()
-            }
-            (None, _) | (_, None) => self.roots.is_empty() && token.is_of_root(&self.root),
+        follows(&self.root, &self.roots, |root| token.is_of_root(root))
+    }
+}
+
+fn follows(issuer: &[u8], roots: &Roots, is_named: impl Fn(&[u8]) -> bool) -> bool {
+    let issuing = roots.iter().find(|root| root.der() == issuer);
+    match (issuing, roots.iter().find(|root| is_named(root.der()))) {
+        (Some(issuing), Some(named)) => {
+            issuing == named || Roots::from(issuing.clone()).follow_from(&Roots::sole(named.der())).is_ok()
         }
+        (None, _) | (_, None) => roots.is_empty() && is_named(issuer),
     }
 }
 
@@ -225,7 +243,7 @@ async fn ask(
         .map_err(|_elapsed| ConnectError::TimedOut { address: manager })??;
     let binding = bind(tls.get_ref().1);
     let former = former.map(|identity| FormerCertificate::prove(identity, &binding, &csr)).transpose()?;
-    let request = EnrolRequest { secret, csr, machine, former };
+    let request = EnrolRequest { secret, csr, machine, former, root_hash: Some(token.root_hash()) };
     let exchange = async {
         let mut frames = Frames::new(tls, MAX_MESSAGE_BYTES);
         frames.send(&Zeroizing::new(to_json(&request))).await?;

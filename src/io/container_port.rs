@@ -56,13 +56,13 @@ impl ContainerPort {
         persistent(queues)
     }
 
-    /// As [`Self::create`], but where this program is, down and without addresses: for a container runtime that
-    /// moves the interface itself, and gives it its addresses. The queues stay open meanwhile.
+    /// As [`Self::create`], but where this program is, down, without addresses, and without a queue that is open: for a
+    /// container runtime that moves the interface itself, and gives it its addresses.
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub fn create_here(&self, lanes: LaneCount) -> Result<Vec<Tap>, PortError> {
-        persistent(self.make(&NetNs::current()?, lanes)?)
+    pub fn create_here(&self) -> Result<(), PortError> {
+        persistent(self.make(&NetNs::current()?, LaneCount::ONE)?).map(drop)
     }
 
     fn make(&self, home: &NetNs, lanes: LaneCount) -> Result<Vec<Tap>, PortError> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use overlayd::id::NetworkId;
+use overlayd::io::clock::boot_time;
 use overlayd::lab::{Container, Ping, Underlay, eventually};
 use serde_json::{Value, json};
 
@@ -25,6 +26,7 @@ tests! {
     what_cannot_be_had_is_refused_where_docker_looks_for_it
     network_with_a_gateway_is_the_way_out
     live_container_that_the_agent_cannot_look_into_is_told_and_kept
+    interface_that_docker_took_out_without_a_word_is_not_put_back
 }
 
 const SUBNETS: [&str; 2] = ["10.1.0.0/24", "fd00:1::/64"];
@@ -196,11 +198,15 @@ impl<'s> Docker<'s> {
     }
 
     fn move_out(&self, started: &Started, container: &Container) {
-        let home = self.agent().status().pid.to_string();
+        self.move_to(&self.agent().status().pid.to_string(), started, container);
+    }
+
+    /// To the namespace of a process of the host's.
+    fn move_to(&self, home: &str, started: &Started, container: &Container) {
         for arguments in [
             &["link", "set", "eth0", "down"][..],
             &["link", "set", "eth0", "name", &started.ifname],
-            &["link", "set", &started.ifname, "netns", &home],
+            &["link", "set", &started.ifname, "netns", home],
         ] {
             let mut ip = Command::new("ip");
             ip.args(arguments);
@@ -379,7 +385,10 @@ fn containers_that_start_at_once_have_addresses_of_one_endpoint_each() {
     // One that failed in between keeps nobody waiting for long, and goes when Docker takes it back.
     let half = json!({ "PoolID": docker.pool(SUBNETS[0]), "Address": "", "Options": {} });
     let half = docker.done("IpamDriver.RequestAddress", &half)["Address"].clone();
+    let begun = boot_time();
     docker.take_addresses(["", ""]);
+    let waited = boot_time().since(begun);
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
     assert_eq!(docker.endpoints_in_cluster(), 10);
     let half: IpNet = serde_json::from_value(half).unwrap();
     let pool = docker.pool(SUBNETS[0]);
@@ -554,4 +563,40 @@ fn live_container_that_the_agent_cannot_look_into_is_told_and_kept() {
     docker.done("NetworkDriver.DeleteEndpoint", &docker.of(&started.endpoint));
     docker.await_equal();
     assert_eq!((docker.at_home(), docker.endpoints_in_cluster()), (Vec::new(), 0));
+}
+
+/// As when the agent is away, or locked, when Docker disconnects a container that lives on.
+fn interface_that_docker_took_out_without_a_word_is_not_put_back() {
+    let swarm = swarm();
+    let docker = Docker::new(&swarm, 2);
+    docker.create_network();
+    for is_away in [false, true] {
+        let container = docker.container(if is_away { "c1" } else { "c2" });
+        let started = docker.run(&container);
+        docker.await_equal();
+        let mut at_home = docker.host().spawn({
+            let mut sleep = Command::new("sleep");
+            sleep.arg("60");
+            sleep
+        });
+        let home = at_home.as_ref().unwrap().id().to_string();
+        if is_away {
+            docker.agent().kill();
+        }
+        docker.move_to(&home, &started, &container);
+        if is_away {
+            start(&swarm, docker.agent());
+        }
+        let is_held = || docker.agent().verification().contains("held for a container of Docker");
+        assert!(eventually(Duration::from_secs(10), is_held), "{}", docker.agent().verification());
+        assert_eq!(docker.at_home(), [(started.ifname.clone(), false, 0)]);
+        let names =
+            container.run_in(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
+        assert!(!names.contains("eth0"), "{names}");
+        docker.done("NetworkDriver.DeleteEndpoint", &docker.of(&started.endpoint));
+        assert_eq!(docker.at_home(), []);
+        assert!(eventually(Duration::from_secs(10), || docker.endpoints_in_cluster() == 0));
+        at_home.as_mut().unwrap().kill().unwrap();
+        at_home.unwrap().wait().unwrap();
+    }
 }

@@ -22,6 +22,7 @@ use crate::support::{keyed, tests};
 
 tests! {
     drained_node_takes_no_new_containers_and_keeps_those_that_it_has
+    node_that_was_away_is_in_no_network_that_only_has_the_old_ones_name
     node_that_loses_its_label_is_cut_off_within_a_second_by_peers_that_no_manager_reaches
     peer_gives_a_node_without_the_label_no_keys_whatever_its_view_and_an_older_or_forged_record_say
 }
@@ -64,6 +65,24 @@ fn drained_node_takes_no_new_containers_and_keeps_those_that_it_has() {
     assert!(inspected.endpoints.is_empty());
     swarm.agent(1).done(&[&update[..], &["active"]].concat());
     agent.done(&attach);
+}
+
+fn node_that_was_away_is_in_no_network_that_only_has_the_old_ones_name() {
+    let swarm = Swarm::pair();
+    let (manager, agent) = (swarm.agent(1), swarm.agent(2));
+    let id = id_of(agent);
+    label(&swarm, &id, "--label-add", "zone=a");
+    swarm.create(&["--encrypted", "--subnet", V4_SUBNET, "--node-label", "zone=a", "red"]);
+    let attached = swarm.attach(2, "red", "c2");
+    agent.kill();
+    label(&swarm, &id, "--label-rm", "zone");
+    manager.done(&["rm", "red"]);
+    swarm.create(&["--subnet", V4_SUBNET, "red"]);
+    swarm.start(2);
+    let told = format!("there is no network {}", attached.endpoint().network);
+    let is_told = || agent.log().contains(&told) || !manager.inspect("red").endpoints.is_empty();
+    assert!(eventually(PATIENCE, is_told), "{}", agent.log());
+    assert_eq!(manager.inspect("red").endpoints, [], "what was encrypted is in plaintext");
 }
 
 fn node_that_loses_its_label_is_cut_off_within_a_second_by_peers_that_no_manager_reaches() {

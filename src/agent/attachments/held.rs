@@ -42,8 +42,14 @@ pub(super) struct Waiting(Mutex<Due>);
 struct Due {
     /// Since when each is known of.
     since: BTreeMap<EndpointId, BootTime>,
-    /// By network the one that Docker has taken the address of IPv4 of, and takes that of IPv6 of next.
-    halves: BTreeMap<NetworkId, EndpointId>,
+    /// By network the endpoint that Docker has taken the first address of last, and takes the second of next.
+    halves: BTreeMap<NetworkId, Half>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Half {
+    id: EndpointId,
+    since: BootTime,
 }
 
 impl Waiting {
@@ -51,23 +57,23 @@ impl Waiting {
         now.since(*self.due().since.entry(id).or_insert(now))
     }
 
-    fn half(&self, network: NetworkId) -> Option<EndpointId> {
+    fn half(&self, network: NetworkId) -> Option<Half> {
         self.due().halves.get(&network).copied()
     }
 
     /// Takes note that the first or the second address of an endpoint was taken.
     fn pair(&self, network: NetworkId, endpoint: Endpoint, is_first: bool) {
         let mut due = self.due();
-        due.halves.retain(|_, half| *half != endpoint.id);
+        due.halves.retain(|_, half| half.id != endpoint.id);
         if is_first && endpoint.addresses.len() > 1 {
-            due.halves.insert(network, endpoint.id);
+            due.halves.insert(network, Half { id: endpoint.id, since: boot_time() });
         }
     }
 
     pub(super) fn forget(&self, id: EndpointId) {
         let mut due = self.due();
         due.since.remove(&id);
-        due.halves.retain(|_, half| *half != id);
+        due.halves.retain(|_, half| half.id != id);
     }
 
     fn due(&self) -> std::sync::MutexGuard<'_, Due> {
@@ -89,11 +95,11 @@ impl Attachments {
         let is_first = subnet.addr().is_ipv4();
         let _one = if is_first { self.enter_next(network).await? } else { self.enter().await? };
         let mut ips: Vec<IpAddr> = wanted.into_iter().collect();
-        // After a restart it is not known whose second one it is; and Docker may have forgotten the first.
-        let half = self.waiting.half(network).filter(|_| !is_first);
+        let half = self.waiting.half(network).map(|half| half.id);
         let is_its = |held: &Endpoint| match wanted {
+            // Docker may have died since it took it first.
             Some(wanted) if is_first => has(held, wanted),
-            Some(_) | None => !is_first && half.is_none_or(|half| held.id == half),
+            Some(_) | None => !is_first && half == Some(held.id),
         };
         if let Some((held, endpoint)) = self.unclaimed(network, is_its).await? {
             if let Some(given) = within(&endpoint, subnet)
@@ -114,20 +120,14 @@ impl Attachments {
 
     /// For a container that takes its first address, once no other one is between its first and its second.
     async fn enter_next(&self, network: NetworkId) -> Result<MutexGuard<'_, Gate>, ApiError> {
-        let entered = tokio::time::timeout(BETWEEN, async {
-            loop {
-                let one = self.enter().await?;
-                if self.waiting.half(network).is_none() {
-                    return Ok(one);
-                }
-                drop(one);
-                tokio::time::sleep(BETWEEN / 100).await;
+        loop {
+            let one = self.enter().await?;
+            match self.waiting.half(network) {
+                // Docker may have failed in between.
+                Some(half) if boot_time().since(half.since) < BETWEEN => drop(one),
+                Some(_) | None => return Ok(one),
             }
-        });
-        // Docker may have failed in between.
-        match entered.await {
-            Ok(entered) => entered,
-            Err(_) => self.enter().await,
+            tokio::time::sleep(STEP).await;
         }
     }
 
@@ -190,9 +190,9 @@ impl Attachments {
         let attachment = self.of_docker(docker).await?.ok_or_else(|| unknown(docker))?;
         // What an earlier attempt has left.
         let mut attachment = self.pick_up(attachment).await?;
-        let (mtu, lanes) = (self.dataplane.mtu(&view).await, self.dataplane.lane_count());
-        let port = container::port(&attachment, &endpoint, &view.network, mtu, lanes);
-        blocking(move || port.create_here(lanes)).await?;
+        let mtu = self.dataplane.mtu(&view).await;
+        let port = container::port(&attachment, &endpoint, &view.network, mtu, self.dataplane.lane_count());
+        blocking(move || port.create_here()).await?;
         let (id, ifname) = (attachment.id, attachment.ifname.clone());
         attachment.mtu = Some(mtu);
         attachment.docker = Some(DockerEndpoint { id: Some(docker.clone()), sandbox: Some(sandbox) });
@@ -202,6 +202,7 @@ impl Attachments {
             }
             return Err(error);
         }
+        self.waiting.forget(id);
         let gateways = container::gateways(&endpoint, &view.network);
         Ok(Placed { id, network: endpoint.network, ifname, gateways })
     }
@@ -279,6 +280,8 @@ impl Attachments {
                 self.remove(manager, attachment).await?;
                 return Ok(false);
             }
+            // It lives; that is not looked up each time.
+            self.waiting.forget(id);
         }
         match sandbox {
             Some(sandbox) if !is_here && waited >= SOON => Err(unseen(&sandbox)),
@@ -287,9 +290,10 @@ impl Attachments {
     }
 
     /// Holds an endpoint that may be in a container, wherever its interface is, and carries nothing for it.
-    async fn hold_again(&self, mut attachment: Attachment) -> Result<Attachment, ApiError> {
+    pub(super) async fn hold_again(&self, mut attachment: Attachment) -> Result<Attachment, ApiError> {
         self.remove_port(attachment.id).await?;
         self.watch.forget(attachment.id);
+        self.waiting.forget(attachment.id);
         attachment.netns = home().await?;
         attachment.state = AttachmentState::Held;
         attachment.ifname = name_here(attachment.id);
@@ -317,7 +321,7 @@ impl Attachments {
         let id = EndpointId::from_entropy(rand::random());
         let mut attachment = Attachment {
             id,
-            network: network.as_str().parse().map_err(container::failed)?,
+            network: network.into(),
             netns: home().await?,
             ifname: name_here(id),
             name: None,
@@ -332,7 +336,16 @@ impl Attachments {
         };
         self.put(attachment.clone()).await?;
         let held = async {
-            let (endpoint, _) = ask(manager, &mut attachment).await?;
+            let asked = tokio::time::timeout(ANSWER, ask(manager, &mut attachment)).await;
+            let (endpoint, _) = asked.map_err(|_| {
+                ApiError::unavailable(
+                    "the manager does not answer: `overlayd status` shows whether it is there",
+                )
+            })??;
+            // By its id, which a network may have for a name that is made later.
+            if endpoint.network != network {
+                return Err(ApiError::not_found(format!("there is no network {network} any more")));
+            }
             attachment.state = AttachmentState::Held;
             attachment.endpoint = Some(endpoint.clone());
             self.put(attachment.clone()).await?;
@@ -344,7 +357,8 @@ impl Attachments {
                 Ok((attachment, endpoint))
             }
             Err(error) => {
-                self.take_back(Some(manager), attachment).await;
+                // Had the manager made it after all, its view says so, and it is told then.
+                self.take_back(None, attachment).await;
                 Err(error)
             }
         }
@@ -404,11 +418,13 @@ fn unseen(sandbox: &Path) -> ApiError {
     ))
 }
 
-/// Docker asks for the second address right after the first.
+/// Docker asks for the second address right after the first, or not at all.
 const BETWEEN: Duration = Duration::from_secs(2);
-/// How often it is looked whether Docker has moved an interface that it is about to move.
+/// How often it is looked whether Docker has done what it is about to do.
 const STEP: Duration = Duration::from_millis(20);
-/// Docker is through with what it does to an interface.
+/// A manager that lives has answered by then; others wait meanwhile.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Docker has finished with an interface by then, unless something is wrong.
 const SOON: Duration = Duration::from_secs(5);
-/// Nothing that Docker does with an endpoint that is in no container takes as long: it has forgotten it.
+/// What Docker has not put into a container by then, it has forgotten, or it was restarted meanwhile.
 const LONGEST: Duration = Duration::from_mins(10);

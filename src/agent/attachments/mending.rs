@@ -165,7 +165,7 @@ impl Attachments {
         match manager {
             Some(manager) if !self.is_known(&attachment).await => {
                 let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
-                match self.assert_known(manager, &attachment.network, endpoint).await {
+                match self.assert_known(manager, endpoint).await {
                     Err(error) if error.kind == ErrorKind::Barred => self.lose(attachment, &error).await,
                     told => Ok(told?),
                 }

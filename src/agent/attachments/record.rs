@@ -7,9 +7,9 @@ use super::Attachments;
 use crate::api::ApiError;
 use crate::cluster::{Endpoint, NetworkView};
 use crate::control::rpc::messages::{Attach, Detach, Done};
-use crate::control::rpc::{ManagerClient, ManagerError};
+use crate::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use crate::control::store::local::Attachment;
-use crate::id::{EndpointId, NetworkName};
+use crate::id::EndpointId;
 
 impl Attachments {
     /// Whether the view has the attachment's endpoint.
@@ -34,17 +34,23 @@ impl Attachments {
     pub(super) async fn assert_known(
         &self,
         manager: &ManagerClient,
-        network: &NetworkName,
         endpoint: &Endpoint,
     ) -> Result<(), ManagerError> {
         let request = Attach {
             id: endpoint.id,
-            network: network.clone(),
+            // By its id: one of the same name that was made since is another one, and may be without encryption.
+            network: endpoint.network.into(),
             name: endpoint.name.clone(),
             ips: endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
             mac: Some(endpoint.mac),
         };
-        manager.attach(request).await?;
+        let attached = manager.attach(request).await?;
+        if attached.endpoint.network != endpoint.network {
+            // Another one has that id for a name.
+            manager.detach(Detach { endpoint: endpoint.id }).await?;
+            let gone = format!("there is no network {} any more", endpoint.network);
+            return Err(ManagerError::new(ErrorKind::NotFound, gone));
+        }
         tracing::info!(endpoint = %endpoint.id, "the manager knows the endpoint again");
         Ok(())
     }

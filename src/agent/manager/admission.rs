@@ -36,6 +36,11 @@ impl Manager {
         let role = if returning.is_some() { Role::Worker } else { role };
         let authority = StoredAuthority::open(&self.state);
         let authority = authority.map_err(|error| EnrolRefusal::Unavailable(error.to_string()))?;
+        // Those that it is told: the next step of a rotation may come before it is admitted.
+        let roots = self.state.roots();
+        if !request.would_believe(authority.root(), &roots) {
+            return Err(EnrolRefusal::WrongSecret);
+        }
         let certificate = authority
             .issue_at(
                 self.state.version(),
@@ -56,7 +61,7 @@ impl Manager {
             role,
             chain: self.chain(certificate, authority.root()),
             root: authority.root().clone(),
-            roots: self.state.roots(),
+            roots,
             managers: self.addresses(),
             advertise,
             data,

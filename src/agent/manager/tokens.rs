@@ -86,7 +86,8 @@ pub(super) mod tests {
     use super::super::tests::manager;
     use super::*;
     use crate::cluster::{Role, TokenName, TokenState};
-    use crate::control::enrol::{self, EnrolError, Enrolled, Joining};
+    use crate::control::enrol::{self, EnrolError, EnrolRequest, Enrolled, Joining};
+    use crate::control::identity::NodeKey;
     use crate::control::listener::{Doors, ManagerDoors, listen};
     use crate::id::NodeId;
 
@@ -111,6 +112,27 @@ pub(super) mod tests {
         let listed = manager.token_list().tokens;
         let state = listed.iter().find(|token| token.name == issued.info.name).map(|token| token.state);
         assert_eq!(state, Some(TokenState::Used(winner)));
+    }
+
+    #[tokio::test]
+    async fn token_of_a_root_that_is_trusted_no_more_admits_nobody_though_its_secret_is_right() {
+        let (manager, _dir) = manager();
+        let token = manager.token(Role::Worker);
+        let admit = |root_hash| {
+            let request = EnrolRequest {
+                secret: token.secret().clone(),
+                csr: NodeKey::generate().expect("a key").request_pem().expect("a request"),
+                machine: machine(10),
+                former: None,
+                root_hash,
+            };
+            manager.admit(&request, "192.0.2.10:1".parse().expect("an address"))
+        };
+        assert_eq!(admit(Some([7; 32])).map(|enrolled| enrolled.node), Err(EnrolRefusal::WrongSecret));
+        assert_eq!(manager.state.nodes().len(), 1, "it is no node that nobody is");
+        admit(Some(token.root_hash())).expect("its root is the cluster's");
+        admit(None).expect("it does not say");
+        assert_eq!(manager.state.nodes().len(), 3);
     }
 
     #[tokio::test]
@@ -170,16 +192,19 @@ pub(super) mod tests {
     }
 
     async fn join(manager: SocketAddr, token: &JoinToken, host: u8) -> Result<NodeId, EnrolError> {
+        let (_, Enrolled { node, .. }) = enrol::enrol(manager, token, machine(host), wall_clock).await?;
+        Ok(node)
+    }
+
+    fn machine(host: u8) -> Joining {
         let reached = if host == 0 { [0, 0, 0, 0] } else { [192, 0, 2, host] };
-        let machine = Joining {
+        Joining {
             host: "newcomer".parse().expect("a name"),
             advertise: Some(reached.into()),
             advertise_port: 2377,
             data: None,
             underlay_mtu: 1500,
-        };
-        let (_, Enrolled { node, .. }) = enrol::enrol(manager, token, machine, wall_clock).await?;
-        Ok(node)
+        }
     }
 
     async fn refusal(manager: SocketAddr, token: &JoinToken) -> EnrolRefusal {

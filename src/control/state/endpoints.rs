@@ -159,7 +159,7 @@ impl Model {
         if endpoint.node != node {
             return Err(StateError::EndpointElsewhere { id: endpoint.id, node: endpoint.node });
         }
-        let same = state.network.name == request.network
+        let same = state.network.is_called(&request.network)
             && endpoint.name == request.name
             && request.mac.is_none_or(|mac| mac == endpoint.mac)
             && request.ips.iter().all(|ip| endpoint.addresses.iter().any(|net| net.addr() == *ip));

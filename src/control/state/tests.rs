@@ -101,6 +101,7 @@ fn attaching_twice_gives_the_same_endpoint_and_no_new_version() {
     let first = cluster.attach(1, "web");
     let version = cluster.state.version();
     assert_eq!(cluster.attach(1, "web"), first);
+    assert_eq!(cluster.attach(1, first.network.id.as_str()), first, "an id does for a name");
     assert_eq!(cluster.state.version(), version);
 }
 
