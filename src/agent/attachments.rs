@@ -2,7 +2,8 @@
 //!
 //! An attachment is written down as pending before anybody is asked, and as ready before the
 //! operator is told: whatever moment the agent dies at, the next start finishes or takes back what
-//! it finds. What the manager still believes is set right when the session begins again.
+//! it finds. What the manager still believes is set right when the session begins again. Those of Docker's containers
+//! are held while they are in none.
 
 mod held;
 mod lost;
@@ -48,7 +49,7 @@ pub(crate) struct Attachments {
     /// What is wrong with an endpoint that is being mended, as it was last logged.
     troubles: std::sync::Mutex<BTreeMap<EndpointId, String>>,
     lost: Lost,
-    /// Held ones.
+    /// Since when held endpoints wait for Docker.
     waiting: Waiting,
     watch: Watch,
     events: Events,

@@ -1,8 +1,8 @@
 //! The node as Docker's network and IPAM driver: networks of Docker's mean networks of the cluster, whose managers give
 //! the addresses.
 //!
-//! Docker calls its networks by ids of its own, other ones on each host, and does not tell their names: which network is
-//! meant follows from the subnet, or is said with `--ipam-opt network=NAME`.
+//! Docker calls its networks by ids of its own, other ones on each host, and does not tell their names: which network
+//! is meant follows from the subnet, or is said with `--ipam-opt network=NAME`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,21 +1,23 @@
 //! The agent as Docker has it used: its plugin socket, with the words and the steps of libnetwork's remote drivers.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use overlayd::id::NetworkId;
 use overlayd::io::clock::boot_time;
 use overlayd::lab::{Container, Ping, Underlay, eventually};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::support::swarm::{Agent, Family, Swarm};
-use crate::support::tests;
+use crate::support::{tell, tests};
 
 tests! {
     agent_that_is_killed_between_two_calls_goes_on_with_what_it_holds
@@ -27,6 +29,8 @@ tests! {
     network_with_a_gateway_is_the_way_out
     live_container_that_the_agent_cannot_look_into_is_told_and_kept
     interface_that_docker_took_out_without_a_word_is_not_put_back
+    ; soak:
+    all_is_equal_whenever_the_agents_of_busy_dockers_are_killed
 }
 
 const SUBNETS: [&str; 2] = ["10.1.0.0/24", "fd00:1::/64"];
@@ -89,18 +93,84 @@ impl<'s> Docker<'s> {
     }
 
     fn exchange(&self, path: &str, body: &str) -> (u16, String) {
-        let mut stream = UnixStream::connect(socket(self.agent())).unwrap();
+        self.try_exchange(path, body).unwrap()
+    }
+
+    fn try_exchange(&self, path: &str, body: &str) -> io::Result<(u16, String)> {
+        let mut stream = UnixStream::connect(socket(self.agent()))?;
         let request = format!(
             "POST /{path} HTTP/1.1\r\nHost: {}\r\nAccept: application/vnd.docker.plugins.v1.2+json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             "%2Frun%2Fdocker.sock",
             body.len()
         );
-        stream.write_all(request.as_bytes()).unwrap();
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
+    }
+
+    /// As Docker does: what got no answer is asked for again.
+    fn insist(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let (mut answer, body) = (None, body.to_string());
+        let answered = eventually(Duration::from_secs(30), || {
+            answer = self.try_exchange(path, &body).ok().filter(|(status, _)| *status == 200);
+            answer.is_some()
+        });
+        assert!(answered, "{path}: no answer within 30 s\n{}", self.agent().log());
+        let answer: Value = serde_json::from_str(&answer.unwrap().1).unwrap();
+        let refusal = [&answer["Err"], &answer["Error"]].into_iter().find_map(Value::as_str);
+        refusal.map_or(Ok(answer.clone()), |refusal| Err(format!("{path}: {refusal}")))
+    }
+
+    /// All that Docker does when a container starts, and what it does when it cannot start.
+    fn try_run(&self, container: &Container) -> Result<Started, String> {
+        let mut started = Started { endpoint: String::new(), addresses: Vec::new(), ifname: String::new() };
+        let ran = self.try_each(container, &mut started);
+        if ran.is_err() && !started.endpoint.is_empty() {
+            self.insist("NetworkDriver.DeleteEndpoint", &self.of(&started.endpoint))?;
+        }
+        if ran.is_err() {
+            self.give_back(&started)?;
+        }
+        ran.map(|()| started)
+    }
+
+    fn try_each(&self, container: &Container, started: &mut Started) -> Result<(), String> {
+        for subnet in SUBNETS {
+            let request = json!({ "PoolID": self.pool(subnet), "Address": "", "Options": {} });
+            let given = self.insist("IpamDriver.RequestAddress", &request)?;
+            started.addresses.push(given["Address"].as_str().unwrap().parse().unwrap());
+        }
+        let number = self.endpoints.fetch_add(1, Ordering::Relaxed);
+        let endpoint = format!("{:032x}{number:032x}", self.number);
+        let mut request = self.of(&endpoint);
+        request["Interface"] =
+            json!({ "Address": started.addresses[0], "AddressIPv6": started.addresses[1], "MacAddress": "" });
+        self.insist("NetworkDriver.CreateEndpoint", &request)?;
+        started.endpoint = endpoint;
+        request["SandboxKey"] = json!(container.path());
+        let joined = self.insist("NetworkDriver.Join", &request)?;
+        joined["InterfaceName"]["SrcName"].as_str().unwrap().clone_into(&mut started.ifname);
+        self.move_in(started, container);
+        Ok(())
+    }
+
+    fn give_back(&self, started: &Started) -> Result<(), String> {
+        for address in &started.addresses {
+            let pool = self.pool(&address.trunc().to_string());
+            self.insist("IpamDriver.ReleaseAddress", &json!({ "PoolID": pool, "Address": address.addr() }))?;
+        }
+        Ok(())
+    }
+
+    /// All that Docker does when one stops; `home` is a process of the host's.
+    fn stop(&self, started: &Started, container: &Container, home: &str) {
+        self.insist("NetworkDriver.Leave", &self.of(&started.endpoint)).unwrap();
+        self.move_to(home, started, container);
+        self.insist("NetworkDriver.DeleteEndpoint", &self.of(&started.endpoint)).unwrap();
+        self.give_back(started).unwrap();
     }
 
     fn done(&self, path: &str, body: &Value) -> Value {
@@ -599,4 +669,98 @@ fn interface_that_docker_took_out_without_a_word_is_not_put_back() {
         at_home.as_mut().unwrap().kill().unwrap();
         at_home.unwrap().wait().unwrap();
     }
+}
+
+fn all_is_equal_whenever_the_agents_of_busy_dockers_are_killed() {
+    (0..20).for_each(live);
+}
+
+/// Containers of Docker's start and stop on both hosts, while one agent after the other is killed.
+fn live(seed: u64) {
+    let swarm = swarm();
+    let dockers = [1, 2].map(|number| Docker::new(&swarm, number));
+    let mut at_home = [1, 2].map(|number| {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("600");
+        swarm.lab.host(number).spawn(sleep).unwrap()
+    });
+    let homes = [0, 1].map(|index| at_home[index].id().to_string());
+    let is_over = AtomicBool::new(false);
+    let mut running = std::thread::scope(|scope| {
+        let busy = [0, 1].map(|index| {
+            let (docker, home) = (dockers[index].create_network(), &homes[index]);
+            scope.spawn(move || busy(docker, home, seed * 2 + index as u64))
+        });
+        let killer = scope.spawn(|| {
+            let mut rng = StdRng::seed_from_u64(!seed);
+            let mut kills = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(rng.random_range(0..700)));
+                let agent = swarm.agent(rng.random_range(1..=2));
+                agent.kill();
+                start(&swarm, agent);
+                kills += 1;
+            }
+            kills
+        });
+        let running = busy.map(|busy| busy.join());
+        is_over.store(true, Ordering::Relaxed);
+        tell(&format!("seed {seed}: {} kills", killer.join().unwrap()));
+        running.map(Result::unwrap)
+    });
+    dockers.iter().for_each(Docker::await_equal);
+    for (from, to) in [(0, 1), (1, 0)] {
+        for ((container, _), (_, to)) in running[from].iter().zip(&running[to]) {
+            assert!(to.addresses.iter().all(|to| reaches(container, to.addr())), "{}", swarm.drops());
+        }
+    }
+    // What was asked for twice, as the first answer did not come, waits for Docker still.
+    let held = || -> usize {
+        let told =
+            |docker: &Docker<'_>| docker.agent().verification().matches("held for a container").count();
+        dockers.iter().map(told).sum()
+    };
+    let alive: usize = running.iter().map(Vec::len).sum();
+    let are_known = |alive| {
+        let are_known = || dockers[0].endpoints_in_cluster() == alive + held();
+        assert!(
+            eventually(Duration::from_secs(10), are_known),
+            "seed {seed}: {alive} + {}: {:?}",
+            held(),
+            dockers[0].agent().inspect("red")
+        );
+    };
+    are_known(alive);
+    for index in [0, 1] {
+        for (container, started) in running[index].drain(..) {
+            dockers[index].stop(&started, &container, &homes[index]);
+        }
+    }
+    dockers.iter().for_each(Docker::await_equal);
+    assert!(dockers.iter().all(|docker| docker.at_home().is_empty()), "seed {seed}");
+    are_known(0);
+    tell(&format!("seed {seed}: {alive} containers at the end, {} held for nobody", held()));
+    for sleep in &mut at_home {
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+    }
+}
+
+/// Starts and stops containers, some of which run at the end.
+fn busy(docker: &Docker<'_>, home: &str, seed: u64) -> Vec<(Container, Started)> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut running: Vec<(Container, Started)> = Vec::new();
+    for step in 0..12 {
+        if !running.is_empty() && rng.random_bool(0.4) {
+            let (container, started) = running.swap_remove(rng.random_range(0..running.len()));
+            docker.stop(&started, &container, home);
+            continue;
+        }
+        let container = docker.container(&format!("h{}-{step}", docker.number));
+        match docker.try_run(&container) {
+            Ok(started) => running.push((container, started)),
+            Err(refused) => tell(&format!("host {}, step {step}: {refused}", docker.number)),
+        }
+    }
+    running
 }

@@ -1,6 +1,6 @@
 //! Endpoints of containers of Docker, as its remote drivers have it (libnetwork, `docs/remote.md`): addresses are taken
 //! before there is a container, the interface is made here, down, and Docker moves it into the container and back
-//! itself. Held is what is not in a container, or not yet.
+//! itself. What is in no container, as far as is known, is held: the cluster has its endpoint, no lane its interface.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
