@@ -16,9 +16,9 @@ use super::attachments::blocking;
 use super::backend::Daemon;
 use super::member::Member;
 use crate::api::docker::{
-    ADDRESS_SPACE, Address, AddressRequest, CreatedEndpoint, Done, Driver, EndpointRequest, GATEWAY,
-    Interface, InterfaceName, Joined, NetworkGone, NetworkRequest, NewEndpoint, Pool, PoolRequest,
-    PublishRequest, ReleasedAddress, SandboxRequest,
+    ADDRESS_SPACE, Address, AddressRequest, CreatedEndpoint, Done, Driver, EndpointRequest, GATEWAY, Given,
+    InterfaceName, Joined, NetworkGone, NetworkRequest, NewEndpoint, Pool, PoolRequest, PublishRequest,
+    ReleasedAddress, SandboxRequest,
 };
 use crate::api::{ApiError, Backend};
 use crate::cluster::{Network, Subnet};
@@ -111,17 +111,16 @@ impl Driver for Daemon {
     }
 
     async fn create_endpoint(&self, request: NewEndpoint) -> Result<CreatedEndpoint, ApiError> {
-        let network = self.docker_network(&request.network_id).await?;
+        let NewEndpoint { endpoint: EndpointRequest { network_id, endpoint_id }, interface: has } = request;
+        let network = self.docker_network(&network_id).await?;
         let member = self.connected().await?;
-        let has = request.interface;
         let wanted = (has.addresses(), has.mac_address);
-        let id = request.endpoint_id;
-        let claimed =
-            self.change(async move |_| member.attachments.claim(&member.client, id, network, wanted).await);
-        let endpoint = claimed.await?;
-        // What Docker has already may not be repeated.
-        let mac_address = if has.mac_address.is_some() { None } else { Some(endpoint.mac) };
-        Ok(CreatedEndpoint { interface: Interface { mac_address, ..Interface::default() } })
+        let claimed = self.change(async move |_| {
+            member.attachments.claim(&member.client, endpoint_id, network, wanted).await
+        });
+        let mac = claimed.await?.mac;
+        let interface = Given { mac_address: has.mac_address.is_none().then_some(mac) };
+        Ok(CreatedEndpoint { interface })
     }
 
     async fn delete_endpoint(&self, request: EndpointRequest) -> Result<Done, ApiError> {
@@ -138,8 +137,8 @@ impl Driver for Daemon {
     async fn join(&self, request: SandboxRequest) -> Result<Joined, ApiError> {
         let member = self.member().await?;
         let placed = self.change(async move |_| {
-            let SandboxRequest { endpoint_id, sandbox_key: sandbox, .. } = request;
-            let placed = member.attachments.place(&endpoint_id, sandbox.clone()).await?;
+            let SandboxRequest { endpoint, sandbox_key: sandbox } = request;
+            let placed = member.attachments.place(&endpoint.endpoint_id, sandbox.clone()).await?;
             member.keys.settle(placed.network).await;
             let (attachments, id) = (Arc::clone(&member.attachments), placed.id);
             tokio::spawn(async move { attachments.follow(id, sandbox).await });

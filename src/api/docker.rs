@@ -2,8 +2,8 @@
 //! (moby `daemon/libnetwork/docs/remote.md` and `ipam.md`).
 //!
 //! Every call is a POST with JSON, or with nothing where there is nothing to say; refusals are JSON as well, under the
-//! name that the half of Docker that asked looks for. What Docker may ask and this driver has no use for is answered
-//! with 404, which Docker takes for "does not matter".
+//! name that the half of Docker that asked looks for. What a driver need not know is answered with 404, which Docker
+//! takes for that.
 
 mod ipam;
 mod network;
@@ -23,13 +23,13 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::error::ApiError;
-use super::server::{Callers, admit_caller};
+use super::server::{admit_caller, serve_router};
 use super::socket::{ApiListener, Caller};
 use crate::events::{Event, Events, Noted, Reason};
 
 pub use self::ipam::{ADDRESS_SPACE, Address, AddressRequest, GATEWAY, Pool, PoolRequest, ReleasedAddress};
 pub use self::network::{
-    CreatedEndpoint, EndpointRequest, Interface, InterfaceName, IpamData, Joined, NetworkGone,
+    CreatedEndpoint, EndpointRequest, Given, Interface, InterfaceName, IpamData, Joined, NetworkGone,
     NetworkRequest, NewEndpoint, PublishRequest, SandboxRequest,
 };
 
@@ -115,8 +115,7 @@ pub async fn serve<D: Driver>(
     driver: Arc<D>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let service = router(driver).into_make_service_with_connect_info::<Caller>();
-    axum::serve(Callers(listener), service).with_graceful_shutdown(stop).await
+    serve_router(listener, router(driver), stop).await
 }
 
 fn router<D: Driver>(driver: Arc<D>) -> Router {

@@ -152,7 +152,16 @@ pub async fn serve<B: Backend>(
     backend: Arc<B>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let service = router(backend).into_make_service_with_connect_info::<Caller>();
+    serve_router(listener, router(backend), stop).await
+}
+
+/// Answers by `router`, which is told of each caller.
+pub(super) async fn serve_router(
+    listener: ApiListener,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let service = router.into_make_service_with_connect_info::<Caller>();
     axum::serve(Callers(listener), service).with_graceful_shutdown(stop).await
 }
 
@@ -248,7 +257,7 @@ fn refuse_json(rejection: &JsonRejection) -> String {
 }
 
 /// The listener as axum takes it, each connection with its caller.
-pub(super) struct Callers(pub(super) ApiListener);
+struct Callers(ApiListener);
 
 impl axum::serve::Listener for Callers {
     type Io = tokio::net::UnixStream;

@@ -75,61 +75,6 @@ impl Request for NetworkGone {
     }
 }
 
-/// An endpoint that is being made.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct NewEndpoint {
-    /// Docker's id for its network.
-    #[serde(rename = "NetworkID")]
-    pub network_id: RuntimeName,
-    /// Docker's id for it.
-    #[serde(rename = "EndpointID")]
-    pub endpoint_id: RuntimeName,
-    /// What it has already.
-    #[serde(default, deserialize_with = "lenient")]
-    pub interface: Interface,
-}
-
-impl Request for NewEndpoint {
-    fn subject(&self) -> String {
-        subject(&self.network_id, &self.endpoint_id)
-    }
-}
-
-/// What an endpoint has, or is given.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Interface {
-    /// Its address of IPv4.
-    #[serde(deserialize_with = "text_or_none", skip_serializing_if = "Option::is_none")]
-    pub address: Option<IpNet>,
-    /// Its address of IPv6.
-    #[serde(
-        rename = "AddressIPv6",
-        deserialize_with = "text_or_none",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub address_ipv6: Option<IpNet>,
-    /// Its Ethernet address.
-    #[serde(deserialize_with = "text_or_none", skip_serializing_if = "Option::is_none")]
-    pub mac_address: Option<MacAddr>,
-}
-
-impl Interface {
-    /// Its addresses.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        self.address.iter().chain(&self.address_ipv6).map(IpNet::addr).collect()
-    }
-}
-
-/// An endpoint that was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct CreatedEndpoint {
-    /// What it was given beside what it had.
-    pub interface: Interface,
-}
-
 /// An endpoint that there is.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -144,27 +89,82 @@ pub struct EndpointRequest {
 
 impl Request for EndpointRequest {
     fn subject(&self) -> String {
-        subject(&self.network_id, &self.endpoint_id)
+        let short = |id: &RuntimeName| id.as_str().get(..SHORT).unwrap_or(id.as_str()).to_owned();
+        format!("{} {}", short(&self.network_id), short(&self.endpoint_id))
     }
+}
+
+/// An endpoint that is being made.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NewEndpoint {
+    /// Which one.
+    #[serde(flatten)]
+    pub endpoint: EndpointRequest,
+    /// What it has already.
+    #[serde(default, deserialize_with = "lenient")]
+    pub interface: Interface,
+}
+
+impl Request for NewEndpoint {
+    fn subject(&self) -> String {
+        self.endpoint.subject()
+    }
+}
+
+/// What Docker has given an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Interface {
+    /// Its address of IPv4.
+    #[serde(deserialize_with = "text_or_none")]
+    pub address: Option<IpNet>,
+    /// Its address of IPv6.
+    #[serde(rename = "AddressIPv6", deserialize_with = "text_or_none")]
+    pub address_ipv6: Option<IpNet>,
+    /// Its Ethernet address.
+    #[serde(deserialize_with = "text_or_none")]
+    pub mac_address: Option<MacAddr>,
+}
+
+impl Interface {
+    /// Its addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.address.iter().chain(&self.address_ipv6).map(IpNet::addr).collect()
+    }
+}
+
+/// An endpoint that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct CreatedEndpoint {
+    /// What Docker has not given it, and may not be told otherwise.
+    pub interface: Given,
+}
+
+/// What a driver gives an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Given {
+    /// Its Ethernet address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac_address: Option<MacAddr>,
 }
 
 /// An endpoint that comes into a container.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct SandboxRequest {
-    /// Docker's id for its network.
-    #[serde(rename = "NetworkID")]
-    pub network_id: RuntimeName,
-    /// Docker's id for it.
-    #[serde(rename = "EndpointID")]
-    pub endpoint_id: RuntimeName,
+    /// Which one.
+    #[serde(flatten)]
+    pub endpoint: EndpointRequest,
     /// Where the container's namespace is going to be.
     pub sandbox_key: PathBuf,
 }
 
 impl Request for SandboxRequest {
     fn subject(&self) -> String {
-        subject(&self.network_id, &self.endpoint_id)
+        self.endpoint.subject()
     }
 }
 
@@ -196,12 +196,9 @@ pub struct InterfaceName {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PublishRequest {
-    /// Docker's id for its network.
-    #[serde(rename = "NetworkID")]
-    pub network_id: RuntimeName,
-    /// Docker's id for it.
-    #[serde(rename = "EndpointID")]
-    pub endpoint_id: RuntimeName,
+    /// Which one.
+    #[serde(flatten)]
+    endpoint: EndpointRequest,
     /// By Docker's names.
     #[serde(default, deserialize_with = "lenient")]
     options: BTreeMap<String, Value>,
@@ -217,13 +214,8 @@ impl PublishRequest {
 
 impl Request for PublishRequest {
     fn subject(&self) -> String {
-        subject(&self.network_id, &self.endpoint_id)
+        self.endpoint.subject()
     }
-}
-
-fn subject(network: &RuntimeName, endpoint: &RuntimeName) -> String {
-    let short = |id: &RuntimeName| id.as_str().get(..SHORT).unwrap_or(id.as_str()).to_owned();
-    format!("{} {}", short(network), short(endpoint))
 }
 
 /// What is absent, Go writes as null.

@@ -56,7 +56,7 @@ impl<'s> Docker<'s> {
     }
 
     /// A call as Docker 20.10 makes it, and the answer, whose status is always 200 but for calls that are not known.
-    pub(super) fn call(&self, path: &str, body: &Value) -> Value {
+    fn call(&self, path: &str, body: &Value) -> Value {
         let (status, answer) = self.exchange(path, &body.to_string());
         assert_eq!(status, 200, "{path}: {answer}");
         serde_json::from_str(&answer).unwrap()
@@ -66,7 +66,7 @@ impl<'s> Docker<'s> {
         self.try_exchange(path, body).unwrap()
     }
 
-    pub(super) fn try_exchange(&self, path: &str, body: &str) -> io::Result<(u16, String)> {
+    fn try_exchange(&self, path: &str, body: &str) -> io::Result<(u16, String)> {
         let mut stream = UnixStream::connect(socket(self.agent()))?;
         let request = format!(
             "POST /{path} HTTP/1.1\r\nHost: {}\r\nAccept: application/vnd.docker.plugins.v1.2+json\r\n\
@@ -107,14 +107,13 @@ impl<'s> Docker<'s> {
         ran.map(|()| started)
     }
 
-    pub(super) fn try_each(&self, container: &Container, started: &mut Started) -> Result<(), String> {
+    fn try_each(&self, container: &Container, started: &mut Started) -> Result<(), String> {
         for subnet in SUBNETS {
             let request = json!({ "PoolID": self.pool(subnet), "Address": "", "Options": {} });
             let given = self.insist("IpamDriver.RequestAddress", &request)?;
             started.addresses.push(given["Address"].as_str().unwrap().parse().unwrap());
         }
-        let number = self.endpoints.fetch_add(1, Ordering::Relaxed);
-        let endpoint = format!("{:032x}{number:032x}", self.number);
+        let endpoint = self.next_endpoint();
         let mut request = self.of(&endpoint);
         request["Interface"] =
             json!({ "Address": started.addresses[0], "AddressIPv6": started.addresses[1], "MacAddress": "" });
@@ -127,7 +126,7 @@ impl<'s> Docker<'s> {
         Ok(())
     }
 
-    pub(super) fn give_back(&self, started: &Started) -> Result<(), String> {
+    fn give_back(&self, started: &Started) -> Result<(), String> {
         for address in &started.addresses {
             let pool = self.pool(&address.trunc().to_string());
             self.insist("IpamDriver.ReleaseAddress", &json!({ "PoolID": pool, "Address": address.addr() }))?;
@@ -192,9 +191,13 @@ impl<'s> Docker<'s> {
         SUBNETS.into_iter().zip(wanted).map(take).collect()
     }
 
-    pub(super) fn create_endpoint(&self, addresses: &[IpNet], mac: &str) -> (String, Value) {
+    fn next_endpoint(&self) -> String {
         let number = self.endpoints.fetch_add(1, Ordering::Relaxed);
-        let endpoint = format!("{:032x}{number:032x}", self.number);
+        format!("{:032x}{number:032x}", self.number)
+    }
+
+    pub(super) fn create_endpoint(&self, addresses: &[IpNet], mac: &str) -> (String, Value) {
+        let endpoint = self.next_endpoint();
         let interface = json!({ "Address": addresses[0], "AddressIPv6": addresses[1], "MacAddress": mac });
         let answer = self.done(
             "NetworkDriver.CreateEndpoint",
@@ -256,19 +259,11 @@ impl<'s> Docker<'s> {
 
     /// All that Docker does when a container starts.
     pub(super) fn run(&self, container: &Container) -> Started {
-        let addresses = self.take_addresses(["", ""]);
-        let (endpoint, _) = self.create_endpoint(&addresses, "");
-        let ifname = self.join(&endpoint, container);
-        let started = Started { endpoint, addresses, ifname };
-        self.move_in(&started, container);
-        started
+        self.try_run(container).unwrap()
     }
 
     pub(super) fn release(&self, started: &Started) {
-        for address in &started.addresses {
-            let pool = self.pool(&address.trunc().to_string());
-            self.done("IpamDriver.ReleaseAddress", &json!({ "PoolID": pool, "Address": address.addr() }));
-        }
+        self.give_back(started).unwrap();
     }
 
     pub(super) fn host(&self) -> &Host {
