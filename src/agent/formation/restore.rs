@@ -81,8 +81,7 @@ fn take_over(
         store.set_unlock_key(autolock)?;
     }
     store.take_over(backup)?;
-    let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
-    Ok(ClusterState::overtake(store.clone(), payload_signer(credentials), here, now)?)
+    Ok(ClusterState::overtake(store.clone(), payload_signer(credentials), here)?)
 }
 
 /// Two managers with one identity would tell the nodes different things.

@@ -39,10 +39,9 @@ impl Manager {
             let change = NodeChange::Demote;
             return self.others_of_office()?.change_node(ChangeNode { node: name, change }).await;
         }
-        let expires = self.latest_certificate_of(None);
         let demoted = self.on_state({
             let name = name.clone();
-            move |state| state.demote(&name, expires)
+            move |state| state.demote(&name)
         });
         let demoted = demoted.await?;
         tracing::info!(node = %demoted.id, name = %demoted.name, "made a worker");
@@ -122,7 +121,7 @@ mod tests {
         manager.state.add_node(other.clone()).expect("added");
         let caller = caller(other.id);
         assert_eq!(ManagerApi::role(&manager, &caller), Role::Manager);
-        manager.state.demote(&other.name, 1000).expect("demoted");
+        manager.state.demote(&other.name).expect("demoted");
         assert_eq!(ManagerApi::role(&manager, &caller), Role::Worker);
         manager.state.promote(&other.name).expect("promoted");
         assert_eq!(ManagerApi::role(&manager, &caller), Role::Manager);
@@ -133,7 +132,7 @@ mod tests {
             let manager = Arc::clone(&manager);
             async move { manager.dismissed().await }
         });
-        manager.state.demote(&this.name, 1000).expect("demoted");
+        manager.state.demote(&this.name).expect("demoted");
         waiting.await.expect("told");
         assert!(
             !manager.is_alone(),

@@ -62,7 +62,7 @@ mod tests {
         };
         let refused = again().await.expect_err("it signs for itself");
         assert!(refused.to_string().contains("restart its agent"), "{refused}");
-        manager.state.demote(&known.name, 1000).expect("demoted");
+        manager.state.demote(&known.name).expect("demoted");
         let (identity, enrolled) = again().await.expect("back");
         assert_eq!((identity.node(), identity.role(), enrolled.role), (known.id, Role::Worker, Role::Worker));
         assert_eq!(manager.state.node(known.id).map(|node| node.role), Some(Role::Worker));

@@ -21,13 +21,12 @@ pub(super) struct Office {
     issued_at: Box<dyn Fn() -> Version + Send + Sync>,
 }
 
-/// A manager that was made a worker.
+/// A manager that was made a worker, or was removed. It is never forgotten: what a manager signed is believed for
+/// longer than its certificate lives, or a cluster whose managers are down would forget its members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Demoted {
     /// The version with which that came; certificates of later ones are believed.
     pub(super) at: Version,
-    /// The end of its last certificate as a manager, in seconds since 1970.
-    pub(super) expiry: u64,
 }
 
 impl ClusterState {
@@ -44,12 +43,11 @@ impl ClusterState {
     }
 
     /// Makes a manager a worker; one that is already stays as it is. Nobody believes what it signed or signs as a
-    /// manager from then on; everything that is in force is signed anew with the same change. Until its
-    /// certificates as a manager expire (`certificate_expiry`, seconds since 1970) every node is told.
+    /// manager from then on; everything that is in force is signed anew with the same change.
     ///
     /// # Errors
     /// There is no such node, it is the only manager, something cannot be signed, or the disk refuses.
-    pub fn demote(&self, name: &HostName, certificate_expiry: u64) -> Result<Node, StateError> {
+    pub fn demote(&self, name: &HostName) -> Result<Node, StateError> {
         self.change(|model| {
             let node = model.find_node(name)?.clone();
             if node.role == Role::Worker {
@@ -59,16 +57,26 @@ impl ClusterState {
                 return Err(StateError::LastManager { node: node.id, name: node.name });
             }
             let node = Node { role: Role::Worker, ..node };
-            let at = Version::new(model.counters.version.get() + 1);
-            let row = Demoted { at, expiry: certificate_expiry };
-            let mut demoted = model.demoted.clone();
-            demoted.insert(node.id, row);
             let mut changes = vec![Change::PutNode(node.clone())];
-            self.add_memberships_again(model, &mut changes)?;
-            changes.push(Change::PutDemoted(node.id, row));
+            let demoted = self.disbelieve(model, node.id, &mut changes)?;
             changes.push(self.removals(model, &model.removed, &demoted)?);
             Ok((node, changes))
         })
+    }
+
+    /// Adds the changes after which nobody believes what a manager has signed; those who are managers no more then.
+    pub(super) fn disbelieve(
+        &self,
+        model: &Model,
+        manager: NodeId,
+        changes: &mut Vec<Change>,
+    ) -> Result<BTreeMap<NodeId, Demoted>, StateError> {
+        let row = Demoted { at: Version::new(model.counters.version.get() + 1) };
+        let mut demoted = model.demoted.clone();
+        demoted.insert(manager, row);
+        self.add_memberships_again(model, changes)?;
+        changes.push(Change::PutDemoted(manager, row));
+        Ok(demoted)
     }
 
     /// Makes changes as a manager from now on: none once that is none any more, since others would not believe
@@ -90,6 +98,15 @@ impl ClusterState {
         if is_manager && !is_stale { Ok(()) } else { Err(StateError::Dismissed { node: *node }) }
     }
 
+    /// What a node is, and the version of the state that says so.
+    ///
+    /// # Errors
+    /// It is no member.
+    pub fn role_at(&self, node: NodeId) -> Result<(Role, Version), StateError> {
+        let model = self.model();
+        Ok((model.member(node)?.role, model.counters.version))
+    }
+
     /// The managers.
     pub fn managers(&self) -> Vec<Node> {
         self.model().managers().cloned().collect()
@@ -99,19 +116,6 @@ impl ClusterState {
     pub fn demoted(&self) -> BTreeMap<NodeId, Version> {
         self.model().demoted.iter().map(|(id, row)| (*id, row.at)).collect()
     }
-}
-
-/// Adds the changes that forget those whose certificates have expired; those that are left.
-pub(super) fn forget_expired(
-    model: &Model,
-    now: u64,
-    changes: &mut Vec<Change>,
-) -> BTreeMap<NodeId, Demoted> {
-    let mut left = model.demoted.clone();
-    left.retain(|_, row| row.expiry >= now);
-    let expired = model.demoted.keys().filter(|id| !left.contains_key(id));
-    changes.extend(expired.map(|id| Change::ForgetDemoted(*id)));
-    left
 }
 
 pub(super) const DEMOTED: Table<Demoted> = Table::new("demoted_managers");

@@ -91,7 +91,6 @@ pub(super) enum Change {
     ForgetRemoved(NodeId),
     PutRemovals(RemovalsRow),
     PutDemoted(NodeId, Demoted),
-    ForgetDemoted(NodeId),
     PutNetwork(Network),
     DropNetwork(NetworkId),
     PutMembership(NetworkId, MembershipRow),
@@ -130,7 +129,6 @@ impl Change {
             }
             Self::ForgetRemoved(id) => to.remove(&REMOVED, id.as_str()),
             Self::PutDemoted(id, row) => to.put(&DEMOTED, id.as_str(), row)?,
-            Self::ForgetDemoted(id) => to.remove(&DEMOTED, id.as_str()),
             Self::PutRemovals(row) => to.put(&REMOVALS, ONLY, row)?,
             Self::PutNetwork(network) => to.put(&NETWORKS, network.id.as_str(), network)?,
             Self::DropNetwork(id) => {
@@ -325,10 +323,6 @@ impl Model {
             }
             Change::PutDemoted(id, row) => {
                 self.demoted.insert(id, row);
-                self.members_changed = version;
-            }
-            Change::ForgetDemoted(id) => {
-                self.demoted.remove(&id);
                 self.members_changed = version;
             }
             Change::PutRemovals(row) => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use super::managers::{self, Demoted};
+use super::managers::Demoted;
 use super::model::{Change, Model, RemovalsRow};
 use super::network_state::NetworkState;
 use super::networks::MOST_NAMED;
@@ -87,14 +87,14 @@ impl ClusterState {
                 refuse_in_use(model, node)?;
             }
             let mut changes = self.drop_endpoints(model, id, |_| true)?;
-            if node.role == Role::Manager {
-                // What it signed is not believed any more.
-                self.add_memberships_again(model, &mut changes)?;
-            }
+            let demoted = match node.role {
+                Role::Manager => &self.disbelieve(model, id, &mut changes)?,
+                Role::Worker => &model.demoted,
+            };
             changes.push(Change::RemoveNode(id, certificate_expiry));
             let mut removed = model.removed.clone();
             removed.insert(id, certificate_expiry);
-            changes.push(self.removals(model, &removed, &model.demoted)?);
+            changes.push(self.removals(model, &removed, demoted)?);
             Ok(((), changes))
         })?;
         self.inner.last_seen.lock().expect(NO_PANIC).remove(&id);
@@ -111,9 +111,8 @@ impl ClusterState {
             left.retain(|_, expiry| *expiry >= now);
             let expired = model.removed.keys().filter(|id| !left.contains_key(id));
             let mut changes: Vec<_> = expired.map(|id| Change::ForgetRemoved(*id)).collect();
-            let demoted = managers::forget_expired(model, now, &mut changes);
             if !changes.is_empty() {
-                changes.push(self.removals(model, &left, &demoted)?);
+                changes.push(self.removals(model, &left, &model.demoted)?);
             }
             Ok(((), changes))
         })

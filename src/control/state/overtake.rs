@@ -28,17 +28,12 @@ impl ClusterState {
     /// Raises the version, and the epoch of every membership and of the list of removed nodes, beyond
     /// what changes can have brought them to that this state does not know of: nodes keep the newest
     /// that they have heard. The manager is `here` from now on, and the only one: others that there were shared a
-    /// store that this state is not in, and nobody is to believe what they do with that. `now` is in seconds since 1970.
+    /// store that this state is not in, and nobody is to believe what they do with that.
     ///
     /// # Errors
     /// When there is no state, the manager is no member or its address lies in a network's subnet,
     /// something cannot be signed, or the disk refuses; then nothing is changed.
-    pub fn overtake(
-        store: Store,
-        sign: Box<SignPayload>,
-        here: Whereabouts,
-        now: u64,
-    ) -> Result<(), StateError> {
+    pub fn overtake(store: Store, sign: Box<SignPayload>, here: Whereabouts) -> Result<(), StateError> {
         let state = Self::open(store, sign)?;
         let model = state.model();
         let mut counters = model.counters;
@@ -48,7 +43,7 @@ impl ClusterState {
         subnets::check_node(&model, &manager)?;
         // Nodes may know of removals though this state knows of none.
         let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
-        let row = Demoted { at: counters.version, expiry: now + model.founding.certificate_life_seconds };
+        let row = Demoted { at: counters.version };
         let others: Vec<Node> = model.managers().filter(|other| other.id != node).cloned().collect();
         let mut demoted = model.demoted.clone();
         demoted.extend(others.iter().map(|other| (other.id, row)));

@@ -27,7 +27,7 @@ fn demoted_manager_is_named_to_all_and_everything_that_it_may_have_signed_is_sig
     cluster.state.promote(&host(2)).unwrap();
     let before = ["web", "db"].map(|network| cluster.membership(network));
 
-    let demoted = cluster.state.demote(&host(2), 1000).unwrap();
+    let demoted = cluster.state.demote(&host(2)).unwrap();
 
     assert_eq!((demoted.id, demoted.role), (node_id(2), Role::Worker));
     let at = cluster.state.version();
@@ -44,21 +44,28 @@ fn demoted_manager_is_named_to_all_and_everything_that_it_may_have_signed_is_sig
 }
 
 #[test]
-fn demotion_is_forgotten_with_the_certificate_and_not_before() {
+fn who_was_a_manager_stays_named_when_its_certificate_has_expired_as_its_signatures_do_not() {
     let cluster = TestCluster::new();
-    cluster.state.promote(&host(2)).unwrap();
-    cluster.state.demote(&host(2), 1000).unwrap();
-    cluster.state.forget_expired(1000).unwrap();
-    assert_eq!(cluster.state.demoted().len(), 1);
+    cluster.state.add_node(node(3)).unwrap();
+    for id in [2, 3] {
+        cluster.state.promote(&host(id)).unwrap();
+    }
+    cluster.state.demote(&host(2)).unwrap();
+    let of_two = cluster.state.version();
+    cluster.state.remove_node(node_id(3), 1000, Takes::Endpoints).unwrap();
+    let of_three = cluster.state.version();
+    cluster.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
     cluster.state.forget_expired(1001).unwrap();
-    assert!(cluster.state.demoted().is_empty() && cluster.demoted_in_list().is_empty());
+    assert!(cluster.state.removed_nodes().is_empty());
+    let named = [(node_id(2), of_two), (node_id(3), of_three)];
+    assert_eq!((cluster.state.demoted(), cluster.demoted_in_list()), (named.into(), named.into()));
 }
 
 #[test]
 fn last_manager_is_neither_demoted_nor_removed() {
     let cluster = TestCluster::new();
     let version = cluster.state.version();
-    let error = cluster.state.demote(&host(1), 1000).unwrap_err();
+    let error = cluster.state.demote(&host(1)).unwrap_err();
     assert!(matches!(error, StateError::LastManager { .. }), "{error}");
     let error = cluster.state.remove_node(node_id(1), 1000, Takes::Endpoints).unwrap_err();
     assert!(matches!(error, StateError::LastManager { .. }), "{error}");

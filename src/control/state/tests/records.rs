@@ -79,7 +79,7 @@ fn changes_of_another_are_taken_in_one_by_one_without_reading_all_rows() {
     one.rotate_token(Role::Worker, [9; 16]).unwrap();
     one.update_node(node_id(3), node(9).advertise, node(9).data, 1400).unwrap();
     follows("several at once");
-    one.demote(&node(3).name, 1000).unwrap();
+    one.demote(&node(3).name).unwrap();
     one.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
     follows("nodes");
     one.begin_rotation(new_rotation(NEW)).unwrap();

@@ -24,7 +24,7 @@ fn restored_state_is_later_than_all_that_happened_since_the_backup() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path()).unwrap();
     store.take_over(&Backup::open(&sealed, "a passphrase").unwrap()).unwrap();
-    ClusterState::overtake(store, signer(), here("192.0.2.99"), 0).unwrap();
+    ClusterState::overtake(store, signer(), here("192.0.2.99")).unwrap();
     let restored = TestCluster { state: open_state(dir.path()), dir };
 
     assert!(restored.state.version() > version);
@@ -59,13 +59,13 @@ fn restored_manager_is_the_only_one_and_what_the_others_sign_is_believed_no_more
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path()).unwrap();
     store.take_over(&sealed).unwrap();
-    ClusterState::overtake(store, signer(), here("192.0.2.99"), 7).unwrap();
+    ClusterState::overtake(store, signer(), here("192.0.2.99")).unwrap();
     let restored = TestCluster { state: open_state(dir.path()), dir };
 
     let managers: Vec<NodeId> = restored.state.managers().into_iter().map(|node| node.id).collect();
     assert_eq!(managers, [node_id(1)]);
     assert_eq!(restored.state.demoted(), [(node_id(2), restored.state.version())].into());
-    assert!(restored.state.demote(&node(1).name, 7).is_err(), "it is the last");
+    assert!(restored.state.demote(&node(1).name).is_err(), "it is the last");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn manager_is_not_restored_where_a_network_is() {
     cluster.create("web", &["10.1.0.0/24"]);
     let version = cluster.state.version();
     let dir = cluster.close();
-    let refused = ClusterState::overtake(Store::open(dir.path()).unwrap(), signer(), here("10.1.0.9"), 0);
+    let refused = ClusterState::overtake(Store::open(dir.path()).unwrap(), signer(), here("10.1.0.9"));
     assert!(matches!(refused, Err(StateError::NodeInSubnet { .. })), "{refused:?}");
     assert_eq!(open_state(dir.path()).version(), version);
 }
