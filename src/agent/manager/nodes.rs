@@ -14,7 +14,7 @@ use crate::control::rpc::{ErrorKind, ManagerError};
 use crate::control::state::Takes;
 use crate::control::tls::peer::PeerIdentity;
 use crate::id::HostName;
-use crate::io::clock::wall_clock;
+use crate::io::clock::{boot_time, wall_clock};
 
 impl Manager {
     /// Removes a node other than the caller.
@@ -105,10 +105,12 @@ impl Manager {
 
     /// Forgets removed nodes once no certificate of theirs can be shown any more, from now on.
     pub(crate) async fn forget_removed(self: Arc<Self>) {
-        let mut hours = tokio::time::interval(Duration::from_hours(1));
         loop {
-            hours.tick().await;
-            let long_ago = wall_clock().saturating_sub(CLOCKS_APART);
+            let (wall, boot) = (wall_clock(), boot_time());
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            // A clock is believed to be so late once it has been for an hour: it may be ahead by any time until it is
+            // set after the machine has started, and who is forgotten too early is let in again.
+            let long_ago = wall_clock().min(wall + boot_time().since(boot)).saturating_sub(CLOCKS_APART);
             let now = u64::try_from(long_ago.unix_timestamp()).unwrap_or(0);
             if let Err(error) = self.on_state(move |state| state.forget_expired(now)).await {
                 tracing::warn!(%error, "removed nodes whose certificates have expired could not be forgotten");
