@@ -20,20 +20,23 @@ use crate::membership::token::JoinToken;
 pub(super) fn is_due(member: &Member) -> bool {
     let identity = member.credentials.identity();
     let signs = identity.role() == Role::Manager && member.office.may_sign();
-    !signs && identity.expires() <= member.credentials.now()
+    let now = member.credentials.now();
+    !signs && (identity.expires() <= now || now < identity.begins())
 }
 
 /// What to do about it.
 pub(super) fn advice(member: &Member) -> String {
     let identity = member.credentials.identity();
-    let expired = identity.expires();
+    let (begins, expired) = (identity.begins(), identity.expires());
+    let begins_later = member.credentials.now() < begins;
+    let (how, at) = if begins_later { ("is not valid before", begins) } else { ("expired at", expired) };
     let managers = member.client.addresses();
     let manager = managers.first().map_or_else(|| "MANAGER".to_owned(), ToString::to_string);
     format!(
-        "the certificate of this node expired at {}, so no other node talks to it: print a token on a manager \
+        "the certificate of this node {how} {}, so no other node talks to it: print a token on a manager \
          (overlayd token worker), and join with it again: overlayd join --token TOKEN {manager}. It stays node {} \
          with its endpoints and their addresses. If it is the clock that is wrong, set that",
-        expired.format(&Rfc3339).unwrap_or_else(|_| expired.to_string()),
+        at.format(&Rfc3339).unwrap_or_else(|_| at.to_string()),
         identity.node()
     )
 }

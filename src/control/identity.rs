@@ -80,6 +80,11 @@ impl NodeIdentity {
         self.name.issued_at
     }
 
+    /// When the certificate begins to be valid.
+    pub const fn begins(&self) -> OffsetDateTime {
+        self.name.not_before
+    }
+
     /// When the certificate ends.
     pub const fn expires(&self) -> OffsetDateTime {
         self.name.not_after

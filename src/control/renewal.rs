@@ -28,7 +28,8 @@ impl Signer for ManagerClient {
     }
 }
 
-/// Renews for ever, and at once whenever `wanted` says so. `persist` stores an identity before it is used;
+/// Renews for ever, and at once whenever `wanted` says so or the certificate is not valid yet: it was signed by a
+/// clock that was ahead, and nobody accepts it. `persist` stores an identity before it is used;
 /// `renewed` runs after it is, and is where clients reconnect.
 pub async fn keep(
     credentials: Arc<Credentials>,
@@ -132,8 +133,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// that was set.
 async fn sleep_until(due: OffsetDateTime, credentials: &Credentials) {
     loop {
-        let left = due - credentials.now();
-        if !left.is_positive() {
+        let now = credentials.now();
+        let left = due - now;
+        if !left.is_positive() || now < credentials.identity().begins() {
             return;
         }
         tokio::time::sleep(left.min(time::Duration::MINUTE).unsigned_abs()).await;

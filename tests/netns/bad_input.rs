@@ -14,7 +14,7 @@ use overlayd::io::netlink::Netlink;
 use overlayd::lab::{Container, Underlay, eventually};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::support::certificates::shift_certificate;
+use crate::support::certificates::{Clock, shift_certificate};
 use crate::support::swarm::{Agent, Family, Swarm, refused};
 use crate::support::tests;
 
@@ -24,6 +24,7 @@ tests! {
     rotated_token_is_void
     ended_tokens_say_how_they_ended
     unreachable_manager_is_named
+    manager_whose_clock_was_ahead_renews_its_certificate_and_admits_others
     clock_outside_the_managers_certificate_is_told
     clock_outside_the_own_certificate_is_told
     node_without_cluster_says_how_to_get_one
@@ -138,12 +139,23 @@ fn unreachable_manager_is_named() {
     assert_outside(&swarm, 2);
 }
 
-fn clock_outside_the_managers_certificate_is_told() {
+fn manager_whose_clock_was_ahead_renews_its_certificate_and_admits_others() {
     let (swarm, init) = formed();
     swarm.agent(1).kill();
-    // One that had expired the manager would renew by itself.
     shift_certificate(swarm.agent(1), swarm.agent(1), time::Duration::days(300));
     swarm.start(1);
+    let is_renewed = || swarm.agent(1).log().contains("this node's certificate was renewed");
+    assert!(eventually(Duration::from_secs(10), is_renewed), "{}", swarm.agent(1).log());
+    swarm.join(2, &init);
+}
+
+fn clock_outside_the_managers_certificate_is_told() {
+    let (swarm, init) = formed();
+    let (agent, clock) = (swarm.agent(2), Clock::new(swarm.dir(), "clock"));
+    clock.set("-300d");
+    agent.kill();
+    agent.spawn_in(swarm.host(agent), &[], &clock.environment());
+    agent.await_ready();
     let manager = init.manager.to_string();
     let refusal = swarm.agent(2).refused(&["join", "--token", &init.worker_token, &manager]);
     for words in ["certificate is not yet valid", "the clock of this machine says", "set the clock"] {
