@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
@@ -25,6 +25,7 @@ use super::tls::peer::{PeerStream, tune};
 use super::tls::{Credentials, Protocol, refusal_in};
 use super::trust::{Expected, Refusal};
 use crate::events::{Event, Events, Reason};
+use crate::id::NodeId;
 
 /// Where accepted connections go.
 #[derive(Debug, Clone)]
@@ -55,7 +56,7 @@ pub struct EnrolStream {
 
 /// Accepts connections for ever; dropping the future closes the port and ends all handshakes.
 pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors: Doors) {
-    let doors = Arc::new(doors);
+    let doors = Arc::new((doors, Connections::default()));
     let mut handshakes = JoinSet::new();
     let mut sent_away = JoinSet::new();
     let mut sources = Sources::default();
@@ -68,12 +69,12 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
                     tune(&tcp);
                     let (credentials, doors) = (Arc::clone(&credentials), Arc::clone(&doors));
                     handshakes.spawn(async move {
-                        let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, receive(tcp, from, &credentials, &doors));
+                        let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, receive(tcp, from, &credentials, (&doors.0, &doors.1)));
                         (from, ended.await.unwrap_or(Err(Rejected::Slow)))
                     });
                 }
                 Ok((tcp, from)) => {
-                    refused(from, &Rejected::Crowded, &mut log, &doors.events);
+                    refused(from, &Rejected::Crowded, &mut log, &doors.0.events);
                     // In a flood nobody is told.
                     if sent_away.len() < MAX_SENT_AWAY {
                         sent_away.spawn(tokio::time::timeout(HANDSHAKE_TIMEOUT, send_alert(tcp, ALERT_USER_CANCELED)));
@@ -89,7 +90,7 @@ pub async fn listen(listener: TcpListener, credentials: Arc<Credentials>, doors:
                 Ok((from, result)) => {
                     sources.end(source_of(from.ip()));
                     if let Err(rejected) = result {
-                        refused(from, &rejected, &mut log, &doors.events);
+                        refused(from, &rejected, &mut log, &doors.0.events);
                     }
                 }
                 Err(error) => tracing::error!(%error, "a handshake task died"),
@@ -114,6 +115,8 @@ enum Rejected {
     Slow,
     #[error("too many handshakes at a time")]
     Crowded,
+    #[error("node {0} has {MAX_CONNECTIONS_OF_NODE} connections to this manager already")]
+    Insatiable(NodeId),
     #[error("this node is stopping")]
     Stopping,
     #[error("the connection broke: {0}")]
@@ -130,7 +133,7 @@ async fn receive(
     tcp: TcpStream,
     from: SocketAddr,
     credentials: &Credentials,
-    doors: &Doors,
+    (doors, connections): (&Doors, &Connections),
 ) -> Result<(), Rejected> {
     let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), tcp));
     let start = match acceptor.as_mut().await {
@@ -172,7 +175,7 @@ async fn receive(
         }
         (Protocol::Manager, Some(manager)) => {
             let stream = PeerStream::new(TlsStream::Server(tls), node()?, from, credentials);
-            manager.rpc.send(stream).await.is_err()
+            manager.rpc.send(connections.admit(stream)?).await.is_err()
         }
         (Protocol::Enrol, Some(manager)) => manager
             .enrol
@@ -224,6 +227,24 @@ async fn drain(mut tcp: impl AsyncWrite + tokio::io::AsyncRead + Unpin) {
     }
 }
 
+/// The connections of each node to the manager API: without a bound, the requests that one begins and never ends
+/// would fill the memory.
+#[derive(Debug, Default)]
+struct Connections {
+    places: Mutex<HashMap<NodeId, Arc<Semaphore>>>,
+}
+
+impl Connections {
+    fn admit(&self, stream: PeerStream) -> Result<PeerStream, Rejected> {
+        let node = stream.peer().node;
+        let mut places = self.places.lock().expect("nothing panics while it counts");
+        places.retain(|_, places| places.available_permits() < MAX_CONNECTIONS_OF_NODE);
+        let of_node = places.entry(node).or_insert_with(|| Arc::new(Semaphore::new(MAX_CONNECTIONS_OF_NODE)));
+        let place = Arc::clone(of_node).try_acquire_owned().map_err(|_| Rejected::Insatiable(node))?;
+        Ok(stream.holding(place))
+    }
+}
+
 /// How many handshakes each source has begun and not ended.
 #[derive(Debug, Default)]
 struct Sources {
@@ -269,6 +290,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_HANDSHAKES: usize = 256;
 const MAX_HANDSHAKES_OF_SOURCE: usize = 64;
 const MAX_SENT_AWAY: usize = 64;
+/// An agent has one; another while it renews its certificate, and others while those that broke are noticed.
+const MAX_CONNECTIONS_OF_NODE: usize = 16;
 const ALERT_PROTOCOL_VERSION: u8 = 70;
 /// "Canceled for some reason unrelated to a protocol failure" (RFC 8446 §6.1): too many at a time.
 const ALERT_USER_CANCELED: u8 = 90;

@@ -70,6 +70,8 @@ pub enum StateError {
         "address {address} of node {node} lies in subnet {subnet} of network {network}: packets to the node would be taken for the network's; give the node another address, or remove that network"
     )]
     NodeInSubnet { node: HostName, address: IpAddr, subnet: IpNet, network: NetworkName },
+    #[error("a node trusts the old root and the new one, and not {count}")]
+    TooManyRoots { count: usize },
     #[error("node {node}, which was asked, is no manager any more: ask another")]
     Dismissed { node: NodeId },
     #[error("node {node} is a worker, and {what} is for managers: ask {}", managers.join(" or "))]
@@ -222,7 +224,8 @@ impl StateError {
             | Self::AddressOutside { .. }
             | Self::AddressReserved { .. }
             | Self::TwoAddresses { .. }
-            | Self::Mac { .. } => ErrorKind::Invalid,
+            | Self::Mac { .. }
+            | Self::TooManyRoots { .. } => ErrorKind::Invalid,
             Self::NoCluster
             | Self::NoNode { .. }
             | Self::NoLabel { .. }

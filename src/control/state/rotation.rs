@@ -184,8 +184,11 @@ impl ClusterState {
     /// Takes note of which roots a node trusts.
     ///
     /// # Errors
-    /// It is no member, or the disk refuses.
+    /// It is no member, trusts more roots than there can be, or the disk refuses.
     pub fn note_standing(&self, node: NodeId, standing: RootStanding) -> Result<(), StateError> {
+        if standing.trusted.len() > MOST_TRUSTED {
+            return Err(StateError::TooManyRoots { count: standing.trusted.len() });
+        }
         self.change_if_needed(|model| {
             model.member(node)?;
             if model.standings.get(&node) == Some(&standing) {
@@ -233,6 +236,9 @@ impl Model {
         self.nodes.values().filter(|node| !rotation.is_done_by(self.standings.get(&node.id)))
     }
 }
+
+/// In a rotation a node trusts two. Whoever says a long list would fill the store with it.
+const MOST_TRUSTED: usize = 8;
 
 pub(super) const ROOTS: Table<RootsRow> = Table::new("roots");
 pub(super) const STANDINGS: Table<RootStanding> = Table::new("root_standings");

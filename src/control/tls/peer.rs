@@ -14,6 +14,7 @@ use socket2::{SockRef, TcpKeepalive};
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_rustls::{TlsConnector, TlsStream, client};
 use tokio_stream::Stream;
@@ -61,6 +62,8 @@ pub struct PeerStream {
     cut: Option<Refusal>,
     /// The first byte, when it was read to see that the other side accepted us.
     first: Option<u8>,
+    /// Its place among those that there may be; given back with the connection.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl PeerStream {
@@ -107,7 +110,13 @@ impl PeerStream {
         let left = (name.not_after - credentials.now()).max(time::Duration::ZERO).unsigned_abs();
         let expiry = Box::pin(tokio::time::sleep(left));
         let peer = PeerIdentity::new(name, address);
-        Self { tls, peer, proof, expected, changes, expiry, cut: None, first: None }
+        Self { tls, peer, proof, expected, changes, expiry, cut: None, first: None, place: None }
+    }
+
+    /// The same, in a place that it gives back when it ends.
+    pub(in crate::control) fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
+        self.place = Some(place);
+        self
     }
 
     /// Who is at the other end.

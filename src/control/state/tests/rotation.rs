@@ -108,6 +108,16 @@ pub(super) fn stranger_has_no_say_in_a_rotation() {
     assert_eq!(error.kind(), ErrorKind::Denied);
 }
 
+#[test]
+fn node_cannot_say_that_it_trusts_roots_without_end() {
+    let cluster = TestCluster::new();
+    let version = cluster.state.version();
+    let trusted = (0..9u8).map(|root| RootFingerprint::of(&[root])).collect();
+    let standing = RootStanding { trusted, issuer: RootFingerprint::of(OLD) };
+    let error = cluster.state.note_standing(node_id(1), standing).unwrap_err();
+    assert_eq!((error.kind(), cluster.state.version()), (ErrorKind::Invalid, version));
+}
+
 fn note(cluster: &TestCluster, node: NodeId, trusted: &[&[u8]], issuer: &[u8]) {
     let standing = RootStanding {
         trusted: trusted.iter().map(|root| RootFingerprint::of(root)).collect(),
