@@ -22,14 +22,20 @@ pub(super) fn roots(member: &Member) -> Result<CaResponse, ApiError> {
 pub(super) async fn rotate(member: &Member, request: RotateCaRequest) -> Result<CaStatusResponse, ApiError> {
     let brought = request.authority.map(|brought| (brought.certificate_pem, brought.key_pem));
     let request = RotateCa { brought };
-    match member.manager() {
+    if request.brought.is_none() {
+        member.client.rotate_ca(request).await?;
+    } else {
         // A key that is brought passes through no connection: what was sent stays in buffers for as long as it lives.
-        Some(manager) if request.brought.is_some() => {
-            manager.require_service()?;
-            manager.rotate(request).await?
-        }
-        Some(_) | None => member.client.rotate_ca(request).await?,
-    };
+        let manager = member.manager().ok_or_else(|| {
+            let managers: Vec<_> = member.client.addresses().iter().map(ToString::to_string).collect();
+            ApiError::denied(format!(
+                "a certificate authority is brought to a manager itself, and this node is none (yet); do it on {}",
+                managers.join(" or ")
+            ))
+        })?;
+        manager.require_service()?;
+        manager.rotate(request).await?;
+    }
     status(member).await
 }
 

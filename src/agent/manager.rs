@@ -166,10 +166,16 @@ impl Manager {
 
 impl Enrol for Arc<Manager> {
     async fn enrol(&self, request: EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
-        let this = Arc::clone(self);
-        tokio::task::spawn_blocking(move || this.admit(&request, from))
-            .await
-            .map_err(|_| EnrolRefusal::Unavailable("a task of the agent died".to_owned()))?
+        let unavailable = |error: ManagerError| EnrolRefusal::Unavailable(error.message);
+        self.require_service().map_err(unavailable)?;
+        let answer = self.admit_aside(request.clone(), from).await;
+        if answer != Err(EnrolRefusal::WrongSecret) || self.state.rows().shared().is_none() {
+            return answer;
+        }
+        // Another manager may have made the token a moment ago.
+        let fresh = tokio::time::timeout(FRESHENING, self.freshen()).await;
+        fresh.unwrap_or_else(|_| Err(tenure::no_store())).map_err(unavailable)?;
+        self.admit_aside(request, from).await
     }
 }
 
@@ -180,6 +186,10 @@ impl ManagerApi for Arc<Manager> {
 
     fn serves(&self) -> Result<(), ManagerError> {
         self.require_office()
+    }
+
+    fn knows_managers(&self) -> Result<(), ManagerError> {
+        self.require_service()
     }
 
     async fn catch_up(&self) {
@@ -266,9 +276,7 @@ impl ManagerApi for Arc<Manager> {
     }
 
     async fn renew(&self, caller: PeerIdentity, request: Renew) -> Result<Renewed, ManagerError> {
-        // What it may do is the state's word: the certificate may be of before that was changed.
-        let node = self.state.node(caller.node).ok_or(StateError::UnknownNode { node: caller.node })?;
-        self.renewed(request.csr, node.id, node.role).await
+        self.renewed(request.csr, caller.node).await
     }
 
     async fn rotate_ca(&self, _: PeerIdentity, request: RotateCa) -> Result<Done, ManagerError> {
@@ -311,18 +319,20 @@ impl ManagerApi for Arc<Manager> {
 /// A manager signs for itself: with an expired certificate it could call nobody.
 impl Signer for Arc<Manager> {
     async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
-        let this = self.credentials.identity().node();
-        let node = self.state.node(this).ok_or(StateError::UnknownNode { node: this })?;
-        self.renewed(csr, this, node.role).await
+        self.renewed(csr, self.credentials.identity().node()).await
     }
 }
 
 impl Manager {
-    async fn renewed(&self, csr: String, node: NodeId, role: Role) -> Result<Renewed, ManagerError> {
+    async fn renewed(&self, csr: String, node: NodeId) -> Result<Renewed, ManagerError> {
         let life = self.certificate_life();
         let issue = move |state: &ClusterState| {
-            Ok(StoredAuthority::open(state).map(|authority| {
-                let leaf = authority.issue_at(state.version(), &csr, (node, role), wall_clock(), life);
+            let authority = StoredAuthority::open(state);
+            // What it may do is the state's word, of the version that the certificate names: its own certificate
+            // may be of before that was changed, and since this was asked it may have been made a worker.
+            let (role, version) = state.role_at(node)?;
+            Ok(authority.map(|authority| {
+                let leaf = authority.issue_at(version, &csr, (node, role), wall_clock(), life);
                 leaf.map(|leaf| (leaf, authority.root().clone()))
             }))
         };
@@ -386,7 +396,7 @@ impl From<StateError> for ManagerError {
 }
 
 pub(super) const NO_PANIC: &str = "nothing panics while nodes are counted";
-/// How long a call waits for what others have changed of who may make it.
+/// How long one who asks waits for what others have changed of who may.
 const FRESHENING: std::time::Duration = std::time::Duration::from_secs(2);
 
 #[cfg(test)]
@@ -440,6 +450,44 @@ pub(super) mod tests {
         let verified =
             signed.verify(&manager.state.roots(), after.cluster(), &std::collections::BTreeSet::new());
         assert_eq!(verified, Ok(membership));
+    }
+
+    #[tokio::test]
+    async fn manager_that_does_not_reach_the_store_admits_nobody_and_does_not_say_who_is_a_manager() {
+        let (manager, _dir) = manager();
+        assert_eq!(ManagerApi::knows_managers(&manager), Ok(()));
+        manager.store.send_replace(false);
+        let refused = ManagerApi::knows_managers(&manager).expect_err("refused");
+        assert_eq!(refused.kind, ErrorKind::Unavailable);
+        // Not that the token is none, which another manager may have made.
+        let request = EnrolRequest {
+            secret: TokenSecret::from_entropy([1; 16]),
+            csr: String::new(),
+            machine: crate::control::enrol::Joining {
+                host: "new".parse().expect("a name"),
+                advertise: None,
+                advertise_port: 2377,
+                data: None,
+                underlay_mtu: 1500,
+            },
+            former: None,
+            root_hash: None,
+        };
+        let refused = manager.enrol(request, SocketAddr::from(([192, 0, 2, 2], 40000))).await;
+        assert!(matches!(refused, Err(EnrolRefusal::Unavailable(_))), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn worker_that_was_a_manager_a_moment_ago_gets_a_workers_certificate() {
+        let (manager, _dir) = manager();
+        let mut caller = worker(&manager);
+        // By its certificate.
+        caller.role = Role::Manager;
+        let key = crate::control::identity::NodeKey::generate().expect("a key");
+        let request = Renew { csr: key.request_pem().expect("a request") };
+        let renewed = ManagerApi::renew(&manager, caller.clone(), request).await.expect("renewed");
+        let name = crate::control::identity::CertificateName::parse(&renewed.chain[0]).expect("a name");
+        assert_eq!((name.node, name.role), (caller.node, Role::Worker));
     }
 
     pub(in crate::agent) fn manager() -> (Arc<Manager>, tempfile::TempDir) {

@@ -46,9 +46,11 @@ pub(crate) async fn keep(
     while removed.changed().await.is_ok() {
         let now = removed.borrow_and_update().clone();
         // First what takes something away from others: a slow disk does not keep a removed node in.
-        // A manager's trust follows its own list of members.
         if office.manager().is_none() {
             refuse(&credentials, &now);
+        } else {
+            // A manager's trust follows its own list of members, which stands still while it does not reach the store.
+            credentials.change_trust(|trust| trust.refusing(&now.nodes, &now.demoted));
         }
         if now.signed != written
             && let Some(signed) = now.signed.clone()

@@ -87,6 +87,17 @@ impl Trust {
         self
     }
 
+    /// The same, which refuses these too: a list that peers pass on may be ahead of what a manager knows.
+    #[must_use]
+    pub fn refusing(mut self, removed: &BTreeSet<NodeId>, demoted: &BTreeMap<NodeId, Version>) -> Self {
+        Arc::make_mut(&mut self.removed).extend(removed);
+        let known = Arc::make_mut(&mut self.demoted);
+        for (node, until) in demoted {
+            known.entry(*node).and_modify(|known| *known = (*known).max(*until)).or_insert(*until);
+        }
+        self
+    }
+
     /// The same, with unknown nodes trusted as well.
     #[must_use]
     pub fn with_unknown(mut self) -> Self {

@@ -242,21 +242,65 @@ async fn renewed_certificate_is_stored_before_it_is_shown() {
     client.list_networks(ListNetworks {}).await.expect("with the new certificate");
 }
 
+/// Signs for node 3.
+struct Office(Cluster);
+
+impl renewal::Signer for Office {
+    async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
+        let day = time::Duration::DAY;
+        let leaf = self.0.authority.issue(&csr, node(3), Role::Worker, noon(), day).expect("a certificate");
+        Ok(Renewed { chain: vec![leaf], root: None })
+    }
+}
+
+#[tokio::test]
+async fn certificate_of_a_clock_that_was_ahead_is_renewed_at_once() {
+    let cluster = Cluster::new(1);
+    let ahead = noon() + time::Duration::days(60);
+    let credentials = cluster.credentials(cluster.issued(3, Role::Worker, ahead, time::Duration::days(90)));
+    let renewed = tokio::sync::Notify::new();
+    let signer = (Office(cluster), Arc::default());
+    let stored = |_: &NodeIdentity| Ok(());
+    let keeping = renewal::keep(Arc::clone(&credentials), signer, stored, || renewed.notify_one());
+    tokio::select! {
+        () = keeping => unreachable!("certificates are renewed for ever"),
+        renewed = tokio::time::timeout(Duration::from_secs(5), renewed.notified()) => renewed.expect("at once"),
+    }
+    assert!(credentials.identity().begins() < noon());
+}
+
+#[tokio::test]
+async fn one_node_cannot_have_connections_without_end() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let credentials = cluster.worker(3);
+    let connect = async || {
+        let client = ManagerClient::new(Arc::clone(&credentials), vec![server.address]);
+        client.list_networks(ListNetworks {}).await.map(|_| client)
+    };
+    let mut clients = Vec::new();
+    for _ in 0..16 {
+        clients.push(connect().await.expect("there is room"));
+    }
+    connect().await.expect_err("one too many");
+    server.logged("has 16 connections to this manager already").await;
+    let other = ManagerClient::new(cluster.worker(4), vec![server.address]);
+    other.list_networks(ListNetworks {}).await.expect("others have places of their own");
+    clients.pop();
+    let again = async {
+        while connect().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), again).await.expect("a place was given back");
+}
+
 #[tokio::test]
 async fn renewed_certificate_that_others_would_refuse_is_not_taken() {
-    struct Forger(Cluster);
-    impl renewal::Signer for Forger {
-        async fn sign(&self, csr: String) -> Result<Renewed, ManagerError> {
-            let day = time::Duration::DAY;
-            let leaf =
-                self.0.authority.issue(&csr, node(3), Role::Worker, noon(), day).expect("a certificate");
-            Ok(Renewed { chain: vec![leaf], root: None })
-        }
-    }
     let credentials = Cluster::new(1).worker(3);
     let before = credentials.identity().expires();
     let refused =
-        renewal::renew(&credentials, &Forger(Cluster::new(1)), &|_: &NodeIdentity| panic!("stored")).await;
+        renewal::renew(&credentials, &Office(Cluster::new(1)), &|_: &NodeIdentity| panic!("stored")).await;
     let refused = refused.expect_err("another authority").to_string();
     assert!(refused.contains("wrong CA"), "{refused}");
     assert_eq!(credentials.identity().expires(), before);

@@ -61,3 +61,14 @@ async fn session_with_a_manager_that_is_demoted_is_cut_and_another_takes_its_pla
     let refused = client.list_networks(ListNetworks {}).await.expect_err("no manager is left");
     assert!(refused.message.contains("is a worker, not a manager"), "{refused}");
 }
+
+#[test]
+fn what_peers_pass_on_takes_nothing_from_what_a_manager_knows() {
+    let until = |version: u64| BTreeMap::from([(node(5), Version::new(version))]);
+    let trust = Cluster::new(1).trust().with_removed([node(3)].into()).with_demoted(until(7));
+    let later = trust.clone().refusing(&[node(4)].into(), &until(9));
+    assert!(later.admit_node(node(3)).is_err() && later.admit_node(node(4)).is_err());
+    assert!(later.is_demoted(node(5), Version::new(9)) && !trust.is_demoted(node(5), Version::new(9)));
+    let earlier = trust.refusing(&[].into(), &until(6));
+    assert!(earlier.admit_node(node(3)).is_err() && earlier.is_demoted(node(5), Version::new(7)));
+}

@@ -1,6 +1,7 @@
 //! Admits machines that join: a certificate, a place in the cluster, and where the managers are.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::{Manager, StoredAuthority};
 use crate::cluster::{Node, Role};
@@ -10,6 +11,18 @@ use crate::id::NodeId;
 use crate::io::clock::wall_clock;
 
 impl Manager {
+    /// The same as [`Self::admit`], on a thread that may wait for the store.
+    pub(super) async fn admit_aside(
+        self: &Arc<Self>,
+        request: EnrolRequest,
+        from: SocketAddr,
+    ) -> Result<Enrolled, EnrolRefusal> {
+        let this = Arc::clone(self);
+        tokio::task::spawn_blocking(move || this.admit(&request, from))
+            .await
+            .map_err(|_| EnrolRefusal::Unavailable("a task of the agent died".to_owned()))?
+    }
+
     /// Admits a machine that shows a token.
     pub(super) fn admit(&self, request: &EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
         self.require_office().map_err(|gone| EnrolRefusal::Unavailable(gone.message))?;

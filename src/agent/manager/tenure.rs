@@ -98,7 +98,7 @@ impl Manager {
     }
 }
 
-fn no_store() -> ManagerError {
+pub(super) fn no_store() -> ManagerError {
     let why = "this manager does not reach the cluster's store: another manager may";
     ManagerError::new(ErrorKind::Unavailable, why)
 }

@@ -46,6 +46,14 @@ pub trait ManagerApi: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Refuses what only managers may ask, if this manager cannot know who is one.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn knows_managers(&self) -> Result<(), ManagerError> {
+        Ok(())
+    }
+
     /// Brings what this manager knows up to what all of them have acknowledged.
     fn catch_up(&self) -> impl Future<Output = ()> + Send {
         async {}
@@ -151,6 +159,7 @@ pub async fn serve<M: ManagerApi>(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(MAX_CONCURRENT_REQUESTS)
+        .timeout(PATIENCE)
         .add_service(service)
         .serve_with_incoming(ReceiverStream::new(streams).map(Ok::<_, std::io::Error>))
         .await
@@ -310,6 +319,9 @@ impl<M: ManagerApi> Service<M> {
             self.api.catch_up().await;
         }
         self.api.serves()?;
+        if T::METHOD.requires() == Role::Manager && !T::METHOD.is_of_one_manager() {
+            self.api.knows_managers()?;
+        }
         let enough = may();
         let request = request.into_inner();
         let asked = || Event::NodeRequest {
@@ -415,5 +427,8 @@ async fn to_its_end<T: Send + 'static>(
 type PieceStream = Pin<Box<dyn Stream<Item = Result<Piece, Status>> + Send>>;
 
 const KEEPALIVE: Duration = Duration::from_secs(5);
-const MAX_REQUEST_BYTES: usize = 1 << 20;
+/// Twice what the command line may ask an agent for; the rest is what the agent adds.
+const MAX_REQUEST_BYTES: usize = 128 * 1024;
+/// How long a request may take to come and to be answered. What has begun is ended all the same.
+const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_CONCURRENT_REQUESTS: u32 = 128;
