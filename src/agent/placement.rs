@@ -288,14 +288,19 @@ impl Placement {
 
     /// Gives a local endpoint its slot.
     pub(crate) fn hold_port(&mut self, endpoint: EndpointId) -> PortSlot {
-        self.built.clear();
+        self.forget_table_of(endpoint);
         PortSlot::new(self.ports.hold(endpoint))
     }
 
     /// Takes a local endpoint's slot back, once no lane knows it.
     pub(crate) fn release_port(&mut self, endpoint: EndpointId) {
-        self.built.clear();
+        self.forget_table_of(endpoint);
         self.ports.release(&endpoint);
+    }
+
+    /// Of all tables, those of other networks know nothing of an endpoint's slot.
+    fn forget_table_of(&mut self, endpoint: EndpointId) {
+        self.built.retain(|_, (view, _)| view.endpoints.iter().all(|known| known.id != endpoint));
     }
 
     /// The slot of a local endpoint, and which hold of it that is.

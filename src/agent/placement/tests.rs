@@ -207,13 +207,24 @@ fn network_that_did_not_change_is_carried_over() {
     let two = cluster.network(2, 2, &[2, 3]);
     placement.follow(cluster.view(vec![one, two], &[]));
     let after = placement.tables();
-    let same = |slot| {
-        let both = before.shared_network(slot).zip(after.shared_network(slot)).expect("carried");
-        Arc::ptr_eq(both.0, both.1)
-    };
     let first = placement.networks.get(&network_id(1)).map(NetSlot::new).expect("held");
     let second = placement.networks.get(&network_id(2)).map(NetSlot::new).expect("held");
-    assert!(same(first) && !same(second));
+    let same = |before: &Tables, after: &Tables| {
+        [first, second].map(|slot| {
+            let both = before.shared_network(slot).zip(after.shared_network(slot)).expect("carried");
+            Arc::ptr_eq(both.0, both.1)
+        })
+    };
+    assert_eq!(same(&before, &after), [true, false]);
+    // Nor is any other when an interface comes or goes.
+    let port = placement.hold_port(endpoint_id(2, THIS));
+    let held = placement.tables();
+    assert_eq!(same(&after, &held), [true, false]);
+    assert!(held.port(port).is_some());
+    placement.release_port(endpoint_id(2, THIS));
+    let released = placement.tables();
+    assert_eq!(same(&held, &released), [true, false]);
+    assert!(released.port(port).is_none());
 }
 
 fn followed(
