@@ -481,18 +481,35 @@ fn is_interface(s: &str) -> bool {
 
 fn base36(mut number: u128) -> [u8; 25] {
     let mut digits = [b'0'; 25];
-    for digit in digits.iter_mut().rev() {
-        *digit = DIGITS[(number % 36) as usize];
-        number /= 36;
+    // So many at a time as a word holds: to divide 128 bits is slow.
+    for digits in digits.rchunks_mut(12) {
+        let mut word = (number % WORD) as u64;
+        number /= WORD;
+        for digit in digits.iter_mut().rev() {
+            *digit = DIGITS[(word % 36) as usize];
+            word /= 36;
+        }
     }
     digits
 }
+
+const WORD: u128 = 36u128.pow(12);
 
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_numbers_to_the_base_36() {
+        let of = |number: u128| NodeId::from_entropy(number.to_le_bytes()).to_string();
+        assert_eq!(of(0), "0".repeat(25));
+        assert_eq!(of(35), format!("{}z", "0".repeat(24)));
+        assert_eq!(of(36u128.pow(12) + 7), format!("{}1{}7", "0".repeat(12), "0".repeat(11)));
+        assert_eq!(of(36u128.pow(24)), format!("1{}", "0".repeat(24)));
+        assert_eq!(of(u128::MAX), "f5lxx1zz5pnorynqglhzmsp33");
+    }
 
     #[test]
     fn mac_addresses_round_trip_and_refuse_garbage() {
