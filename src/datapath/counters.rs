@@ -40,7 +40,7 @@ impl LaneCounters {
         self.turn.0.store(now.as_nanos() / 1000, Ordering::Relaxed);
     }
 
-    /// Packets dropped for one reason.
+    /// Packets dropped for one reason; a super-frame is as many as it would have been on the wire.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops[reason.index()].get()
     }
@@ -168,7 +168,7 @@ pub struct PortCounters {
     pub frames_received: u64,
     /// Bytes of them.
     pub bytes_received: u64,
-    /// Frames dropped on the way from or to the container.
+    /// Frames dropped on the way from or to the container; a super-frame is as many as its segments.
     pub drops: u64,
     /// Why the last of them was.
     pub last_drop: Option<DropReason>,

@@ -10,7 +10,7 @@ use super::flood::Flood;
 use super::reply::{self, EMPTY_REPLY};
 use super::segment::{SuperFrame, partial_of};
 use super::stage::{Place as FramePlace, Stage};
-use super::tunnel::{self, EspTunnel, Flow, LinkState, Sent, Tunnel, VxlanTunnel};
+use super::tunnel::{self, EspTunnel, Flow, LinkState, Refused, Sent, SentPackets, Tunnel, VxlanTunnel};
 use super::{Context, Delivery, MAX_FRAME_LEN, Outlet};
 use crate::drop_reason::DropReason;
 use crate::forward::policy::{self, Outward};
@@ -23,7 +23,7 @@ use crate::wire::traffic_class::{Dscp, TrafficClass};
 use crate::wire::transport::Transport;
 use crate::wire::vnet_hdr::{Checksum, Segmentation, VnetHeader};
 use crate::wire::vxlan::LeftChecksums;
-use crate::wire::{checksum, ethernet, icmp, mss};
+use crate::wire::{checksum, esp, ethernet, icmp, mss};
 
 /// A lane's way out: its outbound SAs, its buffers and its rate limits.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Egress {
     }
 
     /// Takes the frame that was read into the place reserved for `port`, by the same tables, with
-    /// what its kernel said of it.
+    /// what its kernel said of it. How many packets were made of it: sealed, or handed on one by one.
     ///
     /// # Panics
     /// When `frame_len` is longer than the place, or nothing was reserved.
@@ -116,35 +116,43 @@ impl Egress {
         header: &VnetHeader,
         frame_len: usize,
         outlet: &mut impl Outlet,
-    ) {
+    ) -> usize {
         cx.counters.sent_by_port(port, frame_len);
         let (stage, flood, dscp) = (&mut self.stage, &self.flood, self.dscp);
         let sent = match find(cx.tables, port) {
-            None => Err(DropReason::NoSuchPort),
+            None => {
+                let head = esp::HEADROOM..esp::HEADROOM + stage.head_len(frame_len);
+                stage.gather(self.esp.peek(head), frame_len);
+                Err(DropReason::NoSuchPort.into())
+            }
             Some((row, network)) => match network.carrier() {
                 Carrier::Esp(directory) => {
                     let (arena, links, checksums) = (&mut self.esp, &mut self.links, self.checksums);
                     let (net, vni) = (row.net(), network.vni());
                     let tunnel = EspTunnel { cx: *cx, arena, links, net, vni, checksums };
-                    Sender::new(port, row, network, directory, dscp).and_then(|sender| {
-                        sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
-                    })
+                    Sender::new(port, row, network, directory, dscp).map_err(Refused::from).and_then(
+                        |sender| sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet),
+                    )
                 }
                 Carrier::Vxlan(carrier) => {
                     let arena = &mut self.vxlan;
                     let tunnel = VxlanTunnel { cx: *cx, arena, net: row.net(), vni: network.vni() };
-                    Sender::new(port, row, network, carrier.directory(), dscp).and_then(|sender| {
-                        sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
-                    })
+                    Sender::new(port, row, network, carrier.directory(), dscp)
+                        .map_err(Refused::from)
+                        .and_then(|sender| {
+                            sender.forward_any(cx, tunnel, stage, flood, header, frame_len, outlet)
+                        })
                 }
             },
         };
-        if let Err(reason) = sent {
-            cx.counters.drop_at_port(port, reason);
+        sent.unwrap_or_else(|Refused { reason, made }| {
+            let packets = packets_of(header, self.stage.gathered(frame_len), reason);
+            cx.counters.drop_frames_at_port(port, reason, packets - made);
             if reason == DropReason::FrameTooBig {
                 self.answer_too_big(cx, port, frame_len, outlet);
             }
-        }
+            made
+        })
     }
 
     /// Tells the sender of the frame on the stage what would have passed.
@@ -209,7 +217,7 @@ impl<'a, R: Remote> Sender<'a, R> {
         header: &VnetHeader,
         frame_len: usize,
         outlet: &mut impl Outlet,
-    ) -> Sent {
+    ) -> SentPackets {
         if let Some(cut) = header.segmentation {
             let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
             return self.forward_super(cx, &mut tunnel, flood, bytes, header, cut, outlet);
@@ -217,7 +225,7 @@ impl<'a, R: Remote> Sender<'a, R> {
         if frame_len > self.max_len || !stage.is_spared(frame_len) {
             let bytes = stage.gather(tunnel.frame(stage.head_len(frame_len)), frame_len);
             self.judge(bytes)?;
-            return Err(DropReason::FrameTooBig);
+            return Err(DropReason::FrameTooBig.into());
         }
         self.forward(cx, &mut tunnel, stage, flood, header, frame_len, outlet)
     }
@@ -233,33 +241,35 @@ impl<'a, R: Remote> Sender<'a, R> {
         header: &VnetHeader,
         frame_len: usize,
         outlet: &mut impl Outlet,
-    ) -> Sent {
+    ) -> SentPackets {
         let unfinished = unfinished(tunnel.frame_mut(frame_len), header.checksum)?;
         let (frame, verdict) = self.judge(tunnel.frame(frame_len))?;
         mss::clamp(tunnel.frame_mut(frame_len), self.mtu, unfinished.is_none());
         let bytes = tunnel.frame(frame_len);
         match verdict {
-            Outward::Absorb => Ok(()),
+            Outward::Absorb => Ok(0),
             Outward::Ask(question) => {
                 let mut reply = EMPTY_REPLY;
                 if let Some(len) = reply::answer(self.directory, frame.source, question, &mut reply)? {
                     deliver_answer(cx, self.port, frame.tag, &reply[..len], outlet);
                 }
-                Ok(())
+                Ok(0)
             }
             Outward::Forward if frame.destination.is_multicast() => {
                 self.permit_flood(cx, flood, 1)?;
                 finish(tunnel.frame_mut(frame_len), unfinished)?;
                 let bytes = tunnel.frame(frame_len);
-                self.deliver_to_all(cx, &VnetHeader::COMPLETE, bytes, outlet);
+                let delivered = self.deliver_to_all(cx, &VnetHeader::COMPLETE, bytes, outlet);
                 let (copy, flow) = (stage.gather(bytes, frame_len), self.flow(&frame, bytes));
-                self.send_to_all(cx, tunnel, |tunnel, remote| tunnel.send_copy(remote, copy, flow, outlet));
-                Ok(())
+                let sent = self.send_to_all(cx, tunnel, 1, |tunnel, remote| {
+                    tunnel.send_copy(remote, copy, flow, outlet)
+                });
+                Ok(delivered + sent)
             }
             Outward::Forward => match self.destination(&frame)? {
                 Place::Local(port) => {
                     deliver(cx, port, &of_unfinished(unfinished), &[bytes], outlet);
-                    Ok(())
+                    Ok(1)
                 }
                 Place::Remote(remote) => {
                     let flow = self.flow(&frame, bytes);
@@ -268,7 +278,8 @@ impl<'a, R: Remote> Sender<'a, R> {
                         finish(tunnel.frame_mut(frame_len), unfinished)?;
                     }
                     let sent = tunnel.send(remote, frame_len, flow, left, outlet);
-                    sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
+                    sent.inspect_err(|reason| tunnel.note_drops(remote, *reason, 1))?;
+                    Ok(1)
                 }
             },
         }
@@ -285,39 +296,39 @@ impl<'a, R: Remote> Sender<'a, R> {
         header: &VnetHeader,
         cut: Segmentation,
         outlet: &mut impl Outlet,
-    ) -> Sent {
+    ) -> SentPackets {
         let (frame, verdict) = self.judge(bytes)?;
         let cut = SuperFrame::parse(bytes, header, cut)?;
         if cut.longest() > self.max_len {
-            return Err(DropReason::FrameTooBig);
+            return Err(DropReason::FrameTooBig.into());
         }
         match verdict {
             // These are no TCP or UDP.
-            Outward::Absorb | Outward::Ask(_) => Err(DropReason::MalformedFrame),
+            Outward::Absorb | Outward::Ask(_) => Err(DropReason::MalformedFrame.into()),
             Outward::Forward if frame.destination.is_multicast() => {
                 self.permit_flood(cx, flood, cut.segments())?;
-                self.deliver_to_all(cx, cut.header(), bytes, outlet);
+                let delivered = self.deliver_to_all(cx, cut.header(), bytes, outlet);
                 let flow = self.flow(&frame, bytes);
-                self.send_to_all(cx, tunnel, |tunnel, remote| {
+                let sent = self.send_to_all(cx, tunnel, cut.segments(), |tunnel, remote| {
                     tunnel.send_segments(remote, &cut, bytes, flow, outlet)
                 });
-                Ok(())
+                Ok(delivered + sent)
             }
             Outward::Forward => match self.destination(&frame)? {
                 Place::Local(port) if outlet.merging(port).takes(cut.protocol()) => {
                     deliver(cx, port, cut.header(), &[bytes], outlet);
-                    Ok(())
+                    Ok(1)
                 }
                 Place::Local(port) => {
                     for index in 0..cut.segments() {
                         let len = cut.write(bytes, index, tunnel.next_frame(outlet), false);
                         deliver(cx, port, &VnetHeader::COMPLETE, &[tunnel.frame(len)], outlet);
                     }
-                    Ok(())
+                    Ok(cut.segments())
                 }
                 Place::Remote(remote) => {
                     let sent = tunnel.send_segments(remote, &cut, bytes, self.flow(&frame, bytes), outlet);
-                    sent.inspect_err(|reason| tunnel.note_drop(remote, *reason))
+                    sent.inspect_err(|refused| refused.note(tunnel, remote, cut.segments()))
                 }
             },
         }
@@ -343,27 +354,50 @@ impl<'a, R: Remote> Sender<'a, R> {
         if is_permitted { Ok(()) } else { Err(DropReason::FloodRateLimited) }
     }
 
-    /// To every other port of the network here.
-    fn deliver_to_all(&self, cx: &Context<'_>, header: &VnetHeader, bytes: &[u8], outlet: &mut impl Outlet) {
+    /// To every other port of the network here; how many these are.
+    fn deliver_to_all(
+        &self,
+        cx: &Context<'_>,
+        header: &VnetHeader,
+        bytes: &[u8],
+        outlet: &mut impl Outlet,
+    ) -> usize {
+        let mut others = 0;
         for port in self.directory.local_ports().iter().filter(|port| **port != self.port) {
             deliver(cx, *port, header, &[bytes], outlet);
+            others += 1;
         }
+        others
     }
 
-    /// Once to every node that has a port of the network (head-end replication).
+    /// Once to every node that has a port of the network (head-end replication), in so many `packets`
+    /// to each. How many were made; one at least for each node, as a refusal takes its time as well.
     fn send_to_all<T: Tunnel<R>>(
         &self,
         cx: &Context<'_>,
         tunnel: &mut T,
-        mut send: impl FnMut(&mut T, R) -> Sent,
-    ) {
-        for remote in self.directory.remotes() {
-            if let Err(reason) = send(tunnel, *remote) {
-                tunnel.note_drop(*remote, reason);
-                cx.counters.drop_at_port(self.port, reason);
-            }
-        }
+        packets: usize,
+        mut send: impl FnMut(&mut T, R) -> SentPackets,
+    ) -> usize {
+        let send_to = |remote: &R| {
+            send(tunnel, *remote).unwrap_or_else(|refused| {
+                refused.note(tunnel, *remote, packets);
+                cx.counters.drop_frames_at_port(self.port, refused.reason, packets - refused.made);
+                refused.made.max(1)
+            })
+        };
+        self.directory.remotes().iter().map(send_to).sum()
     }
+}
+
+/// How many packets a frame would have been that was refused: a super-frame as many as it has segments,
+/// but for one that contradicts itself, of which nothing can be said.
+fn packets_of(header: &VnetHeader, frame: &[u8], reason: DropReason) -> usize {
+    if reason == DropReason::MalformedFrame {
+        return 1;
+    }
+    let (packets, _) = header.on_the_wire(frame, frame.len());
+    packets
 }
 
 /// Looks whether a TCP or UDP checksum is still to be made, which is done only for a frame that

@@ -6,6 +6,8 @@ use super::flows::{Flow, are_checksums_right, leave_checksum, partial};
 use super::testbed::*;
 use super::{Merging, SuperFrame};
 use crate::drop_reason::DropReason::{self, *};
+use crate::id::PortSlot;
+use crate::sa::{Limits, Suite};
 use crate::wire::transport::{CWR, FIN, PSH, Protocol, Transport};
 use crate::wire::vnet_hdr::{Checksum, Kind, Segmentation, VnetHeader};
 
@@ -101,6 +103,45 @@ fn dropped_super_frame_is_counted_as_the_frames_that_it_was() {
 }
 
 #[test]
+fn super_frame_of_which_half_has_left_is_counted_as_the_other_half() {
+    let (mut a, mut b) = nodes();
+    let limits = Limits { hard_packets: 10, soft_packets: 9, ..Limits::standard(Suite::Aes256Gcm) };
+    connect(&mut a, &mut b, 0x1000, limits);
+    let (header, frame) = Flow::new(A, B, false, Protocol::Tcp).super_frame(&payload(44_000));
+    assert_eq!(a.submit_as(PORT, &header, &frame), 10);
+    a.egress.flush(&mut a.out);
+    assert_eq!(a.sent_esp().len(), 10);
+    assert_eq!(a.drops(), [(SaExhausted, 34)]);
+    assert_eq!((a.counters.port(PORT).drops, a.counters.link(LINK).drops), (34, 34));
+}
+
+#[test]
+fn packets_made_of_a_frame_are_told() {
+    let (mut a, _) = keyed_nodes();
+    let flow = Flow::new(A, B, false, Protocol::Udp);
+    let (header, mut frame) = flow.super_frame(&payload(2_000));
+    assert_eq!(a.submit_as(PORT, &header, &frame), 2);
+    frame[..6].fill(0xff);
+    assert_eq!(a.submit_as(PORT, &header, &frame), 1 + 2 + 1, "next door, to one node, refused to another");
+    let flow = Flow { to: A_NEIGHBOR, ..flow };
+    let (header, frame) = flow.super_frame(&payload(4_000));
+    assert_eq!(a.submit_as(PORT, &header, &frame), 4, "cut for a container that takes none");
+    a.out.merging = EVERYTHING;
+    assert_eq!(a.submit_as(PORT, &header, &frame), 1);
+    assert_eq!(a.submit_as(PORT, &VnetHeader::COMPLETE, &udp4(A, B, b"x")), 1);
+    assert_eq!(a.submit_as(PORT, &VnetHeader::COMPLETE, &udp4(B, A, b"x")), 0, "refused");
+}
+
+#[test]
+fn super_frame_of_a_port_that_is_gone_is_counted_as_the_frames_that_it_was() {
+    let (mut a, _) = keyed_nodes();
+    let gone = PortSlot::new(99);
+    let (header, frame) = Flow::new(A, B, false, Protocol::Tcp).super_frame(&payload(9_000));
+    a.submit_as(gone, &header, &frame);
+    assert_eq!((a.drops(), a.counters.port(gone).drops), (vec![(NoSuchPort, 9)], 9));
+}
+
+#[test]
 fn super_frame_of_a_plain_network_is_cut_as_well() {
     let (mut a, mut b) = nodes();
     b.out.merging = EVERYTHING;
@@ -130,24 +171,24 @@ fn flooded_super_frame_is_whole_next_door_and_cut_for_peers_and_costs_its_segmen
     assert_eq!(b.delivered().len(), 3 * 4, "to all three ports there");
     // The burst is five frames, of which one is left.
     a.submit_as(PORT, &header, &frame);
-    assert_eq!(a.drops(), [(FloodRateLimited, 1), (NoKey, 1)]);
+    assert_eq!(a.drops(), [(FloodRateLimited, 4), (NoKey, 4)]);
 }
 
 #[test]
 fn policy_holds_for_super_frames() {
     let flow = Flow::new(A, B, false, Protocol::Tcp);
-    let cases: [(DropReason, Flow); 4] = [
-        (SourceMacSpoofed, Flow { from: B_NEIGHBOR, ..flow.clone() }),
-        (FrameTooBig, Flow { size: 1408 - 20 - 32 + 1, ..flow.clone() }),
-        (UnknownDestination, Flow { to: Container(99), ..flow.clone() }),
-        (NoKey, Flow { to: THIRD, ..flow.clone() }),
+    let cases: [(DropReason, u64, Flow); 4] = [
+        (SourceMacSpoofed, 9, Flow { from: B_NEIGHBOR, ..flow.clone() }),
+        (FrameTooBig, 7, Flow { size: 1408 - 20 - 32 + 1, ..flow.clone() }),
+        (UnknownDestination, 9, Flow { to: Container(99), ..flow.clone() }),
+        (NoKey, 9, Flow { to: THIRD, ..flow.clone() }),
     ];
-    for (expected, flow) in cases {
+    for (expected, segments, flow) in cases {
         let (mut a, _) = keyed_nodes();
         let (header, frame) = flow.super_frame(&payload(9_000));
         a.submit_as(PORT, &header, &frame);
         a.egress.flush(&mut a.out);
-        assert_eq!(a.drops(), [(expected, 1)]);
+        assert_eq!(a.drops(), [(expected, segments)]);
         let answers = usize::from(expected == FrameTooBig);
         assert!(a.out.esp.is_empty() && a.out.delivered.len() == answers);
     }
@@ -155,7 +196,7 @@ fn policy_holds_for_super_frames() {
     let (header, mut frame) = flow.super_frame(&payload(9_000));
     frame[29] ^= 1;
     a.submit_as(PORT, &header, &frame);
-    assert_eq!(a.drops(), [(SourceIpSpoofed, 1)]);
+    assert_eq!(a.drops(), [(SourceIpSpoofed, 9)]);
 }
 
 #[test]

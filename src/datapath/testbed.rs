@@ -185,11 +185,11 @@ impl Node {
         self.submit_as(port, &VnetHeader::COMPLETE, frame);
     }
 
-    /// The container's kernel says `header` of the frame.
-    pub(super) fn submit_as(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8]) {
+    /// The container's kernel says `header` of the frame; how many packets were made of it.
+    pub(super) fn submit_as(&mut self, port: PortSlot, header: &VnetHeader, frame: &[u8]) -> usize {
         self.egress.reserve(&self.tables, port, &mut self.out).fill(frame);
         let cx = Context { tables: &self.tables, counters: &self.counters, now: self.now };
-        self.egress.submit(&cx, port, header, frame.len(), &mut self.out);
+        self.egress.submit(&cx, port, header, frame.len(), &mut self.out)
     }
 
     pub(super) fn receive_esp(&mut self, from: SocketAddr, datagram: &[u8]) {

@@ -46,8 +46,8 @@ pub(super) trait Tunnel<R: Remote> {
     /// Sends what would be in the way of so many bytes of packets, so that they become one run.
     fn make_room(&mut self, bytes: usize, outlet: &mut impl Outlet);
 
-    /// Notes at the receiver, in addition to the sending port, that a packet was not sent.
-    fn note_drop(&self, to: R, reason: DropReason);
+    /// Notes at the receiver, in addition to the sending port, that packets were not sent.
+    fn note_drops(&self, to: R, reason: DropReason, packets: usize);
 
     /// Cuts `frame` into the arena and sends the segments.
     fn send_segments(
@@ -57,20 +57,21 @@ pub(super) trait Tunnel<R: Remote> {
         frame: &[u8],
         flow: Flow,
         outlet: &mut impl Outlet,
-    ) -> Sent {
+    ) -> SentPackets {
         self.make_room(cut.segments() * (cut.longest() + Self::OFFSET + esp::MAX_TRAILER_LEN), outlet);
         let left = self.leave(cut.header().checksum);
         for index in 0..cut.segments() {
             let len = cut.write(frame, index, self.next_frame(outlet), left.is_some());
-            self.send(to, len, flow, left, outlet)?;
+            self.send(to, len, flow, left, outlet).map_err(|reason| Refused { reason, made: index })?;
         }
-        Ok(())
+        Ok(cut.segments())
     }
 
     /// Copies `frame` into the arena and sends it.
-    fn send_copy(&mut self, to: R, frame: &[u8], flow: Flow, outlet: &mut impl Outlet) -> Sent {
+    fn send_copy(&mut self, to: R, frame: &[u8], flow: Flow, outlet: &mut impl Outlet) -> SentPackets {
         self.next_frame(outlet)[..frame.len()].copy_from_slice(frame);
-        self.send(to, frame.len(), flow, None, outlet)
+        self.send(to, frame.len(), flow, None, outlet)?;
+        Ok(1)
     }
 }
 
@@ -85,6 +86,30 @@ pub(super) struct Flow {
 
 /// Whether a frame is on its way.
 pub(super) type Sent = Result<(), DropReason>;
+
+/// How many packets were made of a frame.
+pub(super) type SentPackets = Result<usize, Refused>;
+
+/// Why a frame was not sent on, or not all of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused {
+    pub(super) reason: DropReason,
+    /// Packets of it that had been made before.
+    pub(super) made: usize,
+}
+
+impl Refused {
+    /// Notes at the receiver what it is not sent of a frame of so many `packets`.
+    pub(super) fn note<R: Remote>(&self, tunnel: &impl Tunnel<R>, to: R, packets: usize) {
+        tunnel.note_drops(to, self.reason, packets - self.made);
+    }
+}
+
+impl From<DropReason> for Refused {
+    fn from(reason: DropReason) -> Self {
+        Self { reason, made: 0 }
+    }
+}
 
 /// The lane's sending state of one link.
 #[derive(Debug, Default)]
@@ -169,8 +194,8 @@ impl Tunnel<LinkSlot> for EspTunnel<'_> {
         }
     }
 
-    fn note_drop(&self, to: LinkSlot, reason: DropReason) {
-        self.cx.counters.note_drop_at_link(to, reason);
+    fn note_drops(&self, to: LinkSlot, reason: DropReason, packets: usize) {
+        self.cx.counters.note_drops_at_link(to, reason, packets as u64);
     }
 }
 
@@ -224,8 +249,8 @@ impl Tunnel<VtepSlot> for VxlanTunnel<'_> {
         }
     }
 
-    fn note_drop(&self, to: VtepSlot, reason: DropReason) {
-        self.cx.counters.note_drop_at_vtep(to, reason);
+    fn note_drops(&self, to: VtepSlot, reason: DropReason, packets: usize) {
+        self.cx.counters.note_drops_at_vtep(to, reason, packets as u64);
     }
 }
 

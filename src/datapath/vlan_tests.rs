@@ -167,7 +167,7 @@ fn tag_takes_its_part_of_the_mtu_and_the_sender_is_told() {
         assert_eq!(answer[44..46], mtu.to_be_bytes());
         assert_eq!(answer[46..], frame[18..][..answer.len() - 46]);
     }
-    assert_eq!(a.drops(), [(FrameTooBig, 2)]);
+    assert_eq!(a.drops(), [(FrameTooBig, 1 + 7)]);
 }
 
 proptest! {
