@@ -38,8 +38,12 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Takes a token of the port's for each of `frames`, if there are so many.
+    /// Takes a token of the port's for each of `frames`, if there are so many; of a super-frame of more
+    /// than any kernel makes none are taken, since it cannot be sent in parts and each goes to every node.
     pub(super) fn take(&self, port: PortSlot, frames: usize, now: BootTime) -> bool {
+        if frames > MOST_SEGMENTS {
+            return false;
+        }
         let FloodLimit { frames_per_second, burst } = self.limit;
         let Some(cost_ns) = NANOS_PER_SECOND.checked_div(u64::from(frames_per_second)) else {
             return false;
@@ -84,6 +88,9 @@ const NANOS_PER_SECOND: u64 = 1_000_000_000;
 const ANSWER_NS: u64 = NANOS_PER_SECOND / 100;
 const ANSWER_BURST: u64 = 100;
 
+/// `UDP_MAX_SEGMENTS` of Linux since 6.9 (include/linux/udp.h): no TCP has a group address.
+const MOST_SEGMENTS: usize = 128;
+
 /// More than a node has containers; 32 KiB.
 const BUCKETS: usize = 4096;
 
@@ -114,6 +121,14 @@ mod tests {
         assert!(!flood.take(PORT, 4, now), "more than the burst");
         assert!(flood.take(PORT, 3, now));
         assert!(!flood.take(PORT, 1, now));
+    }
+
+    #[test]
+    fn super_frame_of_more_segments_than_kernels_make_floods_nothing_and_costs_nothing() {
+        let flood = Flood::from(FloodLimit { frames_per_second: 1000, burst: 1000 });
+        let now = BootTime::from_nanos(5_000_000_000);
+        assert!(!flood.take(PORT, 129, now));
+        assert_eq!((0..10).filter(|_| flood.take(PORT, 128, now)).count(), 7, "of the whole burst");
     }
 
     #[test]

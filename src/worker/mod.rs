@@ -16,6 +16,7 @@ mod lane;
 mod moderation;
 mod ports;
 mod precedence;
+mod reading;
 mod turn;
 mod vigil;
 mod wish;

@@ -1,7 +1,7 @@
 //! The turns of a lane: sleep, take commands, then TAP to wire and wire to TAP in batches.
 //!
 //! A turn reads a bounded number of frames from every TAP that has some, and one batch from either
-//! socket, so that none starves another; epoll is level-triggered and brings back what is left.
+//! socket (`reading`), so that none starves another; epoll is level-triggered and brings back what is left.
 //! The order within a turn is: commands, then whatever epoll found ready, then what was sealed is sent.
 
 use std::io;
@@ -22,18 +22,16 @@ use super::lane::{LaneConfig, Shared};
 use super::moderation::Moderation;
 use super::ports::Ports;
 use super::precedence::{Carried, Streams};
+use super::reading::{self, FRAMES_PER_TURN};
 use super::vigil::Wakings;
 use crate::boot_time::BootTime;
-use crate::datapath::{
-    Coalescer, Context, Delivery, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run,
-};
+use crate::datapath::{Context, Delivery, Egress, Encapsulated, Ingress, Merging, Notice, Outlet, Run};
 use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::PortSlot;
 use crate::io::epoll::{Epoll, ReadyList};
 use crate::io::steer::LaneSockets;
-use crate::io::tap;
-use crate::io::udp::{Datagram, RecvRing, SendOutcome, UdpSocket};
+use crate::io::udp::{RecvRing, SendOutcome, UdpSocket};
 use crate::io::{clock, cpu};
 use crate::sa::Sealed;
 use crate::wire::vnet_hdr::VnetHeader;
@@ -165,33 +163,20 @@ impl Turns {
         for source in ready.iter() {
             match source.token {
                 COMMAND_TOKEN => {}
-                ESP_TOKEN => {
-                    let Some(socket) = &self.wire.esp.receive else { continue };
-                    work.add(receive(socket, &mut self.received, messages), self.received.bytes());
-                    let mut batch = Coalescer::new();
-                    for Datagram { from, class, bytes } in self.received.datagrams() {
-                        self.ingress.receive_esp(&cx, from, class, bytes, &mut batch, &mut self.wire);
-                    }
-                    batch.flush(&cx, &mut self.wire);
-                }
-                VXLAN_TOKEN => {
-                    let vxlan = self.wire.vxlan.as_ref();
-                    let Some(socket) = vxlan.and_then(|vxlan| vxlan.receive.as_ref()) else { continue };
-                    work.add(receive(socket, &mut self.received, messages), self.received.bytes());
-                    let mut batch = Coalescer::new();
-                    for Datagram { from, class, bytes } in self.received.datagrams() {
-                        self.ingress.receive_vxlan(&cx, from, class, bytes, &mut batch, &mut self.wire);
-                    }
-                    batch.flush(&cx, &mut self.wire);
+                socket @ (ESP_TOKEN | VXLAN_TOKEN) => {
+                    let (ingress, ring, wire) = (&mut self.ingress, &mut self.received, &mut self.wire);
+                    let received = reading::read_socket(&cx, ingress, ring, wire, (socket, messages));
+                    work.add(received.packets, received.bytes);
                 }
                 port => {
                     let Some(port) = port_of(port) else { continue };
-                    match read_port(&cx, &mut self.egress, &mut self.wire, port, frames) {
+                    match reading::read_port(&cx, &mut self.egress, &mut self.wire, port, frames) {
                         ControlFlow::Break(()) => self.wire.give_up_port(&self.epoll, port),
-                        ControlFlow::Continue(Work { packets, bytes }) => {
+                        ControlFlow::Continue(read) => {
+                            let Work { packets, bytes } = read.taken;
                             work.add(packets, bytes);
                             self.taken.add(packets, bytes);
-                            let turn = (packets >= FRAMES_PER_TURN, bytes);
+                            let turn = (read.is_flood(), bytes);
                             let contention = &mut self.contention;
                             let is_wanted = || contention.is_wanted(now, cpu::preemptions);
                             if let Some(rest) = self.courtesy.served(port, turn, now, is_wanted) {
@@ -279,22 +264,27 @@ impl Turns {
 
 /// Where the datapath's frames go: the sockets and the TAPs.
 #[derive(Debug)]
-struct Wire {
+pub(super) struct Wire {
     esp: LaneSockets,
     vxlan: Option<LaneSockets>,
-    ports: Ports,
+    pub(super) ports: Ports,
     /// Of the turn.
     now: BootTime,
     /// Whether any frame has reached a container or left the node in this turn.
     has_carried: bool,
     /// What was read off TAPs and written to them in this turn.
-    carried: Carried,
+    pub(super) carried: Carried,
     /// What the two sockets had dropped when that was last counted.
     overflow: [u32; 2],
     shared: Arc<Shared>,
 }
 
 impl Wire {
+    /// The socket with this token, where there is one.
+    pub(super) fn receiver(&self, token: u64) -> Option<&UdpSocket> {
+        receivers(&self.esp, self.vxlan.as_ref()).find(|(_, of)| *of == token).map(|(socket, _)| socket)
+    }
+
     fn count_overflow(&mut self) {
         for (sockets, counted) in [Some(&self.esp), self.vxlan.as_ref()].into_iter().zip(&mut self.overflow) {
             let receive = sockets.and_then(|sockets| sockets.receive.as_ref());
@@ -387,44 +377,6 @@ impl Drop for CloseAtEnd {
     }
 }
 
-/// Reads some frames of a port, `most` of them at most, and says how many; breaks when its device is gone.
-fn read_port(
-    cx: &Context<'_>,
-    egress: &mut Egress,
-    wire: &mut Wire,
-    port: PortSlot,
-    most: usize,
-) -> ControlFlow<(), Work> {
-    let (mut frames, mut bytes) = (0, 0);
-    while frames < most && bytes < BYTES_PER_TURN {
-        let place = egress.reserve(cx.tables, port, wire);
-        let Some(tap) = wire.ports.readable(port, cx.now) else { break };
-        // Whoever in the container may open its TAP can give the device a longer vnet header, of which
-        // the kernel leaves the rest unwritten (`tun_put_user`): what lay here would be read as a frame.
-        place.head[..UNWRITTEN].fill(0);
-        match tap.read_frame(place.head, place.rest) {
-            Ok(Some((header, frame_len))) => {
-                wire.carried.add(&header, place.head, frame_len);
-                wire.ports.charge(port, &header, place.head, frame_len, cx.now);
-                egress.submit(cx, port, &header, frame_len, wire);
-                frames += 1;
-                bytes += frame_len;
-            }
-            Ok(None) => break,
-            Err(error) if tap::is_unreadable_frame(&error) => {
-                cx.counters.drop_at_port(port, DropReason::MalformedFrame);
-                frames += 1;
-            }
-            Err(error) if tap::is_gone(&error) => return ControlFlow::Break(()),
-            Err(error) => {
-                tracing::warn!(%error, %port, "a TAP cannot be read and is given up");
-                return ControlFlow::Break(());
-            }
-        }
-    }
-    ControlFlow::Continue(Work { packets: frames, bytes })
-}
-
 /// The sockets to be waited for, with their tokens.
 fn receivers<'s>(
     esp: &'s LaneSockets,
@@ -434,27 +386,12 @@ fn receivers<'s>(
     sockets.filter_map(|(sockets, token)| Some((&**sockets?.receive.as_ref()?, token)))
 }
 
-/// Fetches a batch; an error is that of an earlier datagram (ICMP), and the socket works on.
-fn receive(socket: &UdpSocket, ring: &mut RecvRing, most: usize) -> usize {
-    socket.recv_some(ring, most).unwrap_or_else(|error| {
-        tracing::debug!(%error, "receiving failed");
-        0
-    })
-}
-
 fn port_of(token: u64) -> Option<PortSlot> {
     u32::try_from(token.checked_sub(FIRST_PORT_TOKEN)?).ok().map(PortSlot::new)
 }
 
 const COMMAND_TOKEN: u64 = 0;
-const ESP_TOKEN: u64 = 1;
+pub(super) const ESP_TOKEN: u64 = 1;
 const VXLAN_TOKEN: u64 = 2;
 const FIRST_PORT_TOKEN: u64 = 16;
-/// Enough to fill a run of `UDP_SEGMENT`, few enough that other TAPs do not wait long.
-const FRAMES_PER_TURN: usize = 64;
-/// The same for super-frames: four of the longest. What a container has queued for a peer may be
-/// more than the peer's socket buffer holds, and its acknowledgments wait meanwhile.
-const BYTES_PER_TURN: usize = 1 << 18;
-/// Both addresses: what is skipped beyond them belongs to a frame without source, which is refused.
-const UNWRITTEN: usize = 12;
 const READY_CAPACITY: usize = 256;
