@@ -59,13 +59,15 @@ async fn garbage_on_either_port_is_counted_and_unknown_spi_told_once() {
     lane.throw(lane.esp, &[1; 9]);
     lane.throw(lane.esp, &[1; 99]);
     lane.throw(lane.esp, &[1; 99]);
+    lane.throw(lane.esp, &[]);
     lane.throw(lane.vxlan, &[1; 3]);
+    lane.throw(lane.vxlan, &[]);
     for (reason, count) in [
         (DropReason::NatKeepalive, 1),
         (DropReason::NonEsp, 1),
-        (DropReason::MalformedEsp, 1),
+        (DropReason::MalformedEsp, 2),
         (DropReason::UnknownSpi, 2),
-        (DropReason::MalformedVxlan, 1),
+        (DropReason::MalformedVxlan, 2),
     ] {
         lane.wait_for(reason, count).await;
     }

@@ -360,6 +360,21 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_datagram_arrives_as_one() {
+        let any = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
+        let (from, to) = (any(), any());
+        for bytes in [&b""[..], b"more", b""] {
+            assert_eq!(from.send_run(to.local_addr().unwrap(), bytes, 4).unwrap().datagrams, 1);
+        }
+        let (mut ring, mut seen) = (RecvRing::new(), Vec::new());
+        while to.recv(&mut ring).unwrap() > 0 {
+            seen.extend(ring.datagrams().map(|datagram| (datagram.from, datagram.bytes.to_vec())));
+        }
+        let from = from.local_addr().unwrap();
+        assert_eq!(seen, [(from, vec![]), (from, b"more".to_vec()), (from, vec![])]);
+    }
+
+    #[test]
     fn segmentation_is_given_up_at_the_first_refusal_and_the_run_still_arrives() {
         // udp_send_skb refuses UDP_SEGMENT to sockets that send no checksum.
         let refused = UdpOptions { checksum: false, ..UdpOptions::default() };

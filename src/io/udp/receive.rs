@@ -35,7 +35,7 @@ impl RecvRing {
     /// The most messages that one call fetches; when it fetched as many, more may be waiting.
     pub const CAPACITY: usize = MESSAGES;
 
-    /// Each datagram fetched by the last call, in the order of arrival; empty ones are left out.
+    /// Each datagram fetched by the last call, in the order of arrival, empty ones too.
     pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
         let messages = self.bytes.chunks_exact_mut(MESSAGE_BYTES).zip(self.slots.iter());
         messages.take(self.filled).filter_map(|(bytes, slot)| Some((slot.sender()?, slot, bytes))).flat_map(
@@ -43,7 +43,9 @@ impl RecvRing {
                 let Control { segment, class } = slot.control();
                 let message = &mut bytes[..slot.length];
                 let segment = segment.filter(|segment| *segment > 0).unwrap_or(slot.length.max(1));
-                message.chunks_mut(segment).map(move |bytes| Datagram { from, class, bytes })
+                let empty = message.is_empty().then_some(&mut [][..]);
+                let datagrams = message.chunks_mut(segment).chain(empty);
+                datagrams.map(move |bytes| Datagram { from, class, bytes })
             },
         )
     }
