@@ -52,11 +52,7 @@ pub struct LaneConfig {
 /// # Errors
 /// When the process has no descriptor or thread left.
 pub fn spawn(config: LaneConfig) -> io::Result<Lane> {
-    let shared = Arc::new(Shared {
-        commands: CommandRing::new()?,
-        events: EventRing::new(),
-        counters: Arc::new(LaneCounters::new()),
-    });
+    let shared = Arc::new(Shared::new()?);
     let id = config.id;
     let offloads = Mutex::new(watches(&config.esp, config.vxlan.as_ref()));
     let turns = Turns::new(config, shared.clone())?;
@@ -163,6 +159,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) fn new() -> io::Result<Self> {
+        let (commands, events) = (CommandRing::new()?, EventRing::new());
+        Ok(Self { commands, events, counters: Arc::new(LaneCounters::new()) })
+    }
+
     /// Tells everybody who waits that the lane has ended.
     pub(super) fn close(&self) {
         self.commands.close();

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::lane::Shared;
+use super::turn::Turns;
 use super::*;
 use crate::drop_reason::DropReason;
 use crate::forward::{NetworkTable, Tables, TablesBuilder};
 use crate::id::{LaneId, LinkSlot, NetSlot, PortSlot, Spi, Vni};
 use crate::io::clock::boot_time;
+use crate::io::epoll::{Epoll, ReadyList};
 use crate::io::udp::{UdpOptions, UdpSocket};
 use crate::sa::{InboundSa, KeyMaterial, Limits, OutboundSa, Suite};
 use crate::wire::traffic_class::Dscp;
@@ -104,6 +107,29 @@ async fn lane_goes_on_at_other_sockets_with_its_keys_and_counters() {
     }
 }
 
+/// The lane has no thread here, so what arrives waits.
+#[test]
+fn what_waits_at_the_sockets_before_is_taken_before_they_are_closed() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let bind = || UdpSocket::bind(any, &UdpOptions::default()).unwrap();
+    let (esp, vxlan) = (bind(), bind());
+    let (arrivals, thrower) = (Epoll::new().unwrap(), StdSocket::bind(any).unwrap());
+    let mut arrived = ReadyList::with_capacity(1);
+    for (socket, datagram) in [(&esp, &[0xff][..]), (&vxlan, &[1; 3][..])] {
+        thrower.send_to(datagram, socket.local_addr().unwrap()).unwrap();
+        arrivals.add(socket, 0).unwrap();
+        arrivals.wait(&mut arrived, None).unwrap();
+        arrivals.remove(socket).unwrap();
+    }
+    let shared = Arc::new(Shared::new().unwrap());
+    let config = config(esp, vxlan, Arc::default());
+    let mut turns = Turns::new(config, shared.clone()).unwrap();
+    turns.carry_out(Command::Rebind { esp: bind().into(), vxlan: Some(bind().into()) });
+    let counted =
+        [DropReason::NatKeepalive, DropReason::MalformedVxlan].map(|at| shared.counters.dropped(at));
+    assert_eq!(counted, [1, 1]);
+}
+
 #[tokio::test]
 async fn retired_sa_is_forgotten_at_its_time() {
     let lane = TestLane::start();
@@ -149,19 +175,7 @@ impl TestLane {
         let (esp, vxlan) = (bind(), bind());
         let addresses = (esp.local_addr().expect("bound"), vxlan.local_addr().expect("bound"));
         let tables = Arc::new(ArcSwap::from_pointee(Tables::default()));
-        let config = LaneConfig {
-            id: LaneId::new(0).expect("a lane"),
-            esp: esp.into(),
-            vxlan: Some(vxlan.into()),
-            tables: tables.clone(),
-            flood: FloodLimit::default().into(),
-            busy_poll: Duration::from_micros(100),
-            vigil: None,
-            precedence: None,
-            dscp: Dscp::Hidden,
-            checksums: LeftChecksums::Passed,
-        };
-        let lane = spawn(config).expect("a thread");
+        let lane = spawn(config(esp, vxlan, tables.clone())).expect("a thread");
         let thrower = StdSocket::bind(any).expect("a socket");
         Self { lane, tables, esp: addresses.0, vxlan: addresses.1, thrower }
     }
@@ -178,6 +192,21 @@ impl TestLane {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(self.lane.counters().dropped(reason), count, "{reason:?}");
+    }
+}
+
+fn config(esp: UdpSocket, vxlan: UdpSocket, tables: Arc<ArcSwap<Tables>>) -> LaneConfig {
+    LaneConfig {
+        id: LaneId::new(0).expect("a lane"),
+        esp: esp.into(),
+        vxlan: Some(vxlan.into()),
+        tables,
+        flood: FloodLimit::default().into(),
+        busy_poll: Duration::from_micros(100),
+        vigil: None,
+        precedence: None,
+        dscp: Dscp::Hidden,
+        checksums: LeftChecksums::Passed,
     }
 }
 

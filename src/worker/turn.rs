@@ -203,7 +203,7 @@ impl Turns {
         }
     }
 
-    fn carry_out(&mut self, command: Command) {
+    pub(super) fn carry_out(&mut self, command: Command) {
         match command {
             Command::AddPort { slot, hold, tap, limits } => {
                 let _replaced = self.wire.ports.close(&self.epoll, &self.shared.counters, slot);
@@ -237,7 +237,10 @@ impl Turns {
                 self.shared.counters.reset_link(link);
             }
             Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
-            Command::Rebind { esp, vxlan } => self.wire.rebind(&self.epoll, esp, vxlan),
+            Command::Rebind { esp, vxlan } => {
+                self.take_what_waits();
+                self.wire.rebind(&self.epoll, esp, vxlan);
+            }
             Command::TakeInventory(answer) => {
                 // Whoever asked may have stopped waiting.
                 let _ = answer.send(self.inventory());
@@ -247,6 +250,18 @@ impl Turns {
             Command::Sync => {
                 self.tables.load();
             }
+        }
+    }
+
+    /// Takes what has arrived at the sockets, as their end is near: it would go with them, uncounted.
+    fn take_what_waits(&mut self) {
+        self.wire.now = clock::boot_time();
+        let Self { ingress, received: ring, wire, .. } = self;
+        let cx = Context { tables: self.tables.load(), counters: &self.shared.counters, now: wire.now };
+        for socket in [ESP_TOKEN, VXLAN_TOKEN] {
+            let share = (socket, RecvRing::CAPACITY);
+            let batches = (0..LAST_BATCHES).map(|_| reading::read_socket(&cx, ingress, ring, wire, share));
+            batches.take_while(|batch| batch.packets > 0).for_each(drop);
         }
     }
 
@@ -395,3 +410,5 @@ pub(super) const ESP_TOKEN: u64 = 1;
 const VXLAN_TOKEN: u64 = 2;
 const FIRST_PORT_TOKEN: u64 = 16;
 const READY_CAPACITY: usize = 256;
+/// Of a socket that is about to be closed: some 4,000 datagrams or runs of them, which take milliseconds.
+const LAST_BATCHES: usize = 256;
