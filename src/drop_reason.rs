@@ -59,7 +59,8 @@ drop_reasons! {
     SaExhausted = "sa_exhausted",
     /// To a peer: the SA is older than its hard age limit and a new one is not there yet.
     SaExpired = "sa_expired",
-    /// To a peer: the kernel refused the datagram (no route, buffer full, too big for the path).
+    /// To a peer: the kernel refused the datagram (no route, socket buffer full, too big for the path); what the
+    /// full queue of a device drops is in SndbufErrors of /proc/net/snmp alone.
     SendFailed = "send_failed",
     /// To a container: more than its rate limit (`--ingress-rate`), and the queue before it was full.
     RateLimited = "rate_limited",

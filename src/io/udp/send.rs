@@ -129,7 +129,9 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// A full socket buffer or device queue is congestion, hence loss, not an error.
+/// A full socket buffer, or no memory for a packet, is congestion, hence loss, not an error. A full queue
+/// of the device is not told at all: without `IP_RECVERR`, `udp_send_skb` (`udp_v6_send_skb`) makes success of
+/// its ENOBUFS, and `SndbufErrors` in /proc/net/snmp (`Udp6SndbufErrors` in snmp6) alone counts it.
 fn blocked_is_none_sent(sent: io::Result<usize>) -> io::Result<SendOutcome> {
     match sent {
         Ok(datagrams) => Ok(SendOutcome::of(datagrams)),
