@@ -64,6 +64,8 @@ pub(crate) struct Peer {
     broken: Option<String>,
     /// What the peer said of itself on this channel.
     hello: Option<Hello>,
+    /// A frame that came too soon, and until when; nothing more is read from the channel meanwhile.
+    kept: Option<(BootTime, Bytes)>,
     /// Who was removed from the cluster, to be told on the channel.
     removed: watch::Receiver<Removed>,
     /// The attempt to connect that is under way; never two.
@@ -110,6 +112,7 @@ impl Peer {
             up_since: BootTime::default(),
             broken: None,
             hello: None,
+            kept: None,
             connecting: JoinSet::new(),
             backoff: Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE),
             unreachable: None,
@@ -128,9 +131,9 @@ impl Peer {
             }
             let timeout = peer.timeout();
             let received = async {
-                match &mut peer.channel {
-                    Some(channel) => channel.receive().await,
-                    None => std::future::pending().await,
+                match (&mut peer.channel, &peer.kept) {
+                    (Some(channel), None) => channel.receive().await,
+                    (Some(_), Some(_)) | (None, _) => std::future::pending().await,
                 }
             };
             let turn = tokio::select! {
@@ -163,6 +166,9 @@ impl Peer {
                 Turn::Timeout => {
                     if peer.channel.is_some() && boot_time().since(peer.up_since) >= CHANNEL_END {
                         peer.channel_down("it is too old, and no newer one could be had").await?;
+                    }
+                    if let Some((_, frame)) = peer.kept.take_if(|(until, _)| *until <= boot_time()) {
+                        peer.received(&frame).await?;
                     }
                     peer.each(Link::handle_timeout).await?;
                     peer.expire_wishes();
@@ -233,6 +239,7 @@ impl Peer {
         }
         self.broken = None;
         self.hello = None;
+        self.kept = None;
         self.epochs.forget();
         self.each(Link::handle_channel_down).await
     }
@@ -246,8 +253,8 @@ impl Peer {
         }
     }
 
-    async fn received(&mut self, frame: &Bytes) -> Result<(), LaneGone> {
-        match Message::decode(frame) {
+    async fn received(&mut self, bytes: &Bytes) -> Result<(), LaneGone> {
+        match Message::decode(bytes) {
             Ok(Message::Hello(hello)) => {
                 self.hello = Some(hello);
                 self.links.keys().for_each(|network| self.epochs.tell(*network));
@@ -292,6 +299,10 @@ impl Peer {
                 }
                 let Some(channel) = &self.channel else { return Ok(()) };
                 let Some(linked) = self.links.get_mut(&network) else { return Ok(()) };
+                if let Some(until) = linked.link.defers(&frame, boot_time()) {
+                    self.kept = Some((until, bytes.clone()));
+                    return Ok(());
+                }
                 let export = |context: &[u8; 32]| *channel.export(context);
                 self.keys.with_env(|env| linked.link.handle_frame(env, frame, &export));
                 self.act(network).await
@@ -379,6 +390,7 @@ impl Peer {
             .filter(|_| self.channel.is_some());
         let next = links
             .chain(renewal)
+            .chain(self.kept.as_ref().map(|(until, _)| *until))
             .chain(self.wishes.deadline())
             .chain(self.epochs.deadline())
             .min()

@@ -179,6 +179,7 @@ impl Link {
             .find(|suite| self.config.suites.contains(suite))
             .ok_or(Reason::NoCommonSuite)?;
         let outbound = self.peer_spis(peer, &offer.spis)?;
+        self.last_offer = Some(env.now);
         let share = KeyShare::generate(env.rng);
         let public = *share.public();
         let shared = share.agree(&offer.share).map_err(|_| Reason::LowOrderShare)?;

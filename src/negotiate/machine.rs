@@ -79,6 +79,8 @@ pub struct Link {
     /// When to offer (the initiator) or to ask (the responder) next.
     pub(super) next_attempt: Option<BootTime>,
     last_asked: Option<BootTime>,
+    /// When the last offer was answered, or would have been but for its share.
+    pub(super) last_offer: Option<BootTime>,
     pub(super) actions: VecDeque<Action>,
 }
 
@@ -104,6 +106,7 @@ impl Link {
             backoff: Backoff::default(),
             next_attempt: None,
             last_asked: None,
+            last_offer: None,
             actions: VecDeque::new(),
         }
     }
@@ -178,6 +181,16 @@ impl Link {
         {
             self.retire_previous(latest);
         }
+    }
+
+    /// Until when the driver is to keep this frame back, with all that comes behind it on its channel. An
+    /// exchange costs this node keys and its lanes commands, so a peer that offers one after the other has to
+    /// wait. It is not refused: an honest peer may offer twice at once, and be told again of what it offered
+    /// while this node stood still, and the last offer is the one that counts.
+    pub fn defers(&self, frame: &LinkFrame, now: BootTime) -> Option<BootTime> {
+        let is_offer = matches!(frame.message, LinkMessage::Offer(_));
+        let at = self.last_offer.filter(|_| is_offer)? + SHORTEST_GENERATION;
+        (now < at).then_some(at)
     }
 
     /// A frame for this link came; `exporter` is the TLS exporter of the channel that it came on,

@@ -44,7 +44,8 @@ pub(super) const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The least time that keys are in use before they are replaced, where those before them still linger:
-/// what is under way then arrives within it.
+/// what is under way then arrives within it. Also how long a peer that offers has to wait for the answer to
+/// its next offer.
 pub(super) const SHORTEST_GENERATION: Duration = Duration::from_millis(250);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);

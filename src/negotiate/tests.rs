@@ -1,6 +1,8 @@
 //! What a hostile or broken peer can say, message by message: each is refused with its own reason,
 //! and none leaves an SA. Two honest nodes are `tests/sim_negotiate.rs`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -126,6 +128,36 @@ fn frame_for_a_network_without_link_is_refused_and_a_refusal_is_not_answered() {
 }
 
 #[test]
+fn offer_that_comes_soon_behind_another_waits_and_is_then_taken() {
+    let mut responder = Side::new(RESPONDER);
+    let offered = |exchange| Offer { exchange: ExchangeId::new(exchange).unwrap(), ..offer() };
+    let defers = |side: &Side, message: LinkMessage, millis: u64| {
+        let Ok(Message::Link(frame)) = Message::decode(&message.encode(NetworkId::from_entropy([3; 16])))
+        else {
+            panic!("a frame for a link")
+        };
+        side.link.defers(&frame, NOW + Duration::from_millis(millis))
+    };
+    let next = || LinkMessage::Offer(offered(6));
+    assert_eq!(defers(&responder, next(), 0), None, "the first");
+    responder.hear(&LinkMessage::Offer(Offer { vni: 8, ..offer() }));
+    assert_eq!(defers(&responder, next(), 0), None, "one that was refused cost nothing");
+    responder.hear(&LinkMessage::Offer(Offer { share: ORDER_EIGHT, ..offer() }));
+    let at = NOW + Duration::from_millis(250);
+    assert_eq!(defers(&responder, next(), 0), Some(at), "one with a bad share did");
+    responder.hear(&LinkMessage::Offer(offer()));
+    responder.call(|link, env| {
+        link.handle_channel_down(env);
+        link.handle_channel_up(env, Hello { boot_id: PEER_BOOT, lanes: 2 });
+    });
+    assert_eq!(defers(&responder, next(), 249), Some(at), "on whichever channel");
+    assert_eq!(defers(&responder, LinkMessage::Active(ExchangeId::new(5).unwrap()), 0), None);
+    assert_eq!(defers(&responder, next(), 250), None);
+    responder.hear(&next());
+    assert!(responder.actions.iter().any(|action| matches!(action, Action::Install(_))));
+}
+
+#[test]
 fn frames_without_channel_are_ignored() {
     let mut responder = Side::new(RESPONDER);
     responder.call(|link, env| link.handle_channel_down(env));
@@ -173,7 +205,7 @@ impl Side {
     }
 
     fn call(&mut self, call: impl FnOnce(&mut Link, &mut Env<'_, StdRng>)) {
-        let now = BootTime::from_nanos(5);
+        let now = NOW;
         call(&mut self.link, &mut Env { now, rng: &mut self.rng, spis: &mut self.pool });
         while let Some(action) = self.link.poll_action() {
             self.actions.push(action);
@@ -253,6 +285,7 @@ fn offer() -> Offer {
     }
 }
 
+const NOW: BootTime = BootTime::from_nanos(5);
 const RESPONDER: usize = 1;
 const INITIATOR: usize = 0;
 const PEER_BOOT: BootId = BootId::from_entropy([2; 16]);
