@@ -255,6 +255,8 @@ impl Peer {
 
     async fn received(&mut self, bytes: &Bytes) -> Result<(), LaneGone> {
         match Message::decode(bytes) {
+            // Each may say that the peer has restarted, for which all keys are made anew.
+            Ok(Message::Hello(_)) if self.hello.is_some() => self.channel_down("it said hello twice").await,
             Ok(Message::Hello(hello)) => {
                 self.hello = Some(hello);
                 self.links.keys().for_each(|network| self.epochs.tell(*network));
