@@ -7,7 +7,7 @@ use super::action::{Action, Established, Install, LaneKey};
 use super::machine::{Env, Link, Standing};
 use super::message::{Answer, ExchangeId, Hello, LinkMessage, Offer};
 use super::reason::Reason;
-use super::rekey::EXCHANGE_TIMEOUT;
+use super::rekey::{EXCHANGE_TIMEOUT, SHORTEST_GENERATION};
 use crate::boot_time::BootTime;
 use crate::id::{Epoch, LaneId, Spi};
 use crate::sa::key_schedule::{Direction, KeySchedule, KeyShare, SaName, Transcript};
@@ -313,14 +313,20 @@ impl Link {
         if exchange.is_none() {
             return;
         }
+        let current = self.current.as_ref().filter(|current| Some(current.exchange) == exchange);
+        let earliest = current.map(|current| current.created + SHORTEST_GENERATION);
         if self.exchange.id() == exchange && !matches!(self.exchange, Exchange::Installing(_)) {
             self.fail(env);
-        } else if self.is_initiator()
-            && self.current.as_ref().map(|current| current.exchange) == exchange
+        } else if let Some(earliest) = earliest.filter(|_| self.is_initiator())
             && reason == Reason::UnknownExchange
         {
             self.drop_all(env);
-            self.begin(env);
+            // A peer that forgets at once what it has agreed to is not to have keys made without end.
+            if env.now < earliest {
+                self.next_attempt = Some(earliest);
+            } else {
+                self.begin(env);
+            }
         }
     }
 

@@ -158,6 +158,21 @@ fn offer_that_comes_soon_behind_another_waits_and_is_then_taken() {
 }
 
 #[test]
+fn peer_that_forgets_its_keys_at_once_is_not_offered_others_at_once() {
+    let mut initiator = Side::new(INITIATOR);
+    let answer = initiator.answer_to_its_offer();
+    let exchange = answer.exchange;
+    initiator.hear(&LinkMessage::Answer(answer));
+    initiator.call(|link, env| link.handle_installed(env, exchange));
+    assert!(initiator.link.established().is_some());
+    let reason = Reason::UnknownExchange;
+    initiator.hear(&LinkMessage::Refused { exchange: Some(exchange), reason });
+    assert!(initiator.link.established().is_none());
+    assert!(!initiator.actions.iter().any(|action| matches!(action, Action::Send(_))), "an offer");
+    assert_eq!(initiator.link.poll_timeout(), Some(NOW + Duration::from_millis(250)));
+}
+
+#[test]
 fn frames_without_channel_are_ignored() {
     let mut responder = Side::new(RESPONDER);
     responder.call(|link, env| link.handle_channel_down(env));
