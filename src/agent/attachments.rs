@@ -4,12 +4,19 @@
 //! operator is told: whatever moment the agent dies at, the next start finishes or takes back what
 //! it finds. What the manager still believes is set right when the session begins again. Those of Docker's containers
 //! are held while they are in none.
+//!
+//! A manager may be silent, and what is done here must not wait for one: it is asked and told while others may change
+//! something, and what is written down is read again afterwards. Docker alone has the others wait for an answer, as it
+//! takes addresses one by one, and not for long.
 
+mod attaching;
 mod held;
 mod lost;
 mod mending;
 mod mtu;
 mod record;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -18,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{Mutex, MutexGuard};
 
+use self::attaching::UnderWay;
 use self::held::Waiting;
 use self::lost::Lost;
 use self::watch::Watch;
@@ -25,15 +33,12 @@ use super::dataplane::DataPlane;
 use super::offloads::OffloadBook;
 use super::{condition, container, leftovers};
 use crate::api::ApiError;
-use crate::api::types::{AttachRequest, AttachResponse, DetachRequest, DetachTarget, ReleaseRequest};
-use crate::cluster::{Endpoint, Network};
+use crate::api::types::{DetachRequest, DetachTarget, ReleaseRequest};
 use crate::control::rpc::ManagerClient;
-use crate::control::rpc::messages::Attach;
-use crate::control::store::local::{Attachment, AttachmentState, NetnsRef};
+use crate::control::store::local::{Attachment, AttachmentState};
 use crate::control::store::{Store, StoreError};
 use crate::events::Events;
 use crate::id::{EndpointId, NodeId};
-use crate::io::netns::NetNs;
 use crate::io::tap::Tap;
 use crate::rate::RateLimits;
 use crate::worker::LaneGone;
@@ -46,6 +51,7 @@ pub(crate) struct Attachments {
     offloads: Arc<OffloadBook>,
     /// One change at a time: two requests for one container must not meet half way.
     changing: Mutex<Gate>,
+    under_way: UnderWay,
     /// What is wrong with an endpoint that is being mended, as it was last logged.
     troubles: std::sync::Mutex<BTreeMap<EndpointId, String>>,
     lost: Lost,
@@ -80,6 +86,7 @@ impl Attachments {
             dataplane,
             offloads,
             changing: Mutex::new(Gate::Open),
+            under_way: UnderWay::default(),
             troubles: std::sync::Mutex::default(),
             lost: Lost::default(),
             waiting: Waiting::default(),
@@ -100,45 +107,6 @@ impl Attachments {
         blocking(move || store.attachments()).await
     }
 
-    /// Gives a container an interface; ready for traffic when this returns.
-    pub(crate) async fn attach(
-        &self,
-        manager: &ManagerClient,
-        request: AttachRequest,
-    ) -> Result<AttachResponse, ApiError> {
-        let _one = self.enter().await?;
-        let attachments = self.all().await?;
-        let (netns, request) =
-            blocking(move || container::check(&request, &attachments).map(|n| (n, request))).await?;
-        let attachment = Attachment {
-            id: EndpointId::from_entropy(rand::random()),
-            network: request.network.clone(),
-            netns: NetnsRef {
-                path: request.netns.path,
-                dev: request.netns.device,
-                inode: request.netns.inode,
-            },
-            ifname: request.ifname,
-            name: request.name,
-            cni: request.cni,
-            docker: None,
-            ips: request.addresses,
-            mac: request.mac,
-            rates: request.rates,
-            state: AttachmentState::Pending,
-            endpoint: None,
-            mtu: None,
-        };
-        self.put(attachment.clone()).await?;
-        match self.establish(manager, attachment.clone(), netns).await {
-            Ok(response) => Ok(response),
-            Err(error) => {
-                self.take_back(Some(manager), attachment).await;
-                Err(error)
-            }
-        }
-    }
-
     /// For one that attaches, while the node is not leaving.
     async fn enter(&self) -> Result<MutexGuard<'_, Gate>, ApiError> {
         let one = self.changing.lock().await;
@@ -156,7 +124,7 @@ impl Attachments {
         if attachments.is_empty() {
             *gate = Gate::Closed;
             for attachment in unclaimed {
-                self.take_back(None, attachment).await;
+                self.take_back(attachment).await;
             }
             return Ok(());
         }
@@ -176,7 +144,7 @@ impl Attachments {
         let mut gate = self.changing.lock().await;
         *gate = Gate::Closed;
         for attachment in self.all().await? {
-            self.take_back(None, attachment).await;
+            self.take_back(attachment).await;
         }
         Ok(())
     }
@@ -192,7 +160,7 @@ impl Attachments {
         manager: Option<&ManagerClient>,
         request: &DetachRequest,
     ) -> Result<EndpointId, ApiError> {
-        let _one = self.changing.lock().await;
+        let one = self.changing.lock().await;
         let attachments = self.all().await?;
         let found = attachments.into_iter().find(|attachment| {
             let network = attachment.endpoint.as_ref().map(|endpoint| endpoint.network);
@@ -214,7 +182,9 @@ impl Attachments {
             )));
         };
         let id = attachment.id;
-        self.remove(manager, attachment).await?;
+        self.remove(attachment).await?;
+        drop(one);
+        self.tell_gone(manager, &[id]).await;
         Ok(id)
     }
 
@@ -225,7 +195,7 @@ impl Attachments {
         manager: Option<&ManagerClient>,
         request: &ReleaseRequest,
     ) -> Result<Vec<EndpointId>, ApiError> {
-        let _one = self.changing.lock().await;
+        let one = self.changing.lock().await;
         let mut attachments = self.all().await?;
         attachments.retain(|attachment| {
             attachment.cni.as_ref() == Some(&request.attachment) && attachment.ifname == request.ifname
@@ -233,8 +203,10 @@ impl Attachments {
         let (mut released, mut failed) = (Vec::new(), Ok(()));
         for attachment in attachments {
             released.push(attachment.id);
-            failed = self.remove(manager, attachment).await.and(failed);
+            failed = self.remove(attachment).await.and(failed);
         }
+        drop(one);
+        self.tell_gone(manager, &released).await;
         failed.map(|()| released)
     }
 
@@ -245,12 +217,12 @@ impl Attachments {
             match attachment.state {
                 AttachmentState::Pending => {
                     let what = format!("half attached endpoint {} of {}", attachment.id, attachment.network);
-                    self.take_back(None, attachment).await;
+                    self.take_back(attachment).await;
                     leftovers::tell(&self.events, &what);
                 }
                 AttachmentState::Held => {
                     let (id, network) = (attachment.id, attachment.network.clone());
-                    if let Err(error) = self.settle(None, attachment).await {
+                    if let Err(error) = self.settle(attachment).await {
                         self.trouble(&network, id, &error);
                     }
                 }
@@ -263,38 +235,6 @@ impl Attachments {
             }
         }
         Ok(())
-    }
-
-    async fn establish(
-        &self,
-        manager: &ManagerClient,
-        mut attachment: Attachment,
-        netns: NetNs,
-    ) -> Result<AttachResponse, ApiError> {
-        let (endpoint, network) = ask(manager, &mut attachment).await?;
-        let twin = self.all().await?.into_iter().find(|other| {
-            other.id != attachment.id
-                && other.network == network.name
-                && other.netns == attachment.netns
-                && other.state != AttachmentState::Held
-        });
-        if let Some(twin) = twin {
-            return Err(container::attached_already(&twin));
-        }
-        let mtu = self.dataplane.mtu(&self.in_view(&endpoint).await?).await;
-        let lanes = self.dataplane.lane_count();
-        let port = container::port(&attachment, &endpoint, &network, mtu, lanes);
-        let gateways = port.gateways.clone();
-        let queues = blocking(move || port.create(&netns, lanes)).await?;
-        self.add_port(attachment.id, queues, attachment.rates).await?;
-        attachment.state = AttachmentState::Ready;
-        attachment.endpoint = Some(endpoint.clone());
-        attachment.mtu = Some(mtu);
-        let (ifname, rates) = (attachment.ifname.clone(), attachment.rates);
-        self.put(attachment.clone()).await?;
-        self.listen_to(&attachment).await;
-        self.lost.forget(&network.name);
-        Ok(AttachResponse { endpoint, network_name: network.name, ifname, mtu, rates, gateways })
     }
 
     /// Opens the interface again, or makes it again if somebody removed it.
@@ -345,7 +285,8 @@ impl Attachments {
         self.dataplane.remove_port(endpoint).await
     }
 
-    async fn remove(&self, manager: Option<&ManagerClient>, attachment: Attachment) -> Result<(), ApiError> {
+    /// Takes away what there is of an attachment here; its manager is to be told.
+    async fn remove(&self, attachment: Attachment) -> Result<(), ApiError> {
         self.remove_port(attachment.id).await?;
         let id = attachment.id;
         self.watch.forget(id);
@@ -357,38 +298,27 @@ impl Attachments {
         .await?;
         self.forget_trouble(id);
         self.waiting.forget(id);
-        self.tell_manager(manager, id).await;
         Ok(())
     }
 
     /// Undoes what an attachment has come to; what cannot be undone now is tried at the next start.
-    async fn take_back(&self, manager: Option<&ManagerClient>, attachment: Attachment) {
+    async fn take_back(&self, attachment: Attachment) {
         let id = attachment.id;
-        if let Err(error) = self.remove(manager, attachment).await {
+        if let Err(error) = self.remove(attachment).await {
             tracing::warn!(endpoint = %id, %error, "an unfinished attachment could not be taken back");
         }
+    }
+
+    /// An attachment as it is written down now, if it is.
+    async fn written(&self, id: EndpointId) -> Result<Option<Attachment>, ApiError> {
+        let store = self.store.clone();
+        blocking(move || store.attachment(id)).await
     }
 
     async fn put(&self, attachment: Attachment) -> Result<(), ApiError> {
         let store = self.store.clone();
         blocking(move || store.put_attachment(&attachment)).await
     }
-}
-
-/// Has the cluster give an attachment its endpoint.
-async fn ask(manager: &ManagerClient, attachment: &mut Attachment) -> Result<(Endpoint, Network), ApiError> {
-    let request = Attach {
-        id: attachment.id,
-        network: attachment.network.clone(),
-        name: attachment.name.clone(),
-        ips: attachment.ips.clone(),
-        mac: attachment.mac,
-    };
-    let attached = manager.attach(request).await?;
-    let (endpoint, network) = (attached.endpoint, attached.network);
-    // The operator may have named the network by its id.
-    attachment.network = network.name.clone();
-    Ok((endpoint, network))
 }
 
 /// Runs what blocks on disk or kernel where it keeps nobody waiting.

@@ -11,7 +11,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::MutexGuard;
 
-use super::{Attachments, Gate, ask, blocking, container, leftovers};
+use super::attaching::ask;
+use super::record::answer;
+use super::{Attachments, Gate, blocking, container, leftovers};
 use crate::api::ApiError;
 use crate::boot_time::BootTime;
 use crate::cluster::Endpoint;
@@ -110,7 +112,7 @@ impl Attachments {
             }
             let others = endpoint.addresses.iter().map(IpNet::addr);
             ips.extend(others.filter(|address| !subnet.contains(address)));
-            self.remove(Some(manager), held).await?;
+            self.free(manager, held).await?;
         }
         let (_, endpoint) = self.hold(manager, network, ips, None).await?;
         let given = within(&endpoint, subnet);
@@ -138,11 +140,21 @@ impl Attachments {
         network: NetworkId,
         address: IpAddr,
     ) -> Result<(), ApiError> {
-        let _one = self.changing.lock().await;
-        match self.unclaimed(network, |held| has(held, address)).await? {
-            Some((held, _)) => self.remove(manager, held).await,
-            None => Ok(()),
-        }
+        let one = self.changing.lock().await;
+        let held = self.unclaimed(network, |held| has(held, address)).await?;
+        let Some((held, Endpoint { id, .. })) = held else { return Ok(()) };
+        self.remove(held).await?;
+        drop(one);
+        self.tell_gone(manager, &[id]).await;
+        Ok(())
+    }
+
+    /// Has the manager free the addresses of what is held, for they are asked for again.
+    async fn free(&self, manager: &ManagerClient, held: Attachment) -> Result<(), ApiError> {
+        let id = held.id;
+        self.remove(held).await?;
+        self.tell_gone(Some(manager), &[id]).await;
+        Ok(())
     }
 
     /// Makes what was taken, or else what is asked for, the endpoint that Docker calls `docker`.
@@ -168,7 +180,7 @@ impl Attachments {
                 // Another MAC address is asked for, or Docker has crossed two containers' addresses.
                 let has_one = |held: &Endpoint| addresses.iter().any(|address| has(held, *address));
                 while let Some((held, _)) = self.unclaimed(network, has_one).await? {
-                    self.remove(Some(manager), held).await?;
+                    self.free(manager, held).await?;
                 }
                 self.hold(manager, network, addresses, mac).await?
             }
@@ -221,7 +233,7 @@ impl Attachments {
         });
         // Otherwise it is looked for with the other repairs.
         if moved.await.is_ok()
-            && let Err(error) = self.mend(id, None).await
+            && let Err(error) = self.mend(id).await
         {
             tracing::warn!(endpoint = %id, %error, "an interface that Docker has moved carries nothing yet");
         }
@@ -242,19 +254,17 @@ impl Attachments {
         manager: Option<&ManagerClient>,
         docker: &RuntimeName,
     ) -> Result<(), ApiError> {
-        let _one = self.changing.lock().await;
-        match self.of_docker(docker).await? {
-            Some(attachment) => self.remove(manager, attachment).await,
-            None => Ok(()),
-        }
+        let one = self.changing.lock().await;
+        let Some(attachment) = self.of_docker(docker).await? else { return Ok(()) };
+        let id = attachment.id;
+        self.remove(attachment).await?;
+        drop(one);
+        self.tell_gone(manager, &[id]).await;
+        Ok(())
     }
 
-    /// Looks whether Docker has moved the interface by now, or has forgotten the endpoint; whether it is still held.
-    pub(super) async fn settle(
-        &self,
-        manager: Option<&ManagerClient>,
-        mut attachment: Attachment,
-    ) -> Result<bool, ApiError> {
+    /// Looks whether Docker has moved the interface by now, or has forgotten the endpoint.
+    pub(super) async fn settle(&self, mut attachment: Attachment) -> Result<(), ApiError> {
         let (id, node) = (attachment.id, self.node);
         let sandbox = attachment.docker.as_ref().and_then(|docker| docker.sandbox.clone());
         let looked_at = sandbox.clone();
@@ -267,8 +277,7 @@ impl Attachments {
             (attachment.state, attachment.netns, attachment.ifname) = (AttachmentState::Ready, netns, ifname);
             self.put(attachment.clone()).await?;
             self.waiting.forget(id);
-            self.reopen(attachment, "Docker has moved the interface to its container").await?;
-            return Ok(false);
+            return self.reopen(attachment, "Docker has moved the interface to its container").await;
         }
         let waited = self.waiting.so_far(id, boot_time());
         if waited >= LONGEST {
@@ -277,15 +286,14 @@ impl Attachments {
             if is_here || sandbox.is_none() || !blocking(is_anywhere).await? {
                 let what = format!("endpoint {id} of {}, which Docker has forgotten", attachment.network);
                 leftovers::tell(&self.events, &what);
-                self.remove(manager, attachment).await?;
-                return Ok(false);
+                return self.remove(attachment).await;
             }
             // It lives; that is not looked up each time.
             self.waiting.forget(id);
         }
         match sandbox {
             Some(sandbox) if !is_here && waited >= SOON => Err(unseen(&sandbox)),
-            Some(_) | None => Ok(true),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -336,12 +344,7 @@ impl Attachments {
         };
         self.put(attachment.clone()).await?;
         let held = async {
-            let asked = tokio::time::timeout(ANSWER, ask(manager, &mut attachment)).await;
-            let (endpoint, _) = asked.map_err(|_| {
-                ApiError::unavailable(
-                    "the manager does not answer: `overlayd status` shows whether it is there",
-                )
-            })??;
+            let (endpoint, _) = answer(ask(manager, &mut attachment)).await?;
             // By its id, which a network may have for a name that is made later.
             if endpoint.network != network {
                 return Err(ApiError::not_found(format!("there is no network {network} any more")));
@@ -358,7 +361,7 @@ impl Attachments {
             }
             Err(error) => {
                 // Had the manager made it after all, its view says so, and it is told then.
-                self.take_back(None, attachment).await;
+                self.take_back(attachment).await;
                 Err(error)
             }
         }
@@ -422,8 +425,6 @@ fn unseen(sandbox: &Path) -> ApiError {
 const BETWEEN: Duration = Duration::from_secs(2);
 /// How often it is looked whether Docker has done what it is about to do.
 const STEP: Duration = Duration::from_millis(20);
-/// A manager that lives has answered by then; others wait meanwhile.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Docker has finished with an interface by then, unless something is wrong.
 const SOON: Duration = Duration::from_secs(5);
 /// What Docker has not put into a container by then, it has forgotten, or it was restarted meanwhile.

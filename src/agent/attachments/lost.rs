@@ -8,7 +8,6 @@ use std::sync::{Mutex, PoisonError};
 use super::Attachments;
 use crate::api::ApiError;
 use crate::control::rpc::ManagerError;
-use crate::control::store::local::Attachment;
 use crate::id::{EndpointId, NetworkName};
 
 /// Those that went since the agent started, until something is attached to their network again.
@@ -30,10 +29,15 @@ impl Attachments {
 
     /// Takes away the interface of an endpoint that the manager has taken back. Its address may be another's
     /// by now, and a container notices sooner that an interface is gone than that it carries nothing.
-    pub(super) async fn lose(&self, attachment: Attachment, why: &ManagerError) -> Result<(), ApiError> {
-        let (id, network) = (attachment.id, attachment.network.clone());
-        let netns = attachment.netns.path.clone();
-        self.remove(None, attachment).await?;
+    pub(super) async fn lose(&self, id: EndpointId, why: &ManagerError) -> Result<(), ApiError> {
+        let _one = self.changing.lock().await;
+        let Some(attachment) = self.written(id).await? else { return Ok(()) };
+        if self.is_known(&attachment).await {
+            // It may be there again since the manager was asked.
+            return Ok(());
+        }
+        let (network, netns) = (attachment.network.clone(), attachment.netns.path.clone());
+        self.remove(attachment).await?;
         tracing::warn!(endpoint = %id, %network, netns = %netns.display(), reason = %why, "a manager took the endpoint back: its interface was removed");
         let what = format!(
             "endpoint {id} of network {network} was taken back, and its interface removed from {}: {why}",

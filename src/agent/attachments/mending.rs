@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Attachments, BACK, blocking, condition, container, leftovers};
-use crate::api::ApiError;
+use super::{Attachments, BACK, blocking, condition, container, leftovers, record};
+use crate::api::{self, ApiError};
 use crate::control::rpc::{ErrorKind, ManagerClient};
 use crate::control::session::SessionStatus;
 use crate::control::store::StoreError;
@@ -78,29 +78,49 @@ impl Attachments {
     /// are made again, endpoints of containers that have ended are removed, and the manager knows the
     /// same endpoints as this node.
     pub(crate) async fn reconcile(&self, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
+        let view = self.dataplane.view().await;
         let attachments = self.all().await?;
+        let mut dead = self.dead_endpoints(&view, &attachments);
         let disturbed = self.watch.take();
-        for attachment in &attachments {
+        let mut looked_at = Vec::new();
+        for attachment in attachments {
             let is_disturbed = disturbed.contains(&attachment.id);
-            if is_disturbed || self.needs_mending(attachment, manager.is_some()).await {
-                let id = attachment.id;
-                match self.mend(id, manager).await {
-                    Ok(()) => self.forget_trouble(id),
-                    Err(error) => {
-                        self.trouble(&attachment.network, id, &error);
-                        self.watch.again(id);
-                    }
+            if is_disturbed || self.needs_mending(&attachment, manager.is_some()).await {
+                looked_at.push((attachment.id, attachment.network, self.mend(attachment.id).await));
+            }
+        }
+        // What is here is as it should be by now; a manager that does not answer is asked no more until the next time.
+        let mut manager = manager;
+        for (id, network, mended) in looked_at {
+            let told = match manager {
+                Some(manager) => self.tell_if_unknown(manager, id).await,
+                None => Ok(()),
+            };
+            if told.as_ref().is_err_and(|error| error.kind == api::ErrorKind::Unavailable) {
+                manager = None;
+            }
+            if self.written(id).await?.is_none() {
+                // Also if it was taken away while the manager was asked to know it.
+                dead.push(id);
+                continue;
+            }
+            match mended.and(told) {
+                Ok(()) => self.forget_trouble(id),
+                Err(error) => {
+                    self.trouble(&network, id, &error);
+                    self.watch.again(id);
                 }
             }
         }
-        if let Some(manager) = manager
-            && !self.dead_endpoints(&attachments).await.is_empty()
-        {
-            let _one = self.changing.lock().await;
-            // An attachment that is under way is written down before the manager is asked.
-            for id in self.dead_endpoints(&self.all().await?).await {
-                if self.tell_manager(Some(manager), id).await {
+        let Some(manager) = manager else { return Ok(()) };
+        for id in dead {
+            match record::detach(manager, id).await {
+                Ok(()) => {
                     leftovers::tell(&self.events, &format!("endpoint {id}, which the manager still had"));
+                }
+                Err(error) if error.kind == ErrorKind::Unavailable => break,
+                Err(error) => {
+                    tracing::debug!(endpoint = %id, %error, "the manager keeps an endpoint that is gone")
                 }
             }
         }
@@ -121,25 +141,20 @@ impl Attachments {
             || self.other_mtu(attachment).await.is_some()
     }
 
-    pub(super) async fn mend(&self, id: EndpointId, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
+    pub(super) async fn mend(&self, id: EndpointId) -> Result<(), ApiError> {
         let _one = self.changing.lock().await;
-        let store = self.store.clone();
-        let Some(attachment) = blocking(move || store.attachment(id)).await? else { return Ok(()) };
+        let Some(attachment) = self.written(id).await? else { return Ok(()) };
         match attachment.state {
-            AttachmentState::Pending => return self.remove(manager, attachment).await,
-            AttachmentState::Held => {
-                return match self.settle(manager, attachment.clone()).await? {
-                    true => self.tell_if_unknown(manager, attachment).await,
-                    false => Ok(()),
-                };
-            }
+            AttachmentState::Pending if self.under_way.has(id) => return Ok(()),
+            AttachmentState::Pending => return self.remove(attachment).await,
+            AttachmentState::Held => return self.settle(attachment).await,
             AttachmentState::Ready => {}
         }
         if !self.is_there(&attachment).await? {
             let (network, netns) = (&attachment.network, attachment.netns.path.display());
             let what = format!("endpoint {id} of {network}, whose container {netns} has ended");
             leftovers::tell(&self.events, &what);
-            return self.remove(manager, attachment).await;
+            return self.remove(attachment).await;
         }
         if self.dataplane.port(id).await.is_none() {
             self.reopen(attachment.clone(), BACK).await?;
@@ -153,25 +168,7 @@ impl Attachments {
             self.reopen(attachment.clone(), BACK).await?;
             self.remove_leftovers().await;
         }
-        self.tell_if_unknown(manager, attachment).await
-    }
-
-    /// Has the manager know the endpoint of an attachment, or takes the attachment away where it may not be.
-    async fn tell_if_unknown(
-        &self,
-        manager: Option<&ManagerClient>,
-        attachment: Attachment,
-    ) -> Result<(), ApiError> {
-        match manager {
-            Some(manager) if !self.is_known(&attachment).await => {
-                let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
-                match self.assert_known(manager, endpoint).await {
-                    Err(error) if error.kind == ErrorKind::Barred => self.lose(attachment, &error).await,
-                    told => Ok(told?),
-                }
-            }
-            Some(_) | None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Gives the interface what it was given before and lacks now; false if it is not in its container.
@@ -266,3 +263,56 @@ impl Attachments {
 const INTERVAL: Duration = Duration::from_millis(1_500);
 const SETTLE: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(480);
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Lab, SilentManager};
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_while_a_manager_is_told_of_endpoints_that_are_gone() {
+        let mut lab = Lab::new().await;
+        lab.follow_endpoint_here().await;
+        let silent = SilentManager::new(&lab).await;
+        let mut telling = Box::pin(lab.attachments.reconcile(Some(&silent.client)));
+        tokio::select! {
+            ended = &mut telling => panic!("the manager was not told: {ended:?}"),
+            () = silent.asked() => {}
+        }
+        tokio::select! {
+            ended = telling => panic!("others waited for the manager: {ended:?}"),
+            () = lab.attachments.open() => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_while_a_manager_is_to_know_an_endpoint_again() {
+        let lab = Lab::new().await;
+        let held = lab.held(1);
+        lab.attachments.put(held).await.expect("written");
+        let silent = SilentManager::new(&lab).await;
+        let mut telling = Box::pin(lab.attachments.reconcile(Some(&silent.client)));
+        tokio::select! {
+            ended = &mut telling => panic!("the manager was not asked: {ended:?}"),
+            () = silent.asked() => {}
+        }
+        tokio::select! {
+            ended = telling => panic!("others waited for the manager: {ended:?}"),
+            () = lab.attachments.open() => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn manager_is_told_of_an_endpoint_whose_interface_cannot_be_mended() {
+        let lab = Lab::new().await;
+        let mut ready = Attachment { state: AttachmentState::Ready, docker: None, ..lab.held(1) };
+        ready.netns.path = format!("/run/netns/{}", "x".repeat(300)).into();
+        lab.attachments.put(ready.clone()).await.expect("written");
+        lab.attachments.mend(ready.id).await.expect_err("nobody can look there");
+        let silent = SilentManager::new(&lab).await;
+        tokio::select! {
+            ended = lab.attachments.reconcile(Some(&silent.client)) => panic!("it was not told: {ended:?}"),
+            () = silent.asked() => {}
+        }
+    }
+}

@@ -29,7 +29,7 @@ impl Attachments {
     async fn fit_interfaces(&self) -> Result<(), ApiError> {
         for attachment in self.all().await? {
             if self.other_mtu(&attachment).await.is_some()
-                && let Err(error) = self.mend(attachment.id, None).await
+                && let Err(error) = self.mend(attachment.id).await
             {
                 self.trouble(&attachment.network, attachment.id, &error);
             }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::Attachments;
 use crate::api::ApiError;
-use crate::cluster::{Endpoint, NetworkView};
+use crate::cluster::{Endpoint, NetworkView, View};
 use crate::control::rpc::messages::{Attach, Detach, Done};
 use crate::control::rpc::{ErrorKind, ManagerClient, ManagerError};
-use crate::control::store::local::Attachment;
+use crate::control::store::local::{Attachment, AttachmentState};
 use crate::id::EndpointId;
 
 impl Attachments {
@@ -20,22 +20,35 @@ impl Attachments {
         network.is_some_and(|network| network.endpoints.iter().any(|known| known.id == endpoint.id))
     }
 
-    /// Endpoints that the view places on this node, and that it does not have: of a detachment or of a
-    /// failed attachment that the manager did not hear of.
-    pub(super) async fn dead_endpoints(&self, attachments: &[Attachment]) -> Vec<EndpointId> {
+    /// Endpoints that a view places on this node, and that it does not have: of a detachment or of a failed attachment
+    /// that the manager did not hear of. None of them comes back, if `attachments` were read after the view: what a
+    /// manager is asked for is written down before, and every id is used once.
+    pub(super) fn dead_endpoints(&self, view: &View, attachments: &[Attachment]) -> Vec<EndpointId> {
         let alive: BTreeSet<EndpointId> = attachments.iter().map(|attachment| attachment.id).collect();
-        let view = self.dataplane.view().await;
         let endpoints = view.networks.values().flat_map(|network| &network.endpoints);
         let here = endpoints.filter(|endpoint| endpoint.node == self.node);
         here.map(|endpoint| endpoint.id).filter(|id| !alive.contains(id)).collect()
     }
 
-    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup.
-    pub(super) async fn assert_known(
+    /// Has the manager know the endpoint of an attachment, or takes the attachment away where it may not be.
+    pub(super) async fn tell_if_unknown(
         &self,
         manager: &ManagerClient,
-        endpoint: &Endpoint,
-    ) -> Result<(), ManagerError> {
+        id: EndpointId,
+    ) -> Result<(), ApiError> {
+        let Some(attachment) = self.written(id).await? else { return Ok(()) };
+        if attachment.state == AttachmentState::Pending || self.is_known(&attachment).await {
+            return Ok(());
+        }
+        let Some(endpoint) = &attachment.endpoint else { return Ok(()) };
+        match answer(self.assert_known(manager, endpoint)).await {
+            Err(error) if error.kind == ErrorKind::Barred => self.lose(id, &error).await,
+            told => Ok(told?),
+        }
+    }
+
+    /// Tells the manager again of an endpoint that its view lacks: it was restored from a backup.
+    async fn assert_known(&self, manager: &ManagerClient, endpoint: &Endpoint) -> Result<(), ManagerError> {
         let request = Attach {
             id: endpoint.id,
             // By its id: one of the same name that was made since is another one, and may be without encryption.
@@ -82,20 +95,37 @@ impl Attachments {
         }
     }
 
-    /// Whether the manager has heard of it now; otherwise it will as soon as its view shows the endpoint here.
-    pub(super) async fn tell_manager(&self, manager: Option<&ManagerClient>, id: EndpointId) -> bool {
-        let Some(manager) = manager else { return false };
-        match tokio::time::timeout(DETACH_TIMEOUT, manager.detach(Detach { endpoint: id })).await {
-            Ok(Ok(Done {})) => return true,
-            Ok(Err(error)) => {
-                tracing::debug!(endpoint = %id, %error, "the manager will hear of the detachment later");
+    /// Tells a manager, if there is one, of endpoints that are gone. What it does not hear of now, it does as soon as its
+    /// view shows it here.
+    pub(super) async fn tell_gone(&self, manager: Option<&ManagerClient>, gone: &[EndpointId]) {
+        let Some(manager) = manager else { return };
+        for id in gone {
+            if let Err(error) = detach(manager, *id).await {
+                tracing::info!(endpoint = %id, %error, "the manager will hear of the detachment later");
+                if error.kind == ErrorKind::Unavailable {
+                    return;
+                }
             }
-            Err(_) => tracing::info!(endpoint = %id, "the manager will hear of the detachment later"),
         }
-        false
     }
+}
+
+/// Tells a manager of an endpoint that is gone.
+pub(super) async fn detach(manager: &ManagerClient, endpoint: EndpointId) -> Result<(), ManagerError> {
+    answer(manager.detach(Detach { endpoint })).await.map(|Done {}| ())
+}
+
+/// What a manager answers, if it does so soon.
+pub(super) async fn answer<T>(
+    asked: impl Future<Output = Result<T, ManagerError>>,
+) -> Result<T, ManagerError> {
+    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| {
+        let silent = "the manager does not answer: `overlayd status` shows whether it is there";
+        Err(ManagerError::new(ErrorKind::Unavailable, silent))
+    })
 }
 
 /// Views come at once, or with a session that has to begin first.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(10);
-const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
+/// A manager that lives has answered by then; others may wait meanwhile.
+const ANSWER: Duration = Duration::from_secs(5);
