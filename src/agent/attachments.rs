@@ -28,6 +28,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use self::attaching::UnderWay;
 use self::held::Waiting;
 use self::lost::Lost;
+use self::record::Departed;
 use self::watch::Watch;
 use super::dataplane::DataPlane;
 use super::offloads::OffloadBook;
@@ -52,6 +53,7 @@ pub(crate) struct Attachments {
     /// One change at a time: two requests for one container must not meet half way.
     changing: Mutex<Gate>,
     under_way: UnderWay,
+    departed: Departed,
     /// What is wrong with an endpoint that is being mended, as it was last logged.
     troubles: std::sync::Mutex<BTreeMap<EndpointId, String>>,
     lost: Lost,
@@ -87,6 +89,7 @@ impl Attachments {
             offloads,
             changing: Mutex::new(Gate::Open),
             under_way: UnderWay::default(),
+            departed: Departed::default(),
             troubles: std::sync::Mutex::default(),
             lost: Lost::default(),
             waiting: Waiting::default(),
@@ -290,6 +293,7 @@ impl Attachments {
         self.remove_port(attachment.id).await?;
         let id = attachment.id;
         self.watch.forget(id);
+        self.departed.add(id);
         let store = self.store.clone();
         blocking(move || {
             container::remove_interface(&attachment)?;

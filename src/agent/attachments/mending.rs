@@ -80,6 +80,7 @@ impl Attachments {
     pub(crate) async fn reconcile(&self, manager: Option<&ManagerClient>) -> Result<(), ApiError> {
         let view = self.dataplane.view().await;
         let attachments = self.all().await?;
+        self.departed.follow(&view);
         let mut dead = self.dead_endpoints(&view, &attachments);
         let disturbed = self.watch.take();
         let mut looked_at = Vec::new();
@@ -114,10 +115,12 @@ impl Attachments {
         }
         let Some(manager) = manager else { return Ok(()) };
         for id in dead {
+            let is_news = !self.departed.has(id);
             match record::detach(manager, id).await {
-                Ok(()) => {
+                Ok(()) if is_news => {
                     leftovers::tell(&self.events, &format!("endpoint {id}, which the manager still had"));
                 }
+                Ok(()) => {}
                 Err(error) if error.kind == ErrorKind::Unavailable => break,
                 Err(error) => {
                     tracing::debug!(endpoint = %id, %error, "the manager keeps an endpoint that is gone")

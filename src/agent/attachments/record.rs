@@ -1,6 +1,7 @@
 //! The manager's record of this node's endpoints: written, waited for, and compared with what is here.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Attachments;
@@ -10,6 +11,35 @@ use crate::control::rpc::messages::{Attach, Detach, Done};
 use crate::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use crate::control::store::local::{Attachment, AttachmentState};
 use crate::id::EndpointId;
+
+/// Endpoints that were removed here, until a view lacks them: that one still has them is no news.
+#[derive(Debug, Default)]
+pub(super) struct Departed(Mutex<BTreeSet<EndpointId>>);
+
+impl Departed {
+    pub(super) fn add(&self, id: EndpointId) {
+        self.ids().insert(id);
+    }
+
+    pub(super) fn has(&self, id: EndpointId) -> bool {
+        self.ids().contains(&id)
+    }
+
+    /// Forgets those that a view lacks.
+    pub(super) fn follow(&self, view: &View) {
+        let mut ids = self.ids();
+        if !ids.is_empty() {
+            let endpoints = view.networks.values().flat_map(|network| &network.endpoints);
+            let seen: BTreeSet<EndpointId> =
+                endpoints.map(|endpoint| endpoint.id).filter(|id| ids.contains(id)).collect();
+            *ids = seen;
+        }
+    }
+
+    fn ids(&self) -> MutexGuard<'_, BTreeSet<EndpointId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Attachments {
     /// Whether the view has the attachment's endpoint.

@@ -108,3 +108,20 @@ impl SilentManager {
         std::mem::forget(connection);
     }
 }
+
+#[tokio::test]
+async fn endpoint_that_was_removed_here_is_no_leftover_until_a_view_lacks_it() {
+    let mut lab = Lab::new().await;
+    let held = lab.held(1);
+    lab.attachments.put(held.clone()).await.expect("written");
+    lab.follow_endpoint_here().await;
+    lab.attachments.detach(None, &lab.detachment(&held)).await.expect("detached");
+    let known = lab.attachments.dataplane.view().await;
+    assert_eq!(lab.attachments.dead_endpoints(&known, &[]), [held.id], "the view is of before");
+    lab.attachments.reconcile(None).await.expect("nothing to do");
+    assert!(lab.attachments.departed.has(held.id), "an ordinary detachment is reported as a leftover");
+    let view = lab.cluster.view(Vec::new(), &[]);
+    lab.attachments.dataplane.follow(view).await.expect("a lane");
+    lab.attachments.reconcile(None).await.expect("nothing to do");
+    assert!(!lab.attachments.departed.has(held.id), "it is remembered for ever");
+}
