@@ -375,7 +375,9 @@ impl Peer {
     }
 
     async fn send(&mut self, frame: &[u8]) {
-        let Some(channel) = &mut self.channel else { return };
+        // A peer that did not read the last one would be waited for again, with each frame.
+        let channel = self.channel.as_mut().filter(|_| self.broken.is_none());
+        let Some(channel) = channel else { return };
         let broken = match tokio::time::timeout(SEND_TIMEOUT, channel.send(frame)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
