@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::announcement::{self, Crier};
-use super::attachments::{Attachments, blocking};
+use super::attachments::Attachments;
 use super::dataplane::DataPlane;
 use super::keys::{KeyLog, Keys};
 use super::manager::Manager;
@@ -27,6 +27,7 @@ use super::standing::{Standing, merge, session_request};
 use super::superseded;
 use super::tasks::{Tasks, Watched};
 use super::underlay::{self, Home, Underlay};
+use super::views::{self, ViewFile};
 use super::{audit, chronicle, upkeep};
 use crate::api::types::ProcessorStatus;
 use crate::cluster::{Node, Role, View};
@@ -167,11 +168,11 @@ impl Member {
         let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
         tasks.spawn("the key exchange", peers);
         let followed = (Arc::clone(&dataplane), Arc::clone(&office));
-        let roots = Arc::clone(&standing);
+        let file = ViewFile { store: store.clone(), standing: Arc::clone(&standing) };
         let news = chronicle::tell_cluster(following.clone(), dataplane.removed(), events.clone());
         tasks.spawn("the audit of the cluster", news);
         tasks.spawn("the audit of roots", chronicle::tell_roots(standing.told(), events.clone()));
-        let views_followed = follow_views(following, store.clone(), followed, roots, failed.clone());
+        let views_followed = views::follow(following, followed, Arc::clone(&standing), file, failed.clone());
         tasks.spawn("the cluster's view", views_followed);
         let refusing = (Arc::clone(&credentials), Arc::clone(&office));
         let removed = removals::keep(dataplane.removed(), store.clone(), refusing);
@@ -361,36 +362,4 @@ async fn serve_peers(
         _ = futures_util::future::select_all(told) => {}
     }
     let _ = failed.send(anyhow::anyhow!("a packet lane has ended")).await;
-}
-
-/// Makes the lanes forward by each new view, and keeps it for the next start.
-async fn follow_views(
-    mut views: watch::Receiver<Arc<View>>,
-    store: Store,
-    (dataplane, office): (Arc<DataPlane>, Arc<Office>),
-    standing: Arc<Standing>,
-    failed: mpsc::Sender<anyhow::Error>,
-) {
-    let mut is_saved = true;
-    while views.changed().await.is_ok() {
-        let view = Arc::clone(&views.borrow_and_update());
-        let view = standing.follow(view, office.manager().is_some());
-        let roots = view.roots.clone();
-        let (saving, saved) = (store.clone(), Arc::clone(&view));
-        let (saved, followed) =
-            tokio::join!(blocking(move || saving.put_view(&saved)), dataplane.follow(view));
-        if let Err(gone) = followed {
-            let _ = failed.send(gone.into()).await;
-            return;
-        }
-        if let Err(error) = &saved
-            && is_saved
-        {
-            tracing::warn!(%error, "the view was not saved: a restart would begin with an older one");
-        }
-        is_saved = saved.is_ok();
-        if is_saved {
-            standing.stored(&roots);
-        }
-    }
 }

@@ -39,6 +39,7 @@ mod report;
 mod returning;
 mod rotation;
 mod runtimes;
+mod saving;
 mod slots;
 mod sockets;
 mod standing;
@@ -51,6 +52,7 @@ mod tokens;
 mod underlay;
 mod upkeep;
 mod verification;
+mod views;
 
 use std::sync::Arc;
 

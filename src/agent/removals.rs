@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use super::attachments::blocking;
 use super::dataplane::{DataPlane, Removed};
 use super::office::Office;
+use super::saving::{self, File};
+use crate::api::ApiError;
 use crate::control::store::Store;
 use crate::control::tls::Credentials;
 use crate::membership::SignedRemovals;
@@ -42,27 +44,40 @@ pub(crate) async fn keep(
     store: Store,
     (credentials, office): (Arc<Credentials>, Arc<Office>),
 ) {
-    let mut written: Option<Arc<SignedRemovals>> = None;
-    while removed.changed().await.is_ok() {
-        let now = removed.borrow_and_update().clone();
-        // First what takes something away from others: a slow disk does not keep a removed node in.
-        if office.manager().is_none() {
-            refuse(&credentials, &now);
-        } else {
-            // A manager's trust follows its own list of members, which stands still while it does not reach the store.
-            credentials.change_trust(|trust| trust.refusing(&now.nodes, &now.demoted));
-        }
-        if now.signed != written
-            && let Some(signed) = now.signed.clone()
-        {
-            let (store, list) = (store.clone(), Arc::clone(&signed));
-            match blocking(move || store.put_removals(&list)).await {
-                Ok(()) => written = Some(signed),
-                Err(error) => {
-                    tracing::warn!(%error, "the list of removed nodes was not saved: a restart would begin with an older one");
-                }
+    let file = RemovalsFile { store, written: None };
+    let saving = saving::keep(removed.clone(), "the list of removed nodes was", saving::PAUSE, file);
+    let refusing = async {
+        while removed.changed().await.is_ok() {
+            let now = removed.borrow_and_update().clone();
+            if office.manager().is_none() {
+                refuse(&credentials, &now);
+            } else {
+                // A manager's trust follows its own list of members, which stands still while it does not reach the
+                // store.
+                credentials.change_trust(|trust| trust.refusing(&now.nodes, &now.demoted));
             }
         }
+    };
+    tokio::join!(refusing, saving);
+}
+
+/// Where the list is written down.
+struct RemovalsFile {
+    store: Store,
+    written: Option<Arc<SignedRemovals>>,
+}
+
+impl File<Removed> for RemovalsFile {
+    async fn save(&mut self, removed: Removed) -> Result<(), ApiError> {
+        if removed.signed == self.written {
+            return Ok(());
+        }
+        if let Some(list) = removed.signed.clone() {
+            let store = self.store.clone();
+            blocking(move || store.put_removals(&list)).await?;
+        }
+        self.written = removed.signed;
+        Ok(())
     }
 }
 
