@@ -40,6 +40,7 @@ pub(crate) struct DataPlane {
     peers: watch::Sender<BTreeMap<NodeId, PeerSpec>>,
     followed: watch::Sender<Version>,
     removed: watch::Sender<Removed>,
+    passed_on: watch::Sender<BTreeMap<NetworkId, SignedMembership>>,
     /// When a peer was asked for a membership of a network.
     asked: std::sync::Mutex<BTreeMap<NetworkId, BootTime>>,
 }
@@ -66,6 +67,7 @@ impl DataPlane {
             peers: watch::Sender::default(),
             followed: watch::Sender::default(),
             removed: watch::Sender::default(),
+            passed_on: watch::Sender::default(),
             asked: std::sync::Mutex::default(),
         }
     }
@@ -95,6 +97,11 @@ impl DataPlane {
         self.removed.subscribe()
     }
 
+    /// The memberships that peers passed on and that the view has not, whenever they change.
+    pub(crate) fn passed_on(&self) -> watch::Receiver<BTreeMap<NetworkId, SignedMembership>> {
+        self.passed_on.subscribe()
+    }
+
     /// The view that the lanes forward by.
     pub(crate) async fn view(&self) -> Arc<View> {
         Arc::clone(self.placement.lock().await.view())
@@ -106,6 +113,7 @@ impl DataPlane {
         let version = view.version;
         placement.follow(self.heard().follow(view));
         self.tell_removed(&placement);
+        self.tell_passed_on(&placement);
         self.settle(&mut placement).await?;
         self.followed.send_replace(version);
         Ok(())
@@ -212,6 +220,7 @@ impl DataPlane {
         let mut placement = self.placement.lock().await;
         let adopted = placement.adopt(signed);
         if adopted == Ok(true) {
+            self.tell_passed_on(&placement);
             self.settle(&mut placement).await?;
         }
         Ok(adopted.map(|_| ()))
@@ -363,6 +372,15 @@ impl DataPlane {
                     signed: placement.signed_removals().cloned().map(Arc::new),
                 };
             }
+            is_news
+        });
+    }
+
+    fn tell_passed_on(&self, placement: &Placement) {
+        let now = placement.passed_on();
+        self.passed_on.send_if_modified(|told| {
+            let is_news = *told != now;
+            *told = now;
             is_news
         });
     }

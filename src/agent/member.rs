@@ -27,7 +27,7 @@ use super::standing::{Standing, merge, session_request};
 use super::superseded;
 use super::tasks::{Tasks, Watched};
 use super::underlay::{self, Home, Underlay};
-use super::views::{self, ViewFile};
+use super::views::{self, OutlookFile};
 use super::{audit, chronicle, upkeep};
 use crate::api::types::ProcessorStatus;
 use crate::cluster::{Node, Role, View};
@@ -114,6 +114,7 @@ impl Member {
         let dataplane = Arc::new(DataPlane::new(&credentials.identity(), lanes, tables));
         dataplane.follow_underlay(underlay_mtu).await?;
         dataplane.follow(Arc::new(view.clone())).await?;
+        views::recall(store, &dataplane).await?;
         removals::recall(store, &dataplane, &credentials).await?;
         let offloads = Arc::new(OffloadBook::new(config.offload));
         let (carrier, book) = (Arc::clone(&dataplane), Arc::clone(&offloads));
@@ -168,7 +169,8 @@ impl Member {
         let peers = serve_peers(Arc::clone(&keys), asked, Arc::clone(&attachments), failed.clone());
         tasks.spawn("the key exchange", peers);
         let followed = (Arc::clone(&dataplane), Arc::clone(&office));
-        let file = ViewFile { store: store.clone(), standing: Arc::clone(&standing) };
+        let written = Arc::clone(&following.borrow());
+        let file = OutlookFile::new(store.clone(), Arc::clone(&standing), written);
         let news = chronicle::tell_cluster(following.clone(), dataplane.removed(), events.clone());
         tasks.spawn("the audit of the cluster", news);
         tasks.spawn("the audit of roots", chronicle::tell_roots(standing.told(), events.clone()));

@@ -259,7 +259,17 @@ impl Placement {
         self.memberships.signed(network).filter(|_| is_out)
     }
 
-    /// Its epoch.
+    /// Those that are in force and that the view has not: peers passed them on.
+    pub(crate) fn passed_on(&self) -> BTreeMap<NetworkId, SignedMembership> {
+        let networks = self.view.networks.iter().filter_map(|(id, view)| {
+            let signed =
+                self.memberships.signed(*id).filter(|signed| signed.payload != view.membership.payload)?;
+            Some((*id, signed.clone()))
+        });
+        networks.collect()
+    }
+
+    /// The epoch of the newest membership of a network.
     pub(crate) fn membership_epoch(&self, network: NetworkId) -> Option<Epoch> {
         self.memberships.get(network).map(|membership| membership.epoch)
     }

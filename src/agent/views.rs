@@ -1,5 +1,7 @@
-//! The view of the cluster, as a manager tells it: followed by the lanes at once, and written down for the next start.
+//! The view of the cluster, as a manager tells it: followed by the lanes at once, and written down for the next start,
+//! with the memberships that peers passed on and that it has not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -12,22 +14,61 @@ use super::standing::Standing;
 use crate::api::ApiError;
 use crate::cluster::View;
 use crate::control::store::Store;
+use crate::id::NetworkId;
+use crate::membership::SignedMembership;
+use crate::worker::LaneGone;
+
+/// What the next start is to know.
+#[derive(Debug, Clone)]
+pub(super) struct Outlook {
+    view: Arc<View>,
+    passed_on: BTreeMap<NetworkId, SignedMembership>,
+}
+
+/// Follows the memberships that this node knew when it last ran and that its view has not: who was left out stays so
+/// where no manager can be reached. Called before it serves anybody.
+pub(super) async fn recall(store: &Store, dataplane: &DataPlane) -> anyhow::Result<()> {
+    let store = store.clone();
+    for (network, signed) in blocking(move || store.passed_on()).await? {
+        let adopted = dataplane.adopt(&signed).await;
+        let adopted = adopted.map_err(|LaneGone| anyhow::anyhow!("a packet lane has ended"))?;
+        if let Err(error) = adopted {
+            tracing::warn!(%network, %error, "a membership in the state file is not believed");
+        }
+    }
+    Ok(())
+}
 
 /// Makes the lanes forward by each new view, and keeps it for the next start. A slow disk keeps no removed node in.
 pub(super) async fn follow(
     mut views: watch::Receiver<Arc<View>>,
     (dataplane, office): (Arc<DataPlane>, Arc<Office>),
     standing: Arc<Standing>,
-    file: impl File<Arc<View>>,
+    file: impl File<Outlook>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
-    let followed = watch::Sender::new(Arc::clone(&views.borrow()));
-    let saving = saving::keep(followed.subscribe(), "the view was", saving::PAUSE, file);
+    let mut passed_on = dataplane.passed_on();
+    let outlook =
+        Outlook { view: Arc::clone(&views.borrow()), passed_on: passed_on.borrow_and_update().clone() };
+    let outlook = watch::Sender::new(outlook);
+    let saving = saving::keep(outlook.subscribe(), "the view was", saving::PAUSE, file);
     let following = async {
-        while views.changed().await.is_ok() {
+        loop {
+            let changed = tokio::select! {
+                changed = views.changed() => changed,
+                Ok(()) = passed_on.changed() => {
+                    let now = passed_on.borrow_and_update().clone();
+                    outlook.send_modify(|outlook| outlook.passed_on = now);
+                    continue;
+                }
+            };
+            if changed.is_err() {
+                return;
+            }
             let view = Arc::clone(&views.borrow_and_update());
             let view = standing.follow(view, office.manager().is_some());
-            followed.send_replace(Arc::clone(&view));
+            // Before the memberships that it has: none is forgotten until the view is saved.
+            outlook.send_modify(|outlook| outlook.view = Arc::clone(&view));
             if let Err(gone) = dataplane.follow(view).await {
                 let _ = failed.send(gone.into()).await;
                 return;
@@ -40,17 +81,30 @@ pub(super) async fn follow(
     }
 }
 
-/// Where views are written down.
-pub(super) struct ViewFile {
-    pub(super) store: Store,
-    pub(super) standing: Arc<Standing>,
+/// Where they are written down.
+pub(super) struct OutlookFile {
+    store: Store,
+    standing: Arc<Standing>,
+    written: Arc<View>,
 }
 
-impl File<Arc<View>> for ViewFile {
-    async fn save(&mut self, view: Arc<View>) -> Result<(), ApiError> {
-        let (store, saved) = (self.store.clone(), Arc::clone(&view));
-        blocking(move || store.put_view(&saved)).await?;
-        self.standing.stored(&view.roots);
+impl OutlookFile {
+    /// In the state file, which has the view `written`.
+    pub(super) const fn new(store: Store, standing: Arc<Standing>, written: Arc<View>) -> Self {
+        Self { store, standing, written }
+    }
+}
+
+impl File<Outlook> for OutlookFile {
+    async fn save(&mut self, outlook: Outlook) -> Result<(), ApiError> {
+        let Outlook { view, passed_on } = outlook;
+        let new = (!Arc::ptr_eq(&view, &self.written)).then_some(view);
+        let (store, saved) = (self.store.clone(), new.clone());
+        blocking(move || store.put_outlook(saved.as_deref(), &passed_on)).await?;
+        if let Some(view) = new {
+            self.standing.stored(&view.roots);
+            self.written = view;
+        }
         Ok(())
     }
 }
@@ -59,7 +113,7 @@ impl File<Arc<View>> for ViewFile {
 mod tests {
     use std::time::Duration;
 
-    use super::super::testbed::PaperCluster;
+    use super::super::testbed::{PaperCluster, peer};
     use super::*;
     use crate::control::tls::Credentials;
     use crate::control::trust::Trust;
@@ -69,8 +123,8 @@ mod tests {
     /// A disk that never comes back.
     struct Stuck;
 
-    impl File<Arc<View>> for Stuck {
-        async fn save(&mut self, _: Arc<View>) -> Result<(), ApiError> {
+    impl File<Outlook> for Stuck {
+        async fn save(&mut self, _: Outlook) -> Result<(), ApiError> {
             std::future::pending().await
         }
     }
@@ -84,6 +138,48 @@ mod tests {
             lab.expect_followed(version).await;
         }
         following.abort();
+    }
+
+    #[tokio::test]
+    async fn node_that_was_left_out_stays_so_though_the_agent_dies_before_a_manager_tells_of_it() {
+        let mut lab = Lab::new();
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::create(dir.path()).expect("a state file");
+        let file =
+            OutlookFile::new(store.clone(), Arc::clone(&lab.standing), Arc::clone(&lab.views.borrow()));
+        let following = lab.follow(file);
+        let network = lab.cluster.network(1, 5, &[2, 3]);
+        lab.views.send_replace(lab.cluster.view(vec![network], &[]));
+        lab.expect_followed(1).await;
+        let newer = lab.cluster.sign(&lab.cluster.membership(1, 6, &[3]));
+        assert_eq!(lab.dataplane.adopt(&newer).await, Ok(Ok(())));
+        expect_saved(&store, 1, &[newer]).await;
+
+        let again = lab.cluster.dataplane();
+        let view = store.view().expect("read").expect("saved");
+        again.follow(Arc::new(view)).await.expect("a lane");
+        recall(&store, &again).await.expect("read");
+        assert_eq!(again.peers().borrow().keys().copied().collect::<Vec<_>>(), [peer(3)]);
+
+        // Once the manager tells of it, it is not kept twice.
+        let network = lab.cluster.network(1, 6, &[3]);
+        lab.views.send_replace(lab.cluster.view(vec![network], &[]));
+        expect_saved(&store, 2, &[]).await;
+        following.abort();
+    }
+
+    async fn expect_saved(store: &Store, version: u64, passed_on: &[SignedMembership]) {
+        let is_saved = || {
+            let view = store.view().expect("read").unwrap_or_default();
+            let kept = store.passed_on().expect("read");
+            view.version == Version::new(version) && kept.values().eq(passed_on)
+        };
+        let saved = async {
+            while !is_saved() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), saved).await.expect("it is not saved");
     }
 
     struct Lab {
@@ -102,7 +198,7 @@ mod tests {
             Self { cluster, dataplane, standing: Standing::new(credentials), views: watch::Sender::default() }
         }
 
-        fn follow(&self, file: impl File<Arc<View>> + 'static) -> tokio::task::JoinHandle<()> {
+        fn follow(&self, file: impl File<Outlook> + 'static) -> tokio::task::JoinHandle<()> {
             let followers = (Arc::clone(&self.dataplane), Office::new(None));
             let standing = Arc::clone(&self.standing);
             tokio::spawn(follow(self.views.subscribe(), followers, standing, file, mpsc::channel(1).0))

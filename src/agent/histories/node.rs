@@ -26,7 +26,7 @@ use crate::datapath::{
 use crate::drop_reason::DropReason;
 use crate::forward::Tables;
 use crate::id::{BootId, EndpointId, Epoch, LaneCount, LinkSlot, NetworkId, NodeId, PortSlot, Spi};
-use crate::membership::SignedRemovals;
+use crate::membership::{SignedMembership, SignedRemovals};
 use crate::negotiate::{
     Action, Env, ExchangeId, Hello, Install, Link, LinkConfig, Message, SpiPool, Standing, take_frame,
 };
@@ -99,13 +99,13 @@ pub(super) struct Turn<'a> {
 }
 
 impl Agent {
-    /// Begins with what it knew when it ended: its view, and who was removed.
+    /// Begins with what it knew when it ended: its view, newer memberships, and who was removed.
     pub(super) fn start(
         turn: &mut Turn<'_>,
         identity: &NodeIdentity,
         (lanes, limits): (LaneCount, LimitOverrides),
         endpoints: &BTreeSet<EndpointId>,
-        (view, removals): (Arc<View>, Option<SignedRemovals>),
+        (view, passed_on, removals): (Arc<View>, &[SignedMembership], Option<SignedRemovals>),
     ) -> Self {
         let lane = |_| Lane {
             egress: Egress::new(FloodLimit { frames_per_second: 10, burst: 5 }),
@@ -130,6 +130,9 @@ impl Agent {
             agent.add_port(*endpoint);
         }
         agent.follow(turn, view);
+        for signed in passed_on {
+            agent.adopt(turn, signed);
+        }
         if let Some(removals) = removals {
             agent.adopt_removals(turn, &removals);
         }
@@ -154,6 +157,12 @@ impl Agent {
     pub(super) fn follow(&mut self, turn: &mut Turn<'_>, view: Arc<View>) {
         self.placement.follow(view);
         self.settle(turn);
+    }
+
+    fn adopt(&mut self, turn: &mut Turn<'_>, signed: &SignedMembership) {
+        if self.placement.adopt(signed) == Ok(true) {
+            self.settle(turn);
+        }
     }
 
     pub(super) fn adopt_removals(&mut self, turn: &mut Turn<'_>, removals: &SignedRemovals) {
@@ -358,9 +367,7 @@ impl Agent {
                 }
             }
             Message::Membership(signed) => {
-                if self.placement.adopt(&signed) == Ok(true) {
-                    self.settle(turn);
-                }
+                self.adopt(turn, &signed);
             }
             Message::Removals(signed) => self.adopt_removals(turn, &signed),
             Message::Epoch(network, theirs) => self.hear_epoch(turn, (network, id), theirs),

@@ -19,7 +19,7 @@ use crate::boot_time::BootTime;
 use crate::cluster::{Endpoint, View};
 use crate::drop_reason::DropReason;
 use crate::id::{EndpointId, LaneCount};
-use crate::membership::SignedRemovals;
+use crate::membership::{SignedMembership, SignedRemovals};
 use crate::negotiate::Link;
 use crate::sa::LimitOverrides;
 
@@ -81,6 +81,7 @@ struct Host {
     endpoints: BTreeSet<EndpointId>,
     view: Arc<View>,
     removals: Option<SignedRemovals>,
+    passed_on: Vec<SignedMembership>,
     /// It was removed, and goes on as if it were not.
     is_deaf: bool,
 }
@@ -119,6 +120,7 @@ impl<'i> World<'i> {
             endpoints: BTreeSet::new(),
             view: Arc::default(),
             removals: None,
+            passed_on: Vec::new(),
             is_deaf: false,
         });
         let hosts = hosts.collect();
@@ -336,7 +338,7 @@ impl<'i> World<'i> {
         }
         let (identity, mut out) = (&self.identities.nodes[node], Outbox::default());
         let mut turn = Turn { now: self.now, rng: &mut self.rng, out: &mut out };
-        let saved = (Arc::clone(&host.view), host.removals.clone());
+        let saved = (Arc::clone(&host.view), &*host.passed_on, host.removals.clone());
         let mut agent = Agent::start(&mut turn, identity, (host.lanes, self.limits), &host.endpoints, saved);
         agent.is_deaf = host.is_deaf;
         self.hosts[node].agent = Some(agent);
@@ -448,6 +450,7 @@ impl<'i> World<'i> {
         let host = &mut self.hosts[node];
         if let Some(agent) = host.agent.as_ref().filter(|agent| !agent.is_deaf) {
             host.removals = agent.placement.signed_removals().cloned();
+            host.passed_on = agent.placement.passed_on().into_values().collect();
         }
         for (spi, key) in out.sealing {
             self.wire.tap.installed(node, spi, key);

@@ -1,6 +1,7 @@
 //! What a node keeps for itself: who it is, where it is reached, what is attached to it, and the
 //! last view of the cluster that a manager gave it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use super::file::Keep;
 use super::{Store, StoreError, Table, shared};
 use crate::cluster::{CniAttachment, Endpoint, View};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkId, NetworkName, RuntimeName};
-use crate::membership::SignedRemovals;
+use crate::membership::{SignedMembership, SignedRemovals};
 use crate::rate::RateLimits;
 
 /// Where a node is reached and whom it asks.
@@ -177,6 +178,32 @@ impl Store {
         self.read(|r| r.get(&Table::new(NODE_TABLE), VIEW))
     }
 
+    /// Keeps the memberships that peers told before a manager did, in place of those before, and with them a new view, if
+    /// there is one. What that has is not among them any more, so one is not kept without the other.
+    ///
+    /// # Errors
+    /// When they cannot be written; then neither is.
+    pub fn put_outlook(
+        &self,
+        view: Option<&View>,
+        passed_on: &BTreeMap<NetworkId, SignedMembership>,
+    ) -> Result<(), StoreError> {
+        self.write(|w| {
+            if let Some(view) = view {
+                w.put(&Table::new(NODE_TABLE), VIEW, view)?;
+            }
+            w.put(&Table::new(NODE_TABLE), MEMBERSHIPS, passed_on)
+        })
+    }
+
+    /// The memberships that peers told before a manager did.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn passed_on(&self) -> Result<BTreeMap<NetworkId, SignedMembership>, StoreError> {
+        Ok(self.read(|r| r.get(&Table::new(NODE_TABLE), MEMBERSHIPS))?.unwrap_or_default())
+    }
+
     /// Keeps the newest list of removed nodes, which peers may tell before a manager does.
     ///
     /// # Errors
@@ -257,7 +284,7 @@ const DOCKER_NETWORKS: Table<NetworkId> = Table::new("docker_networks");
 /// anew, and how this one enters a store that managers share.
 pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {
     [ATTACHMENTS.name, DOCKER_NETWORKS.name].contains(&table)
-        || (table == NODE_TABLE && [VIEW, REMOVALS, shared::KEPT].contains(&key))
+        || (table == NODE_TABLE && [VIEW, MEMBERSHIPS, REMOVALS, shared::KEPT].contains(&key))
 }
 
 /// Whether a table is the node's own, and not the cluster's.
@@ -274,4 +301,5 @@ pub(super) const NODE_TABLE: &str = "node";
 pub(super) const IDENTITY: &str = "identity";
 pub(super) const SETTINGS: &str = "settings";
 const VIEW: &str = "view";
+const MEMBERSHIPS: &str = "memberships";
 const REMOVALS: &str = "removals";
