@@ -169,15 +169,17 @@ impl Follower {
             before = %before.advertise, data_before = %before.data,
             "this node has another address now"
         );
+        // All that may fail comes first: a port that the lanes have by then could not be bound when it is tried again.
+        let tls = if settings.listen == before.listen { None } else { Some(bind_tls(&settings).await?) };
         if settings.data != before.data {
             let lanes = self.dataplane.lane_count();
             let DataSockets { esp, vxlan, warnings } = DataSockets::bind(settings.data, lanes, self.offload)?;
             self.dataplane.rebind(esp, vxlan).await?;
             self.warnings.send_replace(warnings);
         }
-        if settings.listen != before.listen {
+        if let Some(tls) = tls {
             // Its task is there as long as this one.
-            let _ = self.relisten.send(bind_tls(&settings).await?).await;
+            let _ = self.relisten.send(tls).await;
         }
         self.home.settle(settings);
         self.save().await;
@@ -316,8 +318,74 @@ const START_INTERVAL: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::super::testbed::{PaperCluster, peer};
     use super::*;
+    use crate::control::trust::Trust;
+    use crate::io::clock::wall_clock;
+
+    #[tokio::test]
+    async fn move_whose_tls_port_is_taken_leaves_everything_and_is_finished_when_the_port_is_free() {
+        let mut lab = Lab::new([127, 77, 45, 1].into());
+        let there = IpAddr::from([127, 77, 45, 2]);
+        let taken = std::net::TcpListener::bind((there, 0)).expect("a port");
+        let listen = taken.local_addr().expect("an address");
+        let settings = NodeSettings { listen, ..settings_at(there) };
+        lab.follower.relocate(settings.clone(), &[]).await.expect_err("the port is taken");
+        let at = lab.underlay.borrow().at;
+        assert_eq!(at.data, lab.follower.home.settings.data, "others are told of where it is not");
+
+        drop(taken);
+        lab.follower.relocate(settings.clone(), &[]).await.expect("the port is free");
+        assert_eq!(lab.underlay.borrow().at.data, settings.data);
+        let listener = lab.relistened.try_recv().expect("it listens there");
+        assert_eq!(listener.local_addr().expect("an address"), listen);
+    }
+
+    /// A node whose addresses are followed.
+    struct Lab {
+        follower: Follower,
+        underlay: watch::Receiver<Underlay>,
+        relistened: mpsc::Receiver<TcpListener>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Lab {
+        fn new(here: IpAddr) -> Self {
+            let cluster = PaperCluster::new();
+            let dir = tempfile::tempdir().expect("a directory");
+            let trust = Trust::of(&cluster.identity).expect("a root");
+            let credentials = Credentials::new(cluster.identity.clone(), trust, wall_clock).expect("usable");
+            let settings = settings_at(here);
+            let at = Whereabouts { advertise: settings.advertise, data: settings.data };
+            let (moving, underlay) = watch::channel(Underlay { at, mtu: 1500 });
+            let (relisten, relistened) = mpsc::channel(1);
+            let follower = Follower {
+                home: Home::new(settings),
+                offload: OffloadConfig::default(),
+                store: Store::create(dir.path()).expect("a state file"),
+                dataplane: Arc::new(cluster.dataplane()),
+                client: ManagerClient::new(credentials, Vec::new()),
+                office: Office::new(None),
+                underlay: moving,
+                relisten,
+                warnings: watch::Sender::default(),
+            };
+            Self { follower, underlay, relistened, _dir: dir }
+        }
+    }
+
+    fn settings_at(ip: IpAddr) -> NodeSettings {
+        let free = UdpSocket::bind((ip, 0)).and_then(|socket| socket.local_addr()).expect("a port");
+        NodeSettings {
+            listen: (ip, 0).into(),
+            advertise: (ip, 2377).into(),
+            data: free,
+            managers: Vec::new(),
+            interface: None,
+        }
+    }
 
     /// An encrypted network of this node and a peer with these underlays.
     fn network(cluster: &PaperCluster, mtu: Option<u16>, underlays: [u32; 2]) -> NetworkView {
