@@ -128,10 +128,13 @@ impl DataPlane {
         Ok(true)
     }
 
-    /// Has every lane send and receive by its share of these sockets from now on.
-    pub(crate) async fn rebind(&self, esp: Group, vxlan: Option<Group>) -> Result<(), LaneGone> {
-        let vxlan = vxlan.into_iter().flat_map(|group| group.lanes).map(Some).chain(std::iter::repeat(None));
-        for (lane, (esp, vxlan)) in self.lanes.iter().zip(esp.lanes.into_iter().zip(vxlan)) {
+    /// Has every lane send and receive by its share of these sockets from now on; without new ones for ESP, by those that
+    /// it has.
+    pub(crate) async fn rebind(&self, esp: Option<Group>, vxlan: Option<Group>) -> Result<(), LaneGone> {
+        let [esp, vxlan] = [esp, vxlan].map(|group| {
+            group.into_iter().flat_map(|group| group.lanes).map(Some).chain(std::iter::repeat(None))
+        });
+        for ((lane, esp), vxlan) in self.lanes.iter().zip(esp).zip(vxlan) {
             lane.rebind(esp, vxlan).await?;
         }
         Ok(())

@@ -85,6 +85,9 @@ impl Member {
     ) -> Result<Self> {
         let Sockets { tls, data: DataSockets { esp, vxlan, warnings }, underlay_mtu } = sockets;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let without_vxlan = vxlan.as_ref().err().map(ToString::to_string);
+        without_vxlan.iter().for_each(|warning| tracing::warn!("{warning}; trying again"));
+        let vxlan = vxlan.ok();
         offloads::tell_refused(config.offload, DataSocket::Esp, esp.offloads());
         if let Some(vxlan) = &vxlan {
             offloads::tell_refused(config.offload, DataSocket::Vxlan, vxlan.offloads());
@@ -188,7 +191,7 @@ impl Member {
         tasks.spawn("what managers are told", merge((underlay.clone(), told), changes));
         let session_kept = session::keep(client.clone(), request, changed, views, status);
         tasks.spawn("the session", session_kept);
-        let (warnings, warned) = watch::channel(warnings);
+        let (warnings, warned) = watch::channel(warnings.into_iter().chain(without_vxlan.clone()).collect());
         let follower = underlay::Follower {
             home: Home::new(settings),
             offload: config.offload,
@@ -199,6 +202,7 @@ impl Member {
             underlay: moving,
             relisten,
             warnings,
+            without_vxlan,
         };
         tasks.spawn("the underlay", follower.run(failed.clone()));
         let crier = Crier::new(Arc::clone(&keys), Arc::clone(&office));

@@ -11,6 +11,7 @@ use crate::config::OffloadConfig;
 use crate::control::store::local::NodeSettings;
 use crate::id::LaneCount;
 use crate::io::steer::Group;
+use crate::io::udp::UdpError;
 use crate::wire::vxlan;
 
 /// All of them.
@@ -24,10 +25,15 @@ pub(crate) struct Sockets {
 /// Those of the lanes.
 pub(crate) struct DataSockets {
     pub(super) esp: Group,
-    pub(super) vxlan: Option<Group>,
-    /// What the operator should know.
+    pub(super) vxlan: Result<Group, WithoutVxlan>,
+    /// What the operator should know of those for ESP.
     pub(super) warnings: Vec<String>,
 }
+
+/// Why there are none for plain VXLAN: another program may have the port, like the kernel's own `vxlan`.
+#[derive(Debug, thiserror::Error)]
+#[error("unencrypted networks carry nothing here: {0}")]
+pub(crate) struct WithoutVxlan(#[from] UdpError);
 
 impl Sockets {
     /// Binds what `settings` name, for so many lanes.
@@ -60,15 +66,18 @@ impl DataSockets {
                 lanes.get()
             ));
         }
-        let vxlan = match Group::bind_vxlan(SocketAddr::new(data.ip(), vxlan::PORT), lanes, &options) {
-            Ok(group) => Some(group),
-            Err(error) => {
-                warnings.push(format!("unencrypted networks carry nothing here: {error}"));
-                None
-            }
-        };
-        Ok(Self { esp, vxlan, warnings })
+        Ok(Self { esp, vxlan: bind_vxlan(data, lanes, offload), warnings })
     }
+}
+
+/// Binds for plain VXLAN beside the address of ESP.
+pub(crate) fn bind_vxlan(
+    data: SocketAddr,
+    lanes: LaneCount,
+    offload: OffloadConfig,
+) -> Result<Group, WithoutVxlan> {
+    let at = SocketAddr::new(data.ip(), vxlan::PORT);
+    Ok(Group::bind_vxlan(at, lanes, &offloads::socket_options(offload))?)
 }
 
 /// Binds the TLS port.

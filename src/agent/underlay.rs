@@ -25,7 +25,7 @@ pub(crate) use self::narrow::Narrow;
 use super::attachments::blocking;
 use super::dataplane::DataPlane;
 use super::office::Office;
-use super::sockets::{DataSockets, bind_tls};
+use super::sockets::{DataSockets, bind_tls, bind_vxlan};
 use crate::cluster::{NetworkView, Node};
 use crate::config::OffloadConfig;
 use crate::control::listener::{Doors, listen};
@@ -80,6 +80,8 @@ pub(crate) struct Follower {
     pub(crate) relisten: mpsc::Sender<TcpListener>,
     /// What the operator should know of the sockets.
     pub(crate) warnings: watch::Sender<Vec<String>>,
+    /// That there is no socket for plain VXLAN.
+    pub(crate) without_vxlan: Option<String>,
 }
 
 impl Follower {
@@ -136,6 +138,7 @@ impl Follower {
         if self.home.settings.interface != before {
             self.save().await;
         }
+        self.look_for_vxlan().await?;
         let data = self.home.settings.data.ip();
         let holder = held.iter().find(|held| held.address.addr() == data);
         let now = holder.context("the data address has just gone")?.link.mtu;
@@ -145,6 +148,18 @@ impl Follower {
             self.dataplane.follow_underlay(now).await?;
             self.underlay.send_modify(|underlay| underlay.mtu = now);
         }
+        Ok(())
+    }
+
+    /// Has the lanes carry plain VXLAN, once whoever had its port is gone.
+    async fn look_for_vxlan(&mut self) -> Result<(), LaneGone> {
+        let Some(before) = &self.without_vxlan else { return Ok(()) };
+        let lanes = self.dataplane.lane_count();
+        let Ok(group) = bind_vxlan(self.home.settings.data, lanes, self.offload) else { return Ok(()) };
+        self.dataplane.rebind(None, Some(group)).await?;
+        tracing::info!("unencrypted networks are carried now");
+        self.warnings.send_modify(|warnings| warnings.retain(|warning| warning != before));
+        self.without_vxlan = None;
         Ok(())
     }
 
@@ -174,8 +189,9 @@ impl Follower {
         if settings.data != before.data {
             let lanes = self.dataplane.lane_count();
             let DataSockets { esp, vxlan, warnings } = DataSockets::bind(settings.data, lanes, self.offload)?;
-            self.dataplane.rebind(esp, vxlan).await?;
-            self.warnings.send_replace(warnings);
+            self.without_vxlan = vxlan.as_ref().err().map(ToString::to_string);
+            self.dataplane.rebind(Some(esp), vxlan.ok()).await?;
+            self.warnings.send_replace(warnings.into_iter().chain(self.without_vxlan.clone()).collect());
         }
         if let Some(tls) = tls {
             // Its task is there as long as this one.
@@ -343,6 +359,23 @@ mod tests {
         assert_eq!(listener.local_addr().expect("an address"), listen);
     }
 
+    #[tokio::test]
+    async fn plain_vxlan_is_carried_once_its_port_is_free() {
+        let here = IpAddr::from([127, 77, 45, 3]);
+        let mut lab = Lab::new(here);
+        let taken = UdpSocket::bind((here, vxlan::PORT)).expect("the port");
+        let settings = NodeSettings { data: settings_at(here).data, ..lab.follower.home.settings.clone() };
+        lab.follower.relocate(settings, &[]).await.expect("all else is there");
+        lab.follower.look_for_vxlan().await.expect("a lane");
+        let has_vxlan = |lab: &Lab| lab.follower.dataplane.lanes()[0].offloads().1.is_some();
+        assert!(!has_vxlan(&lab) && lab.follower.warnings.borrow().len() == 1);
+
+        drop(taken);
+        lab.follower.look_for_vxlan().await.expect("a lane");
+        assert!(has_vxlan(&lab));
+        assert_eq!(*lab.follower.warnings.borrow(), [""; 0]);
+    }
+
     /// A node whose addresses are followed.
     struct Lab {
         follower: Follower,
@@ -371,6 +404,7 @@ mod tests {
                 underlay: moving,
                 relisten,
                 warnings: watch::Sender::default(),
+                without_vxlan: None,
             };
             Self { follower, underlay, relistened, _dir: dir }
         }

@@ -64,8 +64,8 @@ pub enum Command {
     RemoveVtep(VtepSlot),
     /// Send and receive by other sockets, and close those before.
     Rebind {
-        /// For ESP.
-        esp: LaneSockets,
+        /// For ESP, if other than before.
+        esp: Option<LaneSockets>,
         /// For plain VXLAN.
         vxlan: Option<LaneSockets>,
     },

@@ -106,14 +106,20 @@ impl Lane {
         (esp.now(), vxlan.as_ref().map(OffloadWatch::now))
     }
 
-    /// Has the lane send and receive by other sockets from now on; those before are closed.
+    /// Has the lane send and receive by other sockets from now on; those before are closed. Without new ones for ESP,
+    /// those stay.
     ///
     /// # Errors
     /// [`LaneGone`] when the lane has ended.
-    pub async fn rebind(&self, esp: LaneSockets, vxlan: Option<LaneSockets>) -> Result<(), LaneGone> {
-        let watches = watches(&esp, vxlan.as_ref());
+    pub async fn rebind(&self, esp: Option<LaneSockets>, vxlan: Option<LaneSockets>) -> Result<(), LaneGone> {
+        let watched = esp.as_ref().map(LaneSockets::offload_watch);
+        let vxlan_watched = vxlan.as_ref().map(LaneSockets::offload_watch);
         self.execute(Command::Rebind { esp, vxlan }).await?;
-        *self.offloads.lock().unwrap_or_else(PoisonError::into_inner) = watches;
+        let mut offloads = self.offloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watched) = watched {
+            offloads.0 = watched;
+        }
+        offloads.1 = vxlan_watched;
         Ok(())
     }
 

@@ -90,7 +90,7 @@ async fn lane_goes_on_at_other_sockets_with_its_keys_and_counters() {
     let (esp, vxlan) = (bind(), bind());
     let before = (lane.esp, lane.vxlan);
     (lane.esp, lane.vxlan) = (esp.local_addr().unwrap(), vxlan.local_addr().unwrap());
-    lane.lane.rebind(esp.into(), Some(vxlan.into())).await.unwrap();
+    lane.lane.rebind(Some(esp.into()), Some(vxlan.into())).await.unwrap();
     lane.throw(lane.esp, &[0xff]);
     lane.throw(lane.esp, &[1; 99]);
     lane.throw(lane.vxlan, &[1; 3]);
@@ -124,10 +124,26 @@ fn what_waits_at_the_sockets_before_is_taken_before_they_are_closed() {
     let shared = Arc::new(Shared::new().unwrap());
     let config = config(esp, vxlan, Arc::default());
     let mut turns = Turns::new(config, shared.clone()).unwrap();
-    turns.carry_out(Command::Rebind { esp: bind().into(), vxlan: Some(bind().into()) });
+    turns.carry_out(Command::Rebind { esp: Some(bind().into()), vxlan: Some(bind().into()) });
     let counted =
         [DropReason::NatKeepalive, DropReason::MalformedVxlan].map(|at| shared.counters.dropped(at));
     assert_eq!(counted, [1, 1]);
+}
+
+#[tokio::test]
+async fn lane_that_gets_a_socket_for_vxlan_later_keeps_that_for_esp() {
+    let mut lane = TestLane::start();
+    lane.lane.rebind(None, None).await.unwrap();
+    assert!(lane.lane.offloads().1.is_none());
+    lane.throw(lane.esp, &[0xff]);
+    lane.wait_for(DropReason::NatKeepalive, 1).await;
+    let vxlan = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
+    lane.vxlan = vxlan.local_addr().unwrap();
+    lane.lane.rebind(None, Some(vxlan.into())).await.unwrap();
+    lane.throw(lane.vxlan, &[1; 3]);
+    lane.throw(lane.esp, &[0xff]);
+    lane.wait_for(DropReason::MalformedVxlan, 1).await;
+    lane.wait_for(DropReason::NatKeepalive, 2).await;
 }
 
 #[tokio::test]

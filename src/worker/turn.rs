@@ -310,13 +310,12 @@ impl Wire {
     }
 
     /// A turn ends with an empty arena, so nothing waits to leave by the sockets before.
-    fn rebind(&mut self, epoll: &Epoll, esp: LaneSockets, vxlan: Option<LaneSockets>) {
+    fn rebind(&mut self, epoll: &Epoll, esp: Option<LaneSockets>, vxlan: Option<LaneSockets>) {
         self.count_overflow();
-        for (receive, _) in receivers(&self.esp, self.vxlan.as_ref()) {
-            // Closing it would do: nobody else has it.
-            let _ = epoll.remove(receive);
-        }
-        (self.esp, self.vxlan, self.overflow) = (esp, vxlan, [0; 2]);
+        // Of those that go, closing them would do: nobody else has them.
+        receivers(&self.esp, self.vxlan.as_ref()).for_each(|(receive, _)| drop(epoll.remove(receive)));
+        let (esp, counted) = esp.map_or((self.esp.clone(), self.overflow[0]), |esp| (esp, 0));
+        (self.esp, self.vxlan, self.overflow) = (esp, vxlan, [counted, 0]);
         for (receive, token) in receivers(&self.esp, self.vxlan.as_ref()) {
             if let Err(error) = epoll.add(receive, token) {
                 tracing::error!(%error, "a lane receives nothing by its new socket");
