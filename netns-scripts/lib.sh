@@ -6,6 +6,8 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 OVERLAYD=${OVERLAYD:-$HERE/../target/release/overlayd}
 # State, sockets, logs and process ids of the agents.
 WORK=${WORK:-/tmp/overlayd-scripts}
+# Is there where up.sh made WORK.
+MARK=$WORK/made-by-up.sh
 # The network that the containers are attached to.
 NET=${NET:-scripts}
 # The agents' configuration file; none is the default.
@@ -33,8 +35,10 @@ need_overlayd() {
     [ -x "$OVERLAYD" ] || die "no binary at $OVERLAYD; run 'cargo build --release' or set OVERLAYD"
 }
 
+is_up() { [ -O "$MARK" ]; }
+
 need_up() {
-    [ -d "$WORK" ] || die "nothing is up; run $HERE/up.sh first"
+    is_up || die "nothing is up; run $HERE/up.sh first"
 }
 
 # Without `grep -q`, which ends early: what writes to it may then fail, and the pipe with it.
@@ -86,7 +90,7 @@ stop_agent() {
 }
 
 # containers: the container namespaces that exist, one a line.
-containers() { ip netns list | awk '/^ovl-c/ {print $1}' | sort -V; }
+containers() { ip netns list | awk '$1 ~ /^ovl-c[0-9]+$/ {print $1}' | sort -V; }
 
 # addresses NAMESPACE: its addresses on the overlay, one a line.
 addresses() {

@@ -8,7 +8,7 @@ set -euo pipefail
 
 [ $# -le 2 ] || die "usage: local.sh [SECONDS [ROUNDS]]"
 seconds=${1:-3} rounds=${2:-3}
-need_root_and awk grep iperf3 sort
+need_root_and awk grep iperf3 setpriv sort
 need_overlayd
 WORK=$(mktemp -d)
 # The host, its containers, the bridge and what is at it.
@@ -50,7 +50,8 @@ done
 
 # rate FROM TO: one run in Mbit/s; the server serves it and ends.
 rate() {
-    ip netns exec "$2" iperf3 --server --one-off >/dev/null &
+    # Ends with this shell at the latest: with no client it would wait for one for ever.
+    setpriv --pdeathsig TERM ip netns exec "$2" iperf3 --server --one-off >/dev/null &
     local server=$!
     sleep 0.3
     ip netns exec "$1" iperf3 --client 10.77.0.2 --time "$seconds" --format m |

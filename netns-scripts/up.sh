@@ -25,8 +25,19 @@ need_root_and awk grep
 need_overlayd
 
 "$HERE/down.sh"
-trap 'echo "up.sh: failed; removing what was made" >&2; "$HERE/down.sh"' ERR INT TERM
-mkdir -m 700 "$WORK"
+# No directory that is there already: down.sh removes this one, and /tmp is everybody's.
+mkdir -m 700 -- "$WORK" || die "let WORK name a directory that up.sh may make and down.sh remove"
+: >"$MARK"
+
+undo() {
+    trap - EXIT
+    trap '' INT TERM HUP
+    echo "up.sh: not finished; removing what was made" >&2
+    "$HERE/down.sh"
+}
+trap undo EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
 # The underlay's switch.
 SWITCH=ovl-net
@@ -63,6 +74,6 @@ on 1 create "${encrypted[@]}" --subnet 10.77.0.0/24 --subnet fd00:77::/64 "$NET"
 for ((n = 1; n <= hosts; n++)); do
     "$HERE/attach.sh" "$n" "$n"
 done
-trap - ERR INT TERM
+trap - EXIT INT TERM HUP
 echo "Up: $hosts hosts. Try ping.sh, throughput.sh, capture.sh, or a command at host 1's agent:"
 echo "    $OVERLAYD --socket $(socket 1) status"
