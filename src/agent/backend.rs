@@ -166,7 +166,7 @@ impl Inner {
 
     /// As [`Self::begin`], for a member that was made just now: one that cannot run is not kept.
     async fn begin_new(&self, formed: Formed, begun: Begun) -> Result<Arc<Member>, ApiError> {
-        let node = formed.identity.node();
+        let (identity, settings) = (formed.identity.clone(), formed.settings.clone());
         let error = match self.begin(formed).await {
             Ok(member) => return Ok(member),
             Err(error) => error,
@@ -182,10 +182,7 @@ impl Inner {
         .await?;
         Err(ApiError::internal(match begun {
             Begun::Cluster => format!("the cluster was not made: {error:#}"),
-            Begun::Membership => format!(
-                "this node did not join: {error:#}; the manager lists it as {node} all the same, and that \
-                 entry can never be used"
-            ),
+            Begun::Membership => formation::take_back_enrolment(&identity, &settings, &error).await,
         }))
     }
 

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::attachments::blocking;
 use super::authority::{StoredAuthority, first_identity};
 use super::member::{host_name, payload_signer};
-use super::sockets::Sockets;
+use super::sockets::{ChosenBy, Sockets};
 use super::store::{shared, take_back};
 use super::underlay::{self, route_to};
 use crate::api::ApiError;
@@ -23,12 +23,14 @@ use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::ca::CertificateAuthority;
 use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
 use crate::control::identity::NodeIdentity;
+use crate::control::rpc::ManagerClient;
+use crate::control::rpc::messages::{Done, Leave};
 use crate::control::state::{AddressPool, ClusterState, NewCluster, StateError, Tokens};
 use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
 use crate::control::tls::Credentials;
 use crate::control::trust::Trust;
-use crate::id::{ClusterId, LaneCount};
+use crate::id::{ClusterId, LaneCount, NodeId};
 use crate::io::clock::wall_clock;
 use crate::membership::token::JoinToken;
 
@@ -64,7 +66,7 @@ pub(super) async fn resume(
     .await??;
     let Some((identity, settings)) = found else { return Ok(None) };
     let settings = underlay::at_home(store, settings).await?;
-    let sockets = Sockets::bind(&settings, lanes, offload).await?;
+    let sockets = Sockets::bind(&settings, ChosenBy::Settings, lanes, offload).await?;
     Ok(Some(Formed { identity, settings, sockets }))
 }
 
@@ -99,7 +101,7 @@ pub(super) async fn init(
         managers: vec![request.advertise],
         interface: None,
     };
-    let sockets = Sockets::bind(&settings, lanes, config.offload).await.map_err(cannot)?;
+    let sockets = Sockets::bind(&settings, ChosenBy::Init, lanes, config.offload).await.map_err(cannot)?;
     let node = |identity: &NodeIdentity, mtu| Node {
         id: identity.node(),
         name: host_name(),
@@ -174,7 +176,7 @@ pub(super) async fn join(
     let listen = everywhere(advertise);
     let data = SocketAddr::new(data_ip, 0);
     let mut settings = NodeSettings { listen, advertise, data, managers: vec![manager], interface: None };
-    let tried = Sockets::bind(&settings, lanes, offload).await.map_err(cannot)?;
+    let tried = Sockets::bind(&settings, ChosenBy::Join, lanes, offload).await.map_err(cannot)?;
     let machine = Joining {
         host: host_name(),
         advertise: Some(advertise.ip()),
@@ -188,29 +190,56 @@ pub(super) async fn join(
     if !enrolled.managers.is_empty() {
         settings.managers.clone_from(&enrolled.managers);
     }
-    let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(|error| {
-        ApiError::conflict(format!(
-            "{error:#}; the manager knows this machine as node {} now: remove that when nothing else helps",
-            enrolled.node
-        ))
-    })?;
+    let sockets = match Sockets::bind(&settings, ChosenBy::Join, lanes, offload).await {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            return Err(ApiError::conflict(take_back_enrolment(&identity, &settings, &error).await));
+        }
+    };
     let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
     let roots = enrolled.roots.clone();
-    blocking(move || {
+    let kept = blocking(move || {
         // What an earlier cluster may have left when it could not be forgotten.
         store.leave_cluster()?;
         // Before a manager has told its view, the roots are all there is of it.
         store.put_view(&View { roots, ..View::default() })?;
         store.put_enrolment(&written, &as_written)
-    })
-    .await
-    .map_err(|error| {
-        ApiError::internal(format!(
-            "{error}; the manager lists this machine as {} all the same",
-            enrolled.node
-        ))
-    })?;
+    });
+    if let Err(error) = kept.await {
+        return Err(ApiError::internal(take_back_enrolment(&identity, &settings, &error).await));
+    }
     Ok((Formed { identity, settings, sockets }, enrolled))
+}
+
+/// Takes a node out of its cluster that was admitted and cannot run; says why that is, and what is left of it.
+pub(super) async fn take_back_enrolment(
+    identity: &NodeIdentity,
+    settings: &NodeSettings,
+    error: &impl std::fmt::Display,
+) -> String {
+    let node = identity.node();
+    let left = async {
+        let trust = Trust::of(identity).map_err(|error| error.to_string())?;
+        let credentials =
+            Credentials::new(identity.clone(), trust, wall_clock).map_err(|error| error.to_string())?;
+        let client = ManagerClient::new(credentials, settings.managers.clone());
+        client.leave(Leave {}).await.map_err(|error| error.message)
+    };
+    let ending = match tokio::time::timeout(TAKE_BACK, left).await {
+        Ok(Ok(Done {})) => {
+            "the manager has forgotten it again; a token that works once is used up".to_owned()
+        }
+        Ok(Err(why)) => still_listed(node, &why),
+        Err(_elapsed) => still_listed(node, &format!("no answer within {} s", TAKE_BACK.as_secs())),
+    };
+    format!("{error:#}. This node did not join: {ending}")
+}
+
+fn still_listed(node: NodeId, why: &str) -> String {
+    format!(
+        "the manager lists it as {node} all the same ({why}), and that entry can never be used: remove it there with \
+         overlayd node rm --force {node}"
+    )
 }
 
 /// The authority that the operator brought.
@@ -308,5 +337,7 @@ impl From<StateError> for ApiError {
 
 /// How long a machine waits for its turn to join; the command line waits longer.
 const IN_TURN: Duration = Duration::from_secs(60);
+/// How long a manager is waited for that admitted a node which cannot run.
+const TAKE_BACK: Duration = Duration::from_secs(5);
 /// The TLS port of a node unless another is advertised.
 const TLS_PORT: u16 = 2377;

@@ -25,7 +25,7 @@ pub(crate) use self::narrow::Narrow;
 use super::attachments::blocking;
 use super::dataplane::DataPlane;
 use super::office::Office;
-use super::sockets::{DataSockets, bind_tls, bind_vxlan};
+use super::sockets::{ChosenBy, DataSockets, bind_tls, bind_vxlan};
 use crate::cluster::{NetworkView, Node};
 use crate::config::OffloadConfig;
 use crate::control::listener::{Doors, listen};
@@ -185,7 +185,11 @@ impl Follower {
             "this node has another address now"
         );
         // All that may fail comes first: a port that the lanes have by then could not be bound when it is tried again.
-        let tls = if settings.listen == before.listen { None } else { Some(bind_tls(&settings).await?) };
+        let tls = if settings.listen == before.listen {
+            None
+        } else {
+            Some(bind_tls(&settings, ChosenBy::Settings).await?)
+        };
         if settings.data != before.data {
             let lanes = self.dataplane.lane_count();
             let DataSockets { esp, vxlan, warnings } = DataSockets::bind(settings.data, lanes, self.offload)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 
-use super::{Formed, Sockets, cannot, everywhere, host_name, internal, payload_signer};
+use super::{ChosenBy, Formed, Sockets, cannot, everywhere, host_name, internal, payload_signer};
 use crate::agent::attachments::blocking;
 use crate::api::ApiError;
 use crate::api::types::RestoreRequest;
@@ -38,7 +38,7 @@ pub(in crate::agent) async fn restore(
     refuse_living(&credentials, before.advertise).await?;
     refuse_serving(&credentials, &ClusterState::nodes_of(&backup).map_err(|_| unusable())?).await?;
     let settings = settings(&before, &request);
-    let sockets = Sockets::bind(&settings, lanes, offload).await.map_err(|error| {
+    let sockets = Sockets::bind(&settings, ChosenBy::Restore, lanes, offload).await.map_err(|error| {
         let mut error = cannot(error);
         if request.advertise.is_none() {
             error.message = format!(

@@ -291,7 +291,7 @@ fn set_option(
 
 fn bind_hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EADDRINUSE) => "another process has this port: stop it, or choose another port",
+        Some(libc::EADDRINUSE) => "another process has this port (`ss -lunp` names it): stop it",
         Some(libc::EADDRNOTAVAIL) => "no interface of this host has this address",
         Some(libc::EACCES) => "ports below 1024 need root",
         _ => "check the address",
