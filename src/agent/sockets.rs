@@ -117,7 +117,7 @@ fn tls_advice(error: &io::Error, settings: &NodeSettings, chosen: ChosenBy) -> &
             "; no interface of this host has this address: give one of this machine with --listen-addr"
         }
         (io::ErrorKind::PermissionDenied, _) => {
-            "; a port below 1024 needs CAP_NET_BIND_SERVICE, which the agent does not have"
+            "; a port below 1024 needs CAP_NET_BIND_SERVICE, which this process does not have"
         }
         (_, _) => "",
     }
@@ -168,6 +168,22 @@ mod tests {
         let elsewhere = NodeSettings { advertise: any, ..settings };
         let said = refusal(&elsewhere, ChosenBy::Init).await;
         assert!(said.ends_with("--listen-addr IP:PORT"), "{said}");
+    }
+
+    #[test]
+    fn a_port_below_1024_is_for_whom_the_kernel_lets_not_for_root() {
+        let (any, refused) =
+            (SocketAddr::from(([127, 0, 0, 1], 1)), || io::ErrorKind::PermissionDenied.into());
+        let tls = tls_advice(&refused(), &at(any, any), ChosenBy::Init);
+        let data = UdpError::Bind { local: any, source: rustix::io::Errno::ACCESS.into() }.to_string();
+        for said in [tls, &data] {
+            assert!(said.contains("needs CAP_NET_BIND_SERVICE") && !said.contains("root"), "{said}");
+        }
+        let unit = include_str!("../../config/overlayd.service");
+        assert!(
+            unit.lines()
+                .any(|line| line.starts_with("CapabilityBoundingSet=") && line.contains("NET_BIND_SERVICE"))
+        );
     }
 
     #[tokio::test]

@@ -293,7 +293,9 @@ fn bind_hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => "another process has this port (`ss -lunp` names it): stop it",
         Some(libc::EADDRNOTAVAIL) => "no interface of this host has this address",
-        Some(libc::EACCES) => "ports below 1024 need root",
+        Some(libc::EACCES) => {
+            "a port below 1024 needs CAP_NET_BIND_SERVICE, which this process does not have"
+        }
         _ => "check the address",
     }
 }
