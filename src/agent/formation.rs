@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::attachments::blocking;
 use super::authority::{StoredAuthority, first_identity};
 use super::member::{host_name, payload_signer};
-use super::sockets::{ChosenBy, Sockets};
+use super::sockets::{ChosenBy, Sockets, is_taken};
 use super::store::{shared, take_back};
 use super::underlay::{self, route_to};
 use crate::api::ApiError;
@@ -21,7 +21,7 @@ use crate::api::types::{BroughtAuthority, InitRequest, JoinRequest};
 use crate::cluster::{Node, Role, View};
 use crate::config::{AgentConfig, OffloadConfig};
 use crate::control::ca::CertificateAuthority;
-use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining};
+use crate::control::enrol::{self, EnrolError, EnrolRefusal, Enrolled, Joining, USUAL_DATA_PORT};
 use crate::control::identity::NodeIdentity;
 use crate::control::rpc::ManagerClient;
 use crate::control::rpc::messages::{Done, Leave};
@@ -183,6 +183,7 @@ pub(super) async fn join(
         advertise_port: advertise.port(),
         data: Some(data_ip),
         underlay_mtu: tried.underlay_mtu,
+        taken: is_taken(SocketAddr::new(data_ip, USUAL_DATA_PORT)).then_some(USUAL_DATA_PORT),
     };
     drop(tried);
     let (identity, enrolled) = enrol_in_turn(manager, &token, machine, None).await.map_err(refused)?;

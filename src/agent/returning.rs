@@ -66,6 +66,7 @@ pub(super) async fn come_back(member: &Member, store: &Store, request: JoinReque
         advertise_port: node.advertise.port(),
         data: Some(node.data.ip()),
         underlay_mtu: node.underlay_mtu,
+        taken: None,
     };
     let former = member.credentials.identity();
     let joined = enrol_in_turn(manager, &token, machine, Some(&former)).await;

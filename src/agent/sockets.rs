@@ -1,7 +1,7 @@
 //! The sockets of a member of a cluster, bound before anything is promised to anybody.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 use anyhow::{Result, anyhow};
 use tokio::net::TcpListener;
@@ -100,6 +100,11 @@ pub(crate) async fn bind_tls(settings: &NodeSettings, chosen: ChosenBy) -> Resul
     })
 }
 
+/// Whether another process receives there.
+pub(crate) fn is_taken(data: SocketAddr) -> bool {
+    UdpSocket::bind(data).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
 fn tls_advice(error: &io::Error, settings: &NodeSettings, chosen: ChosenBy) -> &'static str {
     let follows = settings.listen.port() == settings.advertise.port();
     match (error.kind(), chosen) {
@@ -189,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn a_taken_data_port_and_a_foreign_data_address_are_told_apart() {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let taken = std::net::UdpSocket::bind(any).unwrap();
+        let taken = UdpSocket::bind(any).unwrap();
         let settings = at(any, taken.local_addr().unwrap());
         let said = refusal(&settings, ChosenBy::Init).await;
         assert!(said.contains("another process has this port") && said.ends_with("--data-port"), "{said}");

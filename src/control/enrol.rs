@@ -57,6 +57,10 @@ pub struct Joining {
     pub data: Option<IpAddr>,
     /// MTU of its underlay interface, in bytes.
     pub underlay_mtu: u32,
+    /// The usual UDP port of encrypted data, where somebody else has it there. The cluster's may be another, which the
+    /// machine does not know yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<u16>,
 }
 
 /// A machine's wish to join.
@@ -192,6 +196,9 @@ pub enum EnrolRefusal {
     #[error("the manager cannot admit nodes now: {0}; try again")]
     Unavailable(String),
 }
+
+/// The UDP port of encrypted data unless a cluster has another: RFC 3948's.
+pub const USUAL_DATA_PORT: u16 = 4500;
 
 /// Joins the cluster of `token` by the manager at `manager`.
 ///

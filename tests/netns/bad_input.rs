@@ -30,7 +30,7 @@ tests! {
     node_without_cluster_says_how_to_get_one
     second_init_and_join_are_refused
     advertised_address_of_another_machine_is_refused
-    node_whose_data_port_is_taken_does_not_join_and_is_not_listed
+    node_whose_port_is_taken_does_not_join_and_is_not_listed
     network_name_that_is_taken_is_refused
     subnets_that_overlap_are_refused
     mtu_out_of_range_is_refused
@@ -222,27 +222,45 @@ fn advertised_address_of_another_machine_is_refused() {
     assert_eq!(nodes.nodes.len(), 1, "a node that could not join is listed");
 }
 
-fn node_whose_data_port_is_taken_does_not_join_and_is_not_listed() {
-    let (swarm, init) = formed();
-    let host = swarm.host(swarm.agent(2));
-    let taken = host.run_in(|| std::net::UdpSocket::bind("0.0.0.0:4500")).unwrap().unwrap();
-    let join = ["join", "--token", &init.worker_token, &init.manager.to_string()];
-    let refusal = swarm.agent(2).refused(&join);
-    assert!(refusal.contains("UDP 192.0.2.2:4500") && refusal.contains("another process"), "{refusal}");
-    assert!(refusal.contains("the manager has forgotten it again") && !refusal.contains("--"), "{refusal}");
-    let nodes: ListNodesResponse = swarm.agent(1).ask(&["node", "ls"]);
-    assert_eq!(nodes.nodes.len(), 1, "a node that could not join is listed");
-    drop(taken);
+fn node_whose_port_is_taken_does_not_join_and_is_not_listed() {
+    // The usual port is asked for before the node is one, and of any other it is heard afterwards.
+    for (port, told) in
+        [("4500", "the manager refuses: UDP 4500"), ("4600", "the manager has forgotten it again")]
+    {
+        let swarm = Swarm::unformed(2, Underlay::default());
+        let init: InitResponse =
+            swarm.agent(1).ask(&["init", "--advertise-addr", "192.0.2.1", "--data-port", port]);
+        let manager = init.manager.to_string();
+        let issued: IssueTokenResponse = swarm.agent(1).ask(&["token", "worker", "--once"]);
+        let host = swarm.host(swarm.agent(2));
+        let join = ["join", "--token", &issued.token, &manager];
 
-    let taken = host.run_in(|| std::net::TcpListener::bind("0.0.0.0:2377")).unwrap().unwrap();
-    let refusal = swarm.agent(2).refused(&join);
-    assert!(
-        refusal.contains("TCP 0.0.0.0:2377") && refusal.contains("--advertise-addr IP:PORT"),
-        "{refusal}"
-    );
-    let elsewhere = ["join", "--token", &init.worker_token, "--advertise-addr", "192.0.2.2:2400"];
-    swarm.agent(2).done(&[&elsewhere[..], &[&init.manager.to_string()]].concat());
-    drop(taken);
+        let has_it = host.run_in(|| std::net::TcpListener::bind("0.0.0.0:2377")).unwrap().unwrap();
+        let refusal = swarm.agent(2).refused(&join);
+        assert!(
+            refusal.contains("TCP 0.0.0.0:2377") && refusal.contains("--advertise-addr IP:PORT"),
+            "{refusal}"
+        );
+        drop(has_it);
+
+        let address = format!("0.0.0.0:{port}");
+        let has_it = host.run_in(|| std::net::UdpSocket::bind(address)).unwrap().unwrap();
+        let refusal = swarm.agent(2).refused(&join);
+        assert!(refusal.contains(told) && refusal.contains("`ss -lunp` names it"), "{refusal}");
+        assert!(!refusal.contains("--"), "no flag of join's helps: {refusal}");
+        let nodes: ListNodesResponse = swarm.agent(1).ask(&["node", "ls"]);
+        assert_eq!(nodes.nodes.len(), 1, "a node that could not join is listed");
+        drop(has_it);
+        let listed: ListTokensResponse = swarm.agent(1).ask(&["token", "ls"]);
+        let is_active = listed
+            .tokens
+            .iter()
+            .any(|token| token.name == issued.info.name && token.state == TokenState::Valid);
+        assert_eq!(is_active, port == "4500");
+        if is_active {
+            swarm.agent(2).done(&join);
+        }
+    }
 }
 
 fn network_name_that_is_taken_is_refused() {

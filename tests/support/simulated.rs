@@ -52,6 +52,7 @@ impl SimulatedNode {
             advertise_port: 2377,
             data: None,
             underlay_mtu: 1500,
+            taken: None,
         };
         let (identity, enrolled) = enrol(manager, token, machine.clone(), wall_clock).await?;
         Ok(Self::enrolled(&machine, identity, enrolled))

@@ -82,6 +82,7 @@ pub(crate) async fn join(
         advertise_port: 2377,
         data: None,
         underlay_mtu: 1500,
+        taken: None,
     };
     enrol::enrol(manager, token, machine, noon).await
 }

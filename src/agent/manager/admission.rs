@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Manager, StoredAuthority};
 use crate::cluster::{Node, Role};
-use crate::control::enrol::{EnrolRefusal, EnrolRequest, Enrolled};
+use crate::control::enrol::{EnrolRefusal, EnrolRequest, Enrolled, USUAL_DATA_PORT};
 use crate::events::Event;
 use crate::id::NodeId;
 use crate::io::clock::wall_clock;
@@ -35,6 +35,13 @@ impl Manager {
         })?;
         let returning = request.former.as_ref().map(|former| self.returning(former)).transpose()?;
         let machine = &request.machine;
+        if machine.taken == Some(self.data_port()) {
+            return Err(EnrolRefusal::Invalid(format!(
+                "UDP {}, where all nodes of this cluster receive encrypted data, is taken on this machine: stop what has it \
+                 (`ss -lunp` names it)",
+                self.data_port()
+            )));
+        }
         let advertise_ip = machine.advertise.unwrap_or_else(|| from.ip().to_canonical());
         let data_ip = machine.data.unwrap_or(advertise_ip);
         let node = Node {
@@ -84,7 +91,7 @@ impl Manager {
     /// The UDP port of encrypted data, one for the whole cluster: this node's.
     fn data_port(&self) -> u16 {
         let this = self.state.node(self.credentials.identity().node());
-        this.map_or(DEFAULT_DATA_PORT, |node| node.data.port())
+        this.map_or(USUAL_DATA_PORT, |node| node.data.port())
     }
 }
 
@@ -96,6 +103,3 @@ fn usable(address: IpAddr) -> Result<IpAddr, EnrolRefusal> {
     }
     Ok(address)
 }
-
-/// RFC 3948's.
-const DEFAULT_DATA_PORT: u16 = 4500;

@@ -57,6 +57,7 @@ mod tests {
                 advertise_port: known.advertise.port(),
                 data: None,
                 underlay_mtu: 1500,
+                taken: None,
             };
             enrol::enrol_again(address, &token, machine, &former, wall_clock).await
         };
@@ -73,6 +74,7 @@ mod tests {
             advertise_port: 1,
             data: None,
             underlay_mtu: 1500,
+            taken: None,
         };
         let refused = enrol::enrol_again(address, &token, machine, &stranger, wall_clock).await;
         assert!(matches!(refused, Err(EnrolError::Refused(EnrolRefusal::Invalid(_)))), "{refused:?}");

@@ -204,6 +204,7 @@ pub(super) mod tests {
             advertise_port: 2377,
             data: None,
             underlay_mtu: 1500,
+            taken: None,
         }
     }
 
