@@ -223,7 +223,7 @@ pub enum AuthorityError {
         seconds: i64,
     },
     /// A root's name is of a kind that is not written again as it was.
-    #[error("the subject of the root is of an unusual kind: make one with plain text (UTF-8) in it")]
+    #[error("the CA's subject is of an unusual kind: make a CA with plain text (UTF-8) in it")]
     Name,
     /// The cryptographic library failed.
     #[error("making a certificate: {0}")]

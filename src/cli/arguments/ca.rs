@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use crate::api::ClientError;
 use crate::api::types::{BroughtAuthority, RotateCaRequest};
+use crate::api::{ClientError, ErrorKind};
 use crate::cli::{CliError, named_file};
 
 /// Commands about the certificate authority.
@@ -70,11 +70,17 @@ pub(in crate::cli) fn of_files<T>(
     outcome: Result<T, CliError>,
 ) -> Result<T, CliError> {
     match (files, outcome) {
-        (Some((certificate, key)), Err(CliError::Agent(failure @ ClientError::Refused(_)))) => {
+        (Some((certificate, key)), Err(CliError::Agent(failure))) if is_about_ca(&failure) => {
             Err(CliError::BroughtCa { certificate, key, failure })
         }
         (_, outcome) => outcome,
     }
+}
+
+/// Whether it is the CA that is refused, which each such refusal names, and not an address beside it.
+fn is_about_ca(failure: &ClientError) -> bool {
+    matches!(failure, ClientError::Refused(error)
+        if error.kind == ErrorKind::Invalid && error.message.contains("the CA"))
 }
 
 /// Reads both files; what is in them is for the agent to judge.
@@ -86,6 +92,27 @@ fn read(certificate: &Path, key: &Path) -> Result<BroughtAuthority, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::ApiError;
+
+    #[test]
+    fn files_are_named_where_the_ca_is_refused_and_nowhere_else() {
+        let files = || Some(("root.pem".into(), "root.key".into()));
+        let told = |refusal: ApiError| {
+            let outcome: Result<(), CliError> = Err(CliError::Agent(refusal.into()));
+            of_files(files(), outcome).expect_err("a refusal").to_string()
+        };
+        let of_key = "the CA's key is encrypted: decrypt it first";
+        assert_eq!(
+            told(ApiError::invalid(of_key)),
+            format!("{of_key} (the CA that was given is that of root.pem and root.key)")
+        );
+        for other in [
+            ApiError::invalid("no other node can reach 127.0.0.1: give an address of this machine"),
+            ApiError::conflict("this node is in cluster x already: `overlayd leave` takes it out"),
+        ] {
+            assert_eq!(told(other.clone()), other.message);
+        }
+    }
 
     #[test]
     fn file_that_cannot_be_read_is_named() {

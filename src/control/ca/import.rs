@@ -360,6 +360,10 @@ mod tests {
         for (pem, key, words) in cases {
             let refusal = import(pem, key).expect_err(words).to_string();
             assert!(refusal.contains(words), "{refusal:?} lacks {words:?}");
+            assert!(
+                refusal.contains("the CA"),
+                "{refusal:?}: the command line knows by that which files are meant"
+            );
         }
     }
 
