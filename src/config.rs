@@ -70,10 +70,9 @@ impl AgentConfig {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
-        let keys: Keys = toml::from_str(text).map_err(|e| ConfigError::Refused {
-            file: file.to_owned(),
-            line: line_of(text, e.span()),
-            message: e.message().trim().to_owned(),
+        let keys: Keys = toml::from_str(text).map_err(|e| {
+            let message = e.message().trim().to_owned();
+            ConfigError::Refused { file: file.to_owned(), line: line_of(text, e.span(), &message), message }
         })?;
         Ok(Self {
             state_dir: keys.state_dir.0,
@@ -206,8 +205,12 @@ impl TryFrom<FloodKeys> for FloodLimit {
             packets_per_second: keys.packets_per_second.unwrap_or(default.packets_per_second),
             burst: keys.burst.unwrap_or(default.burst),
         };
-        if limit.packets_per_second == 0 || limit.burst == 0 {
-            return Err("flood limits start at 1: ask for a low rate rather than none".into());
+        for (key, value) in [("packets_per_second", limit.packets_per_second), ("burst", limit.burst)] {
+            if value == 0 {
+                return Err(format!(
+                    "{key} = 0 would stop all broadcast: ask for a low rate rather than none"
+                ));
+            }
         }
         Ok(limit)
     }
@@ -448,9 +451,14 @@ struct OffloadKeys {
     remote_checksum: Option<bool>,
 }
 
-fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
-    let start = span.map_or(0, |span| span.start);
-    text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1
+/// The line of what is refused. A table that is refused as a whole has its header's place, and a message that
+/// begins with the key: then it is the key's line.
+fn line_of(text: &str, span: Option<Range<usize>>, message: &str) -> usize {
+    let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.bytes().filter(|&byte| byte == b'\n').count();
+    let key = message.split(' ').next();
+    let is_key = |line: &str| line.split_once('=').is_some_and(|(name, _)| Some(name.trim()) == key);
+    line + text.lines().skip(line).position(is_key).unwrap_or(0) + 1
 }
 
 #[cfg(test)]
@@ -582,19 +590,19 @@ mod tests {
             ("lanes = 65", 1, "lanes = 65 is not possible: a node has 1 to 64"),
             ("lanes = -1", 1, "lanes = -1"),
             ("lanes = \"many\"", 1, "\"many\""),
-            ("\n[limits]\nhard_packets = 99999999999", 2, "hard_packets = 99999999999"),
-            ("[limits]\nsoft_packets = 0", 1, "stop all traffic"),
-            ("[limits]\nsoft_packets = 9\nhard_packets = 8", 1, "above hard_packets = 8"),
-            ("[limits]\nhard_age = \"2h\"", 1, "hard_age = 2h"),
-            ("[limits]\nlinger = \"11s\"", 1, "linger = 11s"),
+            ("\n[limits]\nhard_packets = 99999999999", 3, "hard_packets = 99999999999"),
+            ("[limits]\nsoft_packets = 0", 2, "soft_packets = 0 would stop all traffic"),
+            ("[limits]\nsoft_packets = 9\nhard_packets = 8", 2, "above hard_packets = 8"),
+            ("[limits]\n\n# hard_age = \"1h\"\nhard_age = \"2h\"", 4, "hard_age = 2h"),
+            ("[limits]\nlinger = \"11s\"", 2, "linger = 11s"),
             ("[limits]\nhard_age = \"soon\"", 2, "\"soon\""),
             ("[limits]\nhard_pakets = 1", 2, "`hard_pakets`"),
             ("busy_poll = \"2ms\"", 1, "between"),
             ("keep_awake = \"often\"", 1, "\"often\""),
             ("shortest_cert_expiry = \"2h\"", 1, "between"),
-            ("[flood]\nburst = 0", 1, "flood limits start at 1"),
+            ("[flood]\nburst = 0", 2, "burst = 0"),
             ("[flood]\nburts = 1", 2, "`burts`"),
-            ("[offload]\ntap_checksum = false\ntap_udp = true", 1, "tap_udp = true"),
+            ("[offload]\ntap_checksum = false\ntap_udp = true", 3, "tap_udp = true"),
             ("[offload]\ntap_csum = false", 2, "`tap_csum`"),
             ("a = \n", 1, "string"),
         ] {
