@@ -180,8 +180,16 @@ pub(super) fn router<B: Backend>(backend: Arc<B>) -> Router {
         .with_state(backend)
 }
 
-async fn scrape<B: Backend>(State(backend): State<Arc<B>>) -> Result<Response, ApiError> {
-    let text = metrics::render(backend.stats(StatsRequest {}).await?)
+/// Answers a scraper.
+pub(super) async fn scrape<B: Backend>(State(backend): State<Arc<B>>) -> Result<Response, ApiError> {
+    let status = backend.status(StatusRequest {}).await?;
+    let member = match status.cluster {
+        Some(cluster) => {
+            Some((cluster, backend.stats(StatsRequest {}).await?, backend.peers(PeersRequest {}).await?))
+        }
+        None => None,
+    };
+    let text = metrics::render(metrics::Scrape { is_locked: status.locked, member })
         .map_err(|_| ApiError::internal("the metrics cannot be written"))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

@@ -172,9 +172,10 @@ async fn reader_of_events_that_does_not_read_keeps_nobody_waiting_and_learns_wha
 }
 
 #[tokio::test]
-async fn metrics_are_scraped_over_the_socket() {
+async fn metrics_are_scraped_over_the_socket_of_a_node_in_no_cluster_too() {
     let agent = Agent::start();
     let text = agent.client().metrics().await.expect("metrics");
+    assert!(text.contains("overlayd_build_info{"), "{text}");
     assert!(text.ends_with("# EOF\n"), "{text}");
     agent.stop().await;
 }
@@ -300,7 +301,7 @@ impl Backend for Canned {
     }
 
     async fn stats(&self, _: StatsRequest) -> Result<StatsResponse, ApiError> {
-        Ok(StatsResponse::default())
+        Err(unused())
     }
 
     async fn ca(&self, _: CaRequest) -> Result<CaResponse, ApiError> {
@@ -388,7 +389,16 @@ impl Backend for Canned {
     }
 
     async fn status(&self, _: StatusRequest) -> Result<StatusResponse, ApiError> {
-        Err(unused())
+        Ok(StatusResponse {
+            agent_version: String::new(),
+            pid: 1,
+            uptime_seconds: 0,
+            state_dir: PathBuf::new(),
+            esp_key_log: None,
+            warnings: Vec::new(),
+            locked: false,
+            cluster: None,
+        })
     }
 
     async fn list_nodes(&self, _: ListNodesRequest) -> Result<ListNodesResponse, ApiError> {

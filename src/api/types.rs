@@ -604,6 +604,10 @@ pub enum PeerState {
 }
 
 impl PeerState {
+    /// Every state.
+    pub const ALL: [Self; 5] =
+        [Self::Connecting, Self::Negotiating, Self::Established, Self::Failed, Self::Plain];
+
     /// The word for it.
     pub const fn name(self) -> &'static str {
         match self {
