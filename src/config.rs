@@ -6,6 +6,7 @@
 
 mod limits;
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub struct AgentConfig {
     pub socket: PathBuf,
     /// The unix socket for Docker, if it is to be served; absolute.
     pub docker_socket: Option<PathBuf>,
+    /// Where the metrics are served over TCP, to anybody, if they are to be.
+    pub metrics_listen: Option<SocketAddr>,
     /// The log on standard error.
     pub log: LogConfig,
     /// Ciphers in order of preference; empty means that the agent chooses by the processor.
@@ -78,6 +81,7 @@ impl AgentConfig {
             state_dir: keys.state_dir.0,
             socket: keys.socket.0,
             docker_socket: keys.docker_socket.map(|path| path.0),
+            metrics_listen: keys.metrics_listen.map(|address| address.0),
             log: keys.log,
             suites: keys.suites.0,
             lanes: keys.lanes.map(|lanes| lanes.0),
@@ -100,6 +104,7 @@ impl Default for AgentConfig {
             state_dir: DEFAULT_STATE_DIR.into(),
             socket: DEFAULT_SOCKET.into(),
             docker_socket: None,
+            metrics_listen: None,
             log: LogConfig::default(),
             suites: Vec::new(),
             lanes: None,
@@ -304,6 +309,7 @@ struct Keys {
     state_dir: AbsolutePath,
     socket: AbsolutePath,
     docker_socket: Option<AbsolutePath>,
+    metrics_listen: Option<MetricsListen>,
     log: LogConfig,
     suites: SuitePreference,
     lanes: Option<Lanes>,
@@ -323,6 +329,7 @@ impl Default for Keys {
             state_dir: AbsolutePath(DEFAULT_STATE_DIR.into()),
             socket: AbsolutePath(DEFAULT_SOCKET.into()),
             docker_socket: None,
+            metrics_listen: None,
             log: LogConfig::default(),
             suites: SuitePreference(Vec::new()),
             lanes: None,
@@ -394,6 +401,29 @@ impl TryFrom<PathBuf> for AbsolutePath {
         } else {
             Err(format!("path {:?} is not absolute: start it with /", path.display().to_string()))
         }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct MetricsListen(SocketAddr);
+
+impl TryFrom<String> for MetricsListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        metrics_address(&text).map(Self).map_err(|why| format!("metrics_listen {text:?}: {why}"))
+    }
+}
+
+/// Where the metrics are served: an address and a port.
+///
+/// # Errors
+/// When it is something else, or port 0, which nobody could find.
+pub fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) | Err(_) => Err("write an address and a port, like 127.0.0.1:9477 or [::1]:9477".into()),
     }
 }
 
@@ -517,6 +547,7 @@ mod tests {
             r#"
             state_dir = "/var/lib/o1"
             socket = "/run/o1.sock"
+            metrics_listen = "[::1]:9477"
             suites = ["chacha20-poly1305", "aes-256-gcm"]
             busy_poll = "20us"
             keep_awake = false
@@ -541,6 +572,7 @@ mod tests {
         .expect("a configuration");
         assert_eq!(config.state_dir, Path::new("/var/lib/o1"));
         assert_eq!(config.socket, Path::new("/run/o1.sock"));
+        assert_eq!(config.metrics_listen, Some("[::1]:9477".parse().expect("an address")));
         assert!(config.copy_dscp);
         assert_eq!(config.shortest_cert_expiry, Duration::from_mins(1));
         assert_eq!(config.suites, [Suite::ChaCha20Poly1305, Suite::Aes256Gcm]);
@@ -583,6 +615,12 @@ mod tests {
             ("[log]\nlevel = \"\"", 2, "log level is empty"),
             ("socket = \"agent.sock\"", 1, "not absolute"),
             ("socket = 7", 1, "integer `7`"),
+            (
+                "lanes = 1\nmetrics_listen = \"9477\"",
+                2,
+                "metrics_listen \"9477\": write an address and a port",
+            ),
+            ("metrics_listen = \"127.0.0.1:0\"", 1, "like 127.0.0.1:9477"),
             ("suites = []", 1, "suites is empty"),
             ("suites = [\"aes-256-gcm\", \"aes-256-gcm\"]", 1, "twice"),
             ("suites = [\"none\"]", 1, "`none`"),

@@ -17,7 +17,7 @@ fn help_names_every_command_and_flag() {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
     for (command, flags) in [
-        (&["agent"][..], &["--config", "--state-dir", "--socket", "--esp-key-log"][..]),
+        (&["agent"][..], &["--config", "--state-dir", "--socket", "--metrics-listen", "--esp-key-log"][..]),
         (
             &["init"],
             &[
@@ -86,6 +86,7 @@ fn wrong_arguments_are_usage_errors_that_name_the_argument() {
         (&[][..], "Usage: overlayd"),
         (&["fly"], "'fly'"),
         (&["ls", "--color"], "'--color'"),
+        (&["agent", "--metrics-listen", "9477"], "like 127.0.0.1:9477"),
         (&["init"], "--advertise-addr"),
         (&["init", "--advertise-addr", "0.0.0.0"], "other nodes cannot reach it"),
         (&["init", "--advertise-addr", "192.0.2.1", "--cert-expiry", "long"], "write it like 2160h"),

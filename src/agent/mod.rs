@@ -54,10 +54,12 @@ mod upkeep;
 mod verification;
 mod views;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use futures_util::FutureExt;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -119,6 +121,10 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let is_socket_left = config.socket.exists();
     let listener = ApiListener::bind(&config.socket, SOCKET_GROUP)?;
     let docker = config.docker_socket.as_ref().map(|path| ApiListener::bind_private(path)).transpose()?;
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(listen_for_scrapers(address).await?),
+        None => None,
+    };
     let (failed, mut failures) = mpsc::channel(1);
     tracing::info!(
         version = api::VERSION, state = %store.file().display(),
@@ -141,6 +147,8 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let api = tokio::spawn(api::serve(listener, Arc::clone(&daemon), stopping.clone()));
     let docker = docker
         .map(|listener| tokio::spawn(api::docker::serve(listener, Arc::clone(&daemon), stopping.clone())));
+    let metrics = metrics
+        .map(|listener| tokio::spawn(api::serve_metrics(listener, Arc::clone(&daemon), stopping.clone())));
     // Not started by systemd: nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!("agent is ready");
@@ -162,10 +170,22 @@ async fn serve(config: AgentConfig) -> Result<()> {
         if let Some(docker) = docker {
             let _ = docker.await;
         }
+        if let Some(metrics) = metrics {
+            let _ = metrics.await;
+        }
         let _ = keeping.await;
     })
     .await;
     result
+}
+
+async fn listen_for_scrapers(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot serve the metrics on TCP {address}"))?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "the metrics are for whoever reaches this port");
+    }
+    Ok(listener)
 }
 
 /// Keys live only in memory: no core file, and no other user's debugger.

@@ -1,5 +1,7 @@
 //! The counters as Prometheus reads them (OpenMetrics 1.0 text).
 
+mod tcp;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -13,6 +15,10 @@ use super::VERSION;
 use super::types::{ClusterStatus, PeerState, PeersResponse, StatsResponse, Traffic};
 use crate::drop_reason::DropReason;
 use crate::id::LaneCount;
+
+pub use self::tcp::serve;
+#[cfg(test)]
+pub(super) use self::tcp::serve_within;
 
 /// What an HTTP answer with this text says it is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -19,6 +19,7 @@ pub mod types;
 
 pub use client::{Client, ClientError, EventStream};
 pub use error::{ApiError, ErrorKind};
+pub use metrics::serve as serve_metrics;
 pub use server::{Backend, serve};
 pub use socket::{ApiListener, SocketError};
 

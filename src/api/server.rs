@@ -299,4 +299,4 @@ impl axum::extract::connect_info::Connected<IncomingStream<'_, Callers>> for Cal
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// A backup in base64, and what is told beside it.
 const MAX_RESTORE_BYTES: usize = MOST_BACKUP_BYTES / 3 * 4 + MAX_REQUEST_BYTES;
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+pub(super) const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use axum::extract::ConnectInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
 
+use super::metrics::serve_within;
 use super::server::router;
 use super::socket::Caller;
 use super::types::{
@@ -31,7 +32,7 @@ use super::types::{
 use super::types::{MigrateStoreRequest, MigrateStoreResponse, StoreRequest, StoreResponse};
 use super::types::{UnlockKeyRequest, UnlockKeyResponse, UnlockRequest, UnlockResponse};
 use super::types::{VerifyRequest, VerifyResponse};
-use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve};
+use super::{ApiError, ApiListener, Backend, Client, ClientError, ErrorKind, serve, serve_metrics};
 use crate::cluster::Role;
 use crate::events::{Event, Events, Reason, Timestamp, Told};
 
@@ -178,6 +179,54 @@ async fn metrics_are_scraped_over_the_socket_of_a_node_in_no_cluster_too() {
     assert!(text.contains("overlayd_build_info{"), "{text}");
     assert!(text.ends_with("# EOF\n"), "{text}");
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_and_nothing_else_are_scraped_over_tcp() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(serve_metrics(listener, Arc::new(Canned::default()), async {
+        let _gone = stopped.await;
+    }));
+    for (request, status) in [
+        ("GET /metrics", "200 OK"),
+        ("POST /metrics", "405 Method Not Allowed"),
+        ("GET /", "404 Not Found"),
+        ("POST /v1/status", "404 Not Found"),
+        ("POST /v1/token", "404 Not Found"),
+    ] {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        let request = format!("{request} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{{}}");
+        stream.write_all(request.as_bytes()).await.expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer, and the end");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{request}: {answer}");
+        assert_eq!(answer.contains("overlayd_build_info"), status.starts_with("200"), "{request}: {answer}");
+    }
+    drop(stop);
+    server.await.expect("an end");
+}
+
+#[tokio::test]
+async fn scrapers_that_say_nothing_are_let_go_and_keep_nobody_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let _server = tokio::spawn(serve_within(
+        Duration::from_millis(50),
+        listener,
+        Arc::new(Canned::default()),
+        std::future::pending(),
+    ));
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(TcpStream::connect(address).await.expect("a connection"));
+    }
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 
 #[tokio::test]

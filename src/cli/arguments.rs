@@ -25,7 +25,7 @@ use super::{CliError, netns};
 use crate::api::VERSION;
 use crate::api::types::{AttachRequest, CreateNetworkRequest, InitRequest, JoinRequest, SubnetRequest};
 use crate::cluster::Role;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, metrics_address};
 use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkName};
 use crate::rate::{Rate, RateLimits};
 
@@ -163,6 +163,9 @@ pub struct AgentArguments {
     /// Serve Docker as its network and IPAM driver on this unix socket
     #[arg(long, value_name = "PATH")]
     docker_socket: Option<PathBuf>,
+    /// Serve the metrics over TCP as well, to whoever reaches the port
+    #[arg(long, value_name = "IP:PORT", value_parser = metrics_address)]
+    metrics_listen: Option<SocketAddr>,
     /// Append every key to FILE as Wireshark's esp_sa table: whoever reads it reads the traffic
     #[arg(long, value_name = "FILE")]
     esp_key_log: Option<PathBuf>,
@@ -187,6 +190,7 @@ impl AgentArguments {
         if let Some(socket) = self.docker_socket {
             config.docker_socket = Some(absolute(socket)?);
         }
+        config.metrics_listen = self.metrics_listen.or(config.metrics_listen);
         config.esp_key_log = self.esp_key_log.map(absolute).transpose()?;
         Ok(config)
     }
