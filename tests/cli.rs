@@ -196,24 +196,29 @@ fn the_socket_comes_from_the_environment_too() {
 }
 
 #[test]
-fn a_socket_without_permission_says_which_group_opens_it() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let socket = dir.path().join("agent.sock");
-    let _agent = UnixListener::bind(&socket).expect("a socket");
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o000)).expect("a mode");
-    let mut status = command();
-    if rustix::process::geteuid().is_root() {
-        // Root, fake root too, may connect to anything by this capability.
-        status = Command::new("setpriv");
-        status.args(["--bounding-set=-dac_override", "--inh-caps=-dac_override"]);
-        status.arg(env!("CARGO_BIN_EXE_overlayd"));
+fn a_socket_without_permission_says_which_group_opens_it_or_how_to_make_one() {
+    for (mode, told, untold) in [
+        (0o060, "the group that owns the socket ('usermod -aG overlayd USER'", "groupadd"),
+        (0o000, "'groupadd --system overlayd', restart the agent, 'usermod -aG overlayd USER'", "owns"),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("agent.sock");
+        let _agent = UnixListener::bind(&socket).expect("a socket");
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(mode)).expect("a mode");
+        let mut status = command();
+        if rustix::process::geteuid().is_root() {
+            // Root, fake root too, may connect to anything by this capability.
+            status = Command::new("setpriv");
+            status.args(["--bounding-set=-dac_override", "--inh-caps=-dac_override"]);
+            status.arg(env!("CARGO_BIN_EXE_overlayd"));
+        }
+        status.arg("--socket").arg(&socket).arg("status");
+        let output = status.output().expect("a run");
+        assert_eq!(code(&output), 1, "{}", stderr(&output));
+        let error = stderr(&output);
+        assert!(error.starts_with("overlayd: no permission to use "), "{error}");
+        assert!(error.contains("sudo") && error.contains(told) && !error.contains(untold), "{error}");
     }
-    status.arg("--socket").arg(&socket).arg("status");
-    let output = status.output().expect("a run");
-    assert_eq!(code(&output), 1, "{}", stderr(&output));
-    let error = stderr(&output);
-    assert!(error.starts_with("overlayd: no permission to use "), "{error}");
-    assert!(error.contains("sudo") && error.contains("usermod -aG overlayd"), "{error}");
 }
 
 #[test]

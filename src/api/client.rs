@@ -1,6 +1,7 @@
 //! The caller's side of the socket: one connection for each call.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -129,7 +130,9 @@ impl Client {
         let socket = self.socket.clone();
         let kind = source.kind();
         if kind == io::ErrorKind::PermissionDenied {
-            ClientError::NotPermitted { socket }
+            // The agent opens it to the group's members where it found the group when it started.
+            let mode = std::fs::metadata(&socket).map_or(0, |metadata| metadata.permissions().mode());
+            ClientError::NotPermitted { has_group: mode & GROUP_MAY_CONNECT != 0, socket }
         } else if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
             ClientError::NoAgent { socket }
         } else {
@@ -194,13 +197,13 @@ pub enum ClientError {
     },
     /// The file's mode forbids it.
     #[error(
-        "no permission to use {}; run the command with sudo, or join the group that owns the socket \
-         ('usermod -aG overlayd USER', then log in again)",
-        .socket.display()
+        "no permission to use {}; run the command with sudo, or {}", .socket.display(), group_advice(*.has_group)
     )]
     NotPermitted {
         /// The socket.
         socket: PathBuf,
+        /// Whether it is for a group's members, too.
+        has_group: bool,
     },
     /// Another reason of the system's.
     #[error("cannot connect to {}", .socket.display())]
@@ -245,6 +248,17 @@ impl ClientError {
     }
 }
 
+const fn group_advice(has_group: bool) -> &'static str {
+    if has_group {
+        "join the group that owns the socket ('usermod -aG overlayd USER', then log in again)"
+    } else {
+        "make a group whose members may use it: 'groupadd --system overlayd', restart the agent, \
+         'usermod -aG overlayd USER', log in again"
+    }
+}
+
+/// A group may connect to a socket that it may write to.
+const GROUP_MAY_CONNECT: u32 = 0o020;
 /// An attach may wait for a manager that is just being restarted.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Far above the longest event.
