@@ -26,6 +26,10 @@ fn main() -> ExitCode {
         Err(error) => return explain(&error),
     };
     let outcome = match command {
+        Command::Agent(_) if json => {
+            Err(no_json("'agent': its log is JSON by format = \"json\" in [log] of its configuration"))
+        }
+        Command::Demo if json => Err(no_json("'demo': it is for people")),
         Command::Agent(arguments) => {
             arguments.config(socket).map_err(anyhow::Error::from).and_then(|config| {
                 cli::start_log(&config.log)?;
@@ -50,12 +54,17 @@ fn main() -> ExitCode {
         // As below.
         let _printed = print(report.to_owned());
     }
+    let told = if json { cli::failure_as_json(&error) } else { format!("overlayd: {error:#}") };
     // Standard error may be gone; the exit code still tells.
-    let _written = writeln!(io::stderr().lock(), "overlayd: {error:#}");
+    let _written = writeln!(io::stderr().lock(), "{told}");
     if error.is::<agent::Superseded>() {
         return ExitCode::from(agent::Superseded::EXIT_CODE);
     }
     ExitCode::from(error.downcast_ref().map_or(1, CliError::exit_code))
+}
+
+fn no_json(command: &str) -> anyhow::Error {
+    CliError::Usage(format!("'--json' cannot be used with {command}")).into()
 }
 
 /// Help and version go to standard output; usage errors look like all our errors.

@@ -222,6 +222,29 @@ fn a_socket_without_permission_says_which_group_opens_it_or_how_to_make_one() {
 }
 
 #[test]
+fn a_failure_is_json_where_json_is_asked_for_and_exits_as_it_would() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("agent.sock");
+    let gateway = ["create", "--subnet", "10.1.0.0/24", "--gateway", "10.2.0.1", "red"];
+    for (arguments, exit, kind, named) in [
+        (&["ls"][..], 1, "no_agent", "no agent is running at "),
+        (&["events"], 1, "no_agent", "no agent is running at "),
+        (&["attach", "red", "--netns", "no-such-container"], 1, "failed", "no-such-container"),
+        (&["unlock", "--key-file", "/no/such/file"], 1, "failed", "No such file or directory"),
+        (&gateway, 2, "usage", "none of the subnets"),
+        (&["agent"], 2, "usage", "'--json' cannot be used with 'agent'"),
+        (&["demo"], 2, "usage", "'--json' cannot be used with 'demo'"),
+    ] {
+        let output = at(&socket, &[&["--json"], arguments].concat());
+        assert_eq!((code(&output), stdout(&output).as_str()), (exit, ""), "{arguments:?}");
+        let told: serde_json::Value = serde_json::from_str(&stderr(&output)).expect("JSON");
+        assert_eq!(told["error"]["kind"], kind, "{arguments:?}");
+        let message = told["error"]["message"].as_str().expect("a message");
+        assert!(message.contains(named), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
 fn an_unknown_namespace_is_named_before_the_agent_is_asked() {
     let output = at(Path::new("/no/such/place.sock"), &["attach", "red", "--netns", "no-such-container"]);
     assert_eq!(code(&output), 1);

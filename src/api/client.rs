@@ -238,6 +238,18 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// The kind, for programs: the agent's where it has refused.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Refused(error) => error.kind.name(),
+            Self::NoAgent { .. } => "no_agent",
+            Self::NotPermitted { .. } => "no_permission",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Silent { .. } => "no_answer",
+            Self::Garbled { .. } => "garbled",
+        }
+    }
+
     /// Whether the agent may have done what it was asked for: it has not said that nothing was changed.
     pub fn may_have_been_done(&self) -> bool {
         match self {

@@ -38,6 +38,18 @@ impl ErrorKind {
     pub const ALL: [Self; 6] =
         [Self::Invalid, Self::Denied, Self::NotFound, Self::Conflict, Self::Internal, Self::Unavailable];
 
+    /// The word for it, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Denied => "denied",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Internal => "internal",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
     /// The HTTP status of an answer of this kind.
     pub const fn status(self) -> StatusCode {
         match self {
@@ -95,6 +107,7 @@ mod tests {
             assert!(statuses.insert(kind.status()), "{kind:?} shares its status");
             let error = ApiError { kind, message: "network \"a\" exists; choose another name".into() };
             let json = serde_json::to_string(&error).expect("JSON");
+            assert!(json.contains(&format!("\"{}\"", kind.name())), "{json}");
             assert_eq!(serde_json::from_str::<ApiError>(&json).expect("an error"), error);
         }
     }
