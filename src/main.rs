@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Agent(_) if json => {
             Err(no_json("'agent': its log is JSON by format = \"json\" in [log] of its configuration"))
         }
+        Command::Completion { .. } if json => Err(no_json("'completion': it is for a shell")),
         Command::Demo if json => Err(no_json("'demo': it is for people")),
         Command::Agent(arguments) => {
             arguments.config(socket).map_err(anyhow::Error::from).and_then(|config| {
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             let report = bench::run(Duration::from_secs(seconds));
             print(if json { report.json() } else { report.text() })
         }
+        Command::Completion { shell } => print(Cli::completion(shell)),
         Command::Events(arguments) => {
             let mut out = io::stdout().lock();
             cli::follow_events(&arguments, socket, json, &mut out).map_err(anyhow::Error::from)

@@ -11,8 +11,29 @@ fn help_names_every_command_and_flag() {
     assert_eq!(code(&help), 0);
     let text = stdout(&help);
     for command in [
-        "agent", "init", "token", "join", "leave", "create", "ls", "inspect", "rm", "attach", "detach",
-        "status", "unlock", "node", "peers", "rekey", "stats", "events", "demo", "bench", "ca",
+        "agent",
+        "init",
+        "token",
+        "join",
+        "leave",
+        "create",
+        "ls",
+        "inspect",
+        "rm",
+        "attach",
+        "detach",
+        "status",
+        "unlock",
+        "node",
+        "peers",
+        "rekey",
+        "stats",
+        "events",
+        "demo",
+        "bench",
+        "ca",
+        "completion",
+        "help",
     ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}");
     }
@@ -69,6 +90,29 @@ fn help_names_every_command_and_flag() {
             assert!(stdout(&help).contains(flag), "{command:?} has no {flag}:\n{}", stdout(&help));
         }
     }
+}
+
+#[test]
+fn help_is_a_command_too() {
+    for command in [&[][..], &["attach"], &["ca", "rotate"]] {
+        let help = overlayd(&[&["help"], command].concat());
+        assert_eq!(code(&help), 0, "{command:?}: {}", stderr(&help));
+        assert_eq!(stdout(&help), stdout(&overlayd(&[command, &["--help"]].concat())), "{command:?}");
+    }
+}
+
+#[test]
+fn completion_knows_commands_and_flags_in_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = overlayd(&["completion", shell]);
+        assert_eq!(code(&script), 0, "{shell}: {}", stderr(&script));
+        for word in ["attach", "ingress-rate", "unlock-key"] {
+            assert!(stdout(&script).contains(word), "{shell} does not complete {word}");
+        }
+    }
+    let unknown = overlayd(&["completion", "csh"]);
+    assert_eq!(code(&unknown), 2);
+    assert!(stderr(&unknown).contains("possible values: bash"), "{}", stderr(&unknown));
 }
 
 #[test]

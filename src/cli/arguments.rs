@@ -16,7 +16,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use ipnet::IpNet;
 
 use self::ca::BroughtCa;
@@ -43,7 +44,7 @@ use status::StatusArguments;
 
 /// Encrypted overlay network for containers.
 #[derive(Debug, Parser)]
-#[command(name = "overlayd", version = VERSION, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "overlayd", version = VERSION, max_term_width = 110)]
 pub struct Cli {
     /// Unix socket of the agent [default: /run/overlayd/agent.sock]
     #[arg(long, global = true, env = "OVERLAYD_SOCKET", value_name = "PATH", hide_env_values = true, help_heading = GLOBAL)]
@@ -54,6 +55,15 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What makes a shell complete the commands and their flags.
+    pub fn completion(shell: Shell) -> String {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Self::command(), "overlayd", &mut script);
+        String::from_utf8_lossy(&script).into_owned()
+    }
 }
 
 /// What to do.
@@ -71,6 +81,11 @@ pub enum Command {
     },
     /// Show what happens, and who asked for it from where: the audit log, live
     Events(EventsArguments),
+    /// Print a script that completes these commands in a shell
+    Completion {
+        /// The shell that reads it
+        shell: Shell,
+    },
     /// A call to the agent.
     #[command(flatten)]
     Client(ClientCommand),

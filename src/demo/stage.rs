@@ -126,9 +126,11 @@ fn typed(words: &[String], socket: PathBuf) -> Result<String, CliError> {
     let cli = Cli::try_parse_from(words).map_err(|error| CliError::Usage(error.to_string()))?;
     match cli.command {
         Command::Client(command) => cli::run(command, Some(socket), true),
-        Command::Agent(_) | Command::Demo | Command::Bench { .. } | Command::Events(_) => {
-            Err(CliError::Usage("not a call to the agent".into()))
-        }
+        Command::Agent(_)
+        | Command::Completion { .. }
+        | Command::Demo
+        | Command::Bench { .. }
+        | Command::Events(_) => Err(CliError::Usage("not a call to the agent".into())),
     }
 }
 
