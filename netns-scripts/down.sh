@@ -5,15 +5,16 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 need_root_and awk grep
 
-# WORK may name a directory that somebody else keeps things in: nothing in it is touched unless up.sh made it.
-dirs=()
-if is_up; then shopt -s nullglob && dirs=("$WORK"/h[0-9]*/); fi
-for dir in "${dirs[@]}"; do stop_agent "${dir%/}"; done
+# WORK may name a directory that somebody else keeps things in: nothing is touched unless up.sh made it.
+is_up || exit 0
+shopt -s nullglob
+dirs=("$WORK"/h[0-9]*/)
+# Without the slash, which would lead through a link.
+dirs=("${dirs[@]%/}")
+for dir in "${dirs[@]}"; do stop_agent "$dir"; done
 # A namespace that goes takes its interfaces along, the containers' TAP devices among them.
 ip netns list | awk '$1 ~ /^ovl-(net|[hc][0-9]+)$/ {print $1}' | while read -r namespace; do
     ip netns delete "$namespace"
 done
-if is_up; then
-    rm -rf -- "${dirs[@]}" "$MARK"
-    rmdir -- "$WORK" || die "the rest of $WORK was not made by up.sh and is left"
-fi
+rm -rf -- "${dirs[@]}" "$MARK"
+rmdir -- "$WORK" || die "the rest of $WORK was not made by up.sh and is left"

@@ -35,7 +35,8 @@ need_overlayd() {
     [ -x "$OVERLAYD" ] || die "no binary at $OVERLAYD; run 'cargo build --release' or set OVERLAYD"
 }
 
-is_up() { [ -O "$MARK" ]; }
+# Whoever may write to /tmp can put anything there but what is root's.
+is_up() { [ ! -L "$WORK" ] && [ -O "$WORK" ] && [ ! -L "$MARK" ] && [ -O "$MARK" ]; }
 
 need_up() {
     is_up || die "nothing is up; run $HERE/up.sh first"

@@ -25,6 +25,8 @@ need_root_and awk grep
 need_overlayd
 
 "$HERE/down.sh"
+ip netns list | awk '$1 == "ovl-net" {found = 1} END {exit found}' ||
+    die "namespace ovl-net is there already: an up.sh with another WORK made it, and down.sh with that removes it"
 # No directory that is there already: down.sh removes this one, and /tmp is everybody's.
 mkdir -m 700 -- "$WORK" || die "let WORK name a directory that up.sh may make and down.sh remove"
 : >"$MARK"
