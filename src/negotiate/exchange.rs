@@ -322,11 +322,8 @@ impl Link {
         {
             self.drop_all(env);
             // A peer that forgets at once what it has agreed to is not to have keys made without end.
-            if env.now < earliest {
-                self.next_attempt = Some(earliest);
-            } else {
-                self.begin(env);
-            }
+            self.not_before = Some(earliest);
+            self.begin_or_ask(env);
         }
     }
 

@@ -78,6 +78,8 @@ pub struct Link {
     pub(super) backoff: Backoff,
     /// When to offer (the initiator) or to ask (the responder) next.
     pub(super) next_attempt: Option<BootTime>,
+    /// Before this the initiator offers nothing, whoever asks.
+    pub(super) not_before: Option<BootTime>,
     last_asked: Option<BootTime>,
     /// When the last offer was answered, or would have been but for its share.
     pub(super) last_offer: Option<BootTime>,
@@ -105,6 +107,7 @@ impl Link {
             generation: 0,
             backoff: Backoff::default(),
             next_attempt: None,
+            not_before: None,
             last_asked: None,
             last_offer: None,
             actions: VecDeque::new(),
@@ -317,8 +320,8 @@ impl Link {
     /// Until when the generation before the keys in use is not cut short by one after them: packets
     /// sealed with it may be under way.
     fn earliest_exchange(&self) -> Option<BootTime> {
-        self.previous.as_ref()?;
-        self.current.as_ref().map(|current| current.created + SHORTEST_GENERATION)
+        let current = self.previous.as_ref().and(self.current.as_ref());
+        current.map(|current| current.created + SHORTEST_GENERATION).max(self.not_before)
     }
 
     pub(super) fn parties(&self) -> Parties {

@@ -168,6 +168,9 @@ fn peer_that_forgets_its_keys_at_once_is_not_offered_others_at_once() {
     let reason = Reason::UnknownExchange;
     initiator.hear(&LinkMessage::Refused { exchange: Some(exchange), reason });
     assert!(initiator.link.established().is_none());
+    // Nor when it asks, or a container has something to send.
+    initiator.hear(&LinkMessage::RekeyPlease(None));
+    initiator.call(|link, env| link.handle_traffic_waiting(env));
     assert!(!initiator.actions.iter().any(|action| matches!(action, Action::Send(_))), "an offer");
     assert_eq!(initiator.link.poll_timeout(), Some(NOW + Duration::from_millis(250)));
 }
