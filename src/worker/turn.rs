@@ -238,7 +238,11 @@ impl Turns {
             }
             Command::RemoveVtep(vtep) => self.shared.counters.reset_vtep(vtep),
             Command::Rebind { esp, vxlan } => {
-                self.take_what_waits();
+                let replaced = [(ESP_TOKEN, esp.is_some()), (VXLAN_TOKEN, true)];
+                replaced
+                    .into_iter()
+                    .filter(|(_, is)| *is)
+                    .for_each(|(socket, _)| self.take_what_waits(socket));
                 self.wire.rebind(&self.epoll, esp, vxlan);
             }
             Command::TakeInventory(answer) => {
@@ -253,15 +257,19 @@ impl Turns {
         }
     }
 
-    /// Takes what has arrived at the sockets, as their end is near: it would go with them, uncounted.
-    fn take_what_waits(&mut self) {
+    /// Takes what has arrived at a socket, as its end is near: it would go with it, uncounted.
+    fn take_what_waits(&mut self, socket: u64) {
         self.wire.now = clock::boot_time();
         let Self { ingress, received: ring, wire, .. } = self;
         let cx = Context { tables: self.tables.load(), counters: &self.shared.counters, now: wire.now };
-        for socket in [ESP_TOKEN, VXLAN_TOKEN] {
-            let share = (socket, RecvRing::CAPACITY);
-            let batches = (0..LAST_BATCHES).map(|_| reading::read_socket(&cx, ingress, ring, wire, share));
-            batches.take_while(|batch| batch.packets > 0).for_each(drop);
+        let mut bytes = 0;
+        while bytes < LAST_BYTES {
+            let batch = reading::read_socket(&cx, ingress, ring, wire, (socket, RecvRing::CAPACITY));
+            if batch.packets == 0 {
+                return;
+            }
+            // Empty datagrams are something, too.
+            bytes += batch.bytes + batch.packets;
         }
     }
 
@@ -409,5 +417,5 @@ pub(super) const ESP_TOKEN: u64 = 1;
 const VXLAN_TOKEN: u64 = 2;
 const FIRST_PORT_TOKEN: u64 = 16;
 const READY_CAPACITY: usize = 256;
-/// Of a socket that is about to be closed: some 4,000 datagrams or runs of them, which take milliseconds.
-const LAST_BATCHES: usize = 256;
+/// Of a socket that is about to be closed: about what its buffer holds, which takes milliseconds.
+const LAST_BYTES: usize = 8 << 20;
