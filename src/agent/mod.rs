@@ -56,6 +56,7 @@ mod views;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::FutureExt;
@@ -121,10 +122,7 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let is_socket_left = config.socket.exists();
     let listener = ApiListener::bind(&config.socket, SOCKET_GROUP)?;
     let docker = config.docker_socket.as_ref().map(|path| ApiListener::bind_private(path)).transpose()?;
-    let metrics = match config.metrics_listen {
-        Some(address) => Some(listen_for_scrapers(address).await?),
-        None => None,
-    };
+    let metrics = config.metrics_listen;
     let (failed, mut failures) = mpsc::channel(1);
     tracing::info!(
         version = api::VERSION, state = %store.file().display(),
@@ -147,8 +145,8 @@ async fn serve(config: AgentConfig) -> Result<()> {
     let api = tokio::spawn(api::serve(listener, Arc::clone(&daemon), stopping.clone()));
     let docker = docker
         .map(|listener| tokio::spawn(api::docker::serve(listener, Arc::clone(&daemon), stopping.clone())));
-    let metrics = metrics
-        .map(|listener| tokio::spawn(api::serve_metrics(listener, Arc::clone(&daemon), stopping.clone())));
+    let metrics =
+        metrics.map(|address| tokio::spawn(serve_metrics(address, Arc::clone(&daemon), stopping.clone())));
     // Not started by systemd: nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!("agent is ready");
@@ -179,14 +177,40 @@ async fn serve(config: AgentConfig) -> Result<()> {
     result
 }
 
-async fn listen_for_scrapers(address: SocketAddr) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("cannot serve the metrics on TCP {address}"))?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "the metrics are for whoever reaches this port");
+async fn serve_metrics(
+    address: SocketAddr,
+    daemon: Arc<Daemon>,
+    stop: impl Future<Output = ()> + Send + Clone,
+) {
+    tokio::select! {
+        listener = listen_for_scrapers(address) => api::serve_metrics(listener, daemon, stop).await,
+        () = stop.clone() => {}
     }
-    Ok(listener)
 }
+
+/// Tries until it can: the address may come later, and packets do not wait for scrapers.
+async fn listen_for_scrapers(address: SocketAddr) -> TcpListener {
+    let mut is_told = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                if !address.ip().is_loopback() {
+                    tracing::warn!(%address, "the metrics are for whoever reaches this port");
+                }
+                return listener;
+            }
+            Err(error) if !is_told => {
+                is_told = true;
+                tracing::warn!(%address, %error, "the metrics cannot be served over TCP (`ss -ltnp` names who has a port); trying again");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(SCRAPERS_WAIT).await;
+    }
+}
+
+/// How often the port for scrapers is tried while it cannot be had.
+const SCRAPERS_WAIT: Duration = Duration::from_secs(2);
 
 /// Keys live only in memory: no core file, and no other user's debugger.
 fn keep_keys_out_of_core_dumps() {

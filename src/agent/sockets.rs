@@ -46,7 +46,9 @@ pub(crate) struct DataSockets {
 
 /// Why there are none for plain VXLAN: another program may have the port, like the kernel's own `vxlan`.
 #[derive(Debug, thiserror::Error)]
-#[error("unencrypted networks carry nothing here: {0}")]
+#[error(
+    "unencrypted networks carry nothing here: {0}; where `ss` names none, the kernel's own has it (`ip -d link show type vxlan`)"
+)]
 pub(crate) struct WithoutVxlan(#[from] UdpError);
 
 impl Sockets {

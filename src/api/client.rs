@@ -131,7 +131,8 @@ impl Client {
         let kind = source.kind();
         if kind == io::ErrorKind::PermissionDenied {
             // The agent opens it to the group's members where it found the group when it started.
-            let mode = std::fs::metadata(&socket).map_or(0, |metadata| metadata.permissions().mode());
+            let mode = std::fs::metadata(&socket)
+                .map_or(GROUP_MAY_CONNECT, |metadata| metadata.permissions().mode());
             ClientError::NotPermitted { has_group: mode & GROUP_MAY_CONNECT != 0, socket }
         } else if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
             ClientError::NoAgent { socket }

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::routing::get;
 use http::StatusCode;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -62,7 +62,9 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
 /// One request, however slow its sender: a scraper comes again.
 async fn answer(stream: TcpStream, router: Router, patience: Duration) {
     let service = TowerToHyperService::new(router);
-    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    let mut http = http1::Builder::new();
+    http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKING);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(patience, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a scraper went away"),
@@ -72,5 +74,7 @@ async fn answer(stream: TcpStream, router: Router, patience: Duration) {
 
 /// So many at once; others wait in the kernel's queue.
 const MOST_CONNECTIONS: usize = 16;
+/// How long one may take to ask: others wait.
+const ASKING: Duration = Duration::from_secs(1);
 /// As long as Prometheus waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
