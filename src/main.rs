@@ -75,8 +75,15 @@ fn explain(error: &clap::Error) -> ExitCode {
         return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let text = error.render().to_string();
-    let text = text.strip_prefix("error: ").map_or(text.clone(), |text| format!("overlayd: {text}"));
-    let _written = io::stderr().lock().write_all(text.as_bytes());
+    // As it could not be parsed, it is looked for.
+    let told = if std::env::args_os().any(|argument| argument == "--json") {
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let text = text.trim_end().strip_suffix(cli::TRY_HELP).unwrap_or(text);
+        format!("{}\n", cli::failure_as_json(&CliError::Usage(text.to_owned()).into()))
+    } else {
+        text.strip_prefix("error: ").map_or(text.clone(), |text| format!("overlayd: {text}"))
+    };
+    let _written = io::stderr().lock().write_all(told.as_bytes());
     ExitCode::from(2)
 }
 

@@ -276,6 +276,8 @@ fn a_failure_is_json_where_json_is_asked_for_and_exits_as_it_would() {
         (&["attach", "red", "--netns", "no-such-container"], 1, "failed", "no-such-container"),
         (&["unlock", "--key-file", "/no/such/file"], 1, "failed", "No such file or directory"),
         (&gateway, 2, "usage", "none of the subnets"),
+        (&["fly"], 2, "usage", "unrecognized subcommand 'fly'"),
+        (&["attach", "red", "--netns"], 2, "usage", "a value is required"),
         (&["agent"], 2, "usage", "'--json' cannot be used with 'agent'"),
         (&["demo"], 2, "usage", "'--json' cannot be used with 'demo'"),
     ] {

@@ -11,7 +11,7 @@ use crate::unlock_key::{NotAnUnlockKey, UnlockKey};
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The arguments contradict each other.
-    #[error("{0}\n\nFor more information, try '--help'.")]
+    #[error("{0}{TRY_HELP}")]
     Usage(String),
     /// The agent refuses or cannot be reached.
     #[error(transparent)]
@@ -164,6 +164,9 @@ impl CliError {
         }
     }
 }
+
+/// How complaints about arguments end, as clap's do.
+pub const TRY_HELP: &str = "\n\nFor more information, try '--help'.";
 
 /// What a program is told of a failure that has asked for JSON: a kind and the words for people.
 pub fn failure_as_json(failure: &anyhow::Error) -> String {

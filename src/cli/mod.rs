@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use arguments::{AgentArguments, Cli, ClientCommand, Command, EventsArguments};
-pub use error::{CliError, failure_as_json};
+pub use error::{CliError, TRY_HELP, failure_as_json};
 pub use logging::start_log;
 pub use netns::NetnsError;
 
