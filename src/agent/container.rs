@@ -41,6 +41,13 @@ pub(super) fn check(request: &AttachRequest, attachments: &[Attachment]) -> Resu
 }
 
 pub(super) fn attached_already(attachment: &Attachment) -> ApiError {
+    if attachment.state == AttachmentState::Pending {
+        return ApiError::conflict(format!(
+            "{} is being attached to network {} just now: wait for that",
+            attachment.netns.path.display(),
+            attachment.network
+        ));
+    }
     ApiError::conflict(format!(
         "{} is attached to network {} already, as {} with endpoint {}: detach it first",
         attachment.netns.path.display(),

@@ -86,5 +86,5 @@ async fn tell(member: &Member) -> Result<(), ApiError> {
 /// How long a manager is waited for that need not hear of it.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LET_GO_INTERVAL: Duration = Duration::from_millis(5);
-/// Longer than any call to a manager waits.
-const LET_GO_TIMEOUT: Duration = Duration::from_secs(25);
+/// Longer than an attachment waits for a manager, for the view and to be taken back.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(40);

@@ -114,7 +114,7 @@ impl Attachments {
         let twin = attachments.into_iter().find(|other| {
             other.id != attachment.id
                 && other.network == network.name
-                && other.netns == attachment.netns
+                && (other.netns.dev, other.netns.inode) == (attachment.netns.dev, attachment.netns.inode)
                 && other.state == AttachmentState::Ready
         });
         if let Some(twin) = twin {
