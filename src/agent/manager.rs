@@ -167,7 +167,7 @@ impl Manager {
 impl Enrol for Arc<Manager> {
     async fn enrol(&self, request: EnrolRequest, from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
         let unavailable = |error: ManagerError| EnrolRefusal::Unavailable(error.message);
-        self.require_service().map_err(unavailable)?;
+        self.service_soon().await.map_err(unavailable)?;
         let answer = self.admit_aside(request.clone(), from).await;
         if answer != Err(EnrolRefusal::WrongSecret) || self.state.rows().shared().is_none() {
             return answer;
@@ -188,8 +188,8 @@ impl ManagerApi for Arc<Manager> {
         self.require_office()
     }
 
-    fn knows_managers(&self) -> Result<(), ManagerError> {
-        self.require_service()
+    async fn knows_managers(&self) -> Result<(), ManagerError> {
+        self.service_soon().await
     }
 
     async fn catch_up(&self) {
@@ -455,9 +455,9 @@ pub(super) mod tests {
     #[tokio::test]
     async fn manager_that_does_not_reach_the_store_admits_nobody_and_does_not_say_who_is_a_manager() {
         let (manager, _dir) = manager();
-        assert_eq!(ManagerApi::knows_managers(&manager), Ok(()));
+        assert_eq!(ManagerApi::knows_managers(&manager).await, Ok(()));
         manager.store.send_replace(false);
-        let refused = ManagerApi::knows_managers(&manager).expect_err("refused");
+        let refused = ManagerApi::knows_managers(&manager).await.expect_err("refused");
         assert_eq!(refused.kind, ErrorKind::Unavailable);
         // Not that the token is none, which another manager may have made.
         let request = EnrolRequest {

@@ -79,9 +79,8 @@ impl Manager {
         &self,
         work: impl Future<Output = Result<T, ManagerError>>,
     ) -> Result<T, ManagerError> {
-        // Whoever comes from a manager that has died may come while etcd elects a leader.
+        let has_store = self.reaches_store_soon().await;
         let mut store = self.store.subscribe();
-        let has_store = timeout(MOMENT, store.wait_for(|has_store| *has_store)).await.is_ok();
         tokio::select! {
             done = work, if has_store => done,
             _ = store.wait_for(|has_store| !has_store) => Err(no_store()),
@@ -91,6 +90,19 @@ impl Manager {
     /// Refuses everybody while this node does not serve.
     pub(in crate::agent) fn require_service(&self) -> Result<(), ManagerError> {
         if *self.store.borrow() { self.require_office() } else { Err(no_store()) }
+    }
+
+    /// The same, after a moment in which that may pass.
+    pub(super) async fn service_soon(&self) -> Result<(), ManagerError> {
+        self.reaches_store_soon().await;
+        self.require_service()
+    }
+
+    /// Whether the store is reached within a moment: whoever comes from a manager that has died may come while etcd
+    /// elects a leader.
+    async fn reaches_store_soon(&self) -> bool {
+        let mut store = self.store.subscribe();
+        timeout(MOMENT, store.wait_for(|has_store| *has_store)).await.is_ok()
     }
 
     fn is_in_office(&self) -> bool {

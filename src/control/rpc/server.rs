@@ -50,8 +50,8 @@ pub trait ManagerApi: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why it cannot.
-    fn knows_managers(&self) -> Result<(), ManagerError> {
-        Ok(())
+    fn knows_managers(&self) -> impl Answer<()> {
+        async { Ok(()) }
     }
 
     /// Brings what this manager knows up to what all of them have acknowledged.
@@ -320,7 +320,7 @@ impl<M: ManagerApi> Service<M> {
         }
         self.api.serves()?;
         if T::METHOD.requires() == Role::Manager && !T::METHOD.is_of_one_manager() {
-            self.api.knows_managers()?;
+            self.api.knows_managers().await?;
         }
         let enough = may();
         let request = request.into_inner();
