@@ -2,8 +2,9 @@
 //!
 //! One list with an epoch for the whole cluster: a newer one replaces an older one, and names again
 //! whoever is still to be refused. It says as well who is a manager no more, whose certificates may say
-//! otherwise for long. A node is named until its last certificate has expired; how long
-//! that is, and that the list is not too long for the key channel, is `control::state`'s business.
+//! otherwise for long. A removed node is named until its last certificate has expired, a former manager for good, as
+//! signatures outlive certificates; how long that is, and that the list is not too long for the key channel, is
+//! `control::state`'s business.
 
 use std::collections::{BTreeMap, BTreeSet};
 
