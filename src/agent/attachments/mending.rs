@@ -276,31 +276,25 @@ mod tests {
     async fn nobody_waits_while_a_manager_is_told_of_endpoints_that_are_gone() {
         let mut lab = Lab::new().await;
         lab.follow_endpoint_here().await;
-        let silent = SilentManager::new(&lab).await;
-        let mut telling = Box::pin(lab.attachments.reconcile(Some(&silent.client)));
-        tokio::select! {
-            ended = &mut telling => panic!("the manager was not told: {ended:?}"),
-            () = silent.asked() => {}
-        }
-        tokio::select! {
-            ended = telling => panic!("others waited for the manager: {ended:?}"),
-            () = lab.attachments.open() => {}
-        }
+        assert_manager_is_asked_and_nobody_waits(&lab).await;
     }
 
     #[tokio::test]
     async fn nobody_waits_while_a_manager_is_to_know_an_endpoint_again() {
         let lab = Lab::new().await;
-        let held = lab.held(1);
-        lab.attachments.put(held).await.expect("written");
-        let silent = SilentManager::new(&lab).await;
-        let mut telling = Box::pin(lab.attachments.reconcile(Some(&silent.client)));
+        lab.attachments.put(lab.held(1)).await.expect("written");
+        assert_manager_is_asked_and_nobody_waits(&lab).await;
+    }
+
+    async fn assert_manager_is_asked_and_nobody_waits(lab: &Lab) {
+        let silent = SilentManager::new(lab).await;
+        let mut asking = Box::pin(lab.attachments.reconcile(Some(&silent.client)));
         tokio::select! {
-            ended = &mut telling => panic!("the manager was not asked: {ended:?}"),
+            ended = &mut asking => panic!("the manager was not asked: {ended:?}"),
             () = silent.asked() => {}
         }
         tokio::select! {
-            ended = telling => panic!("others waited for the manager: {ended:?}"),
+            ended = asking => panic!("others waited for the manager: {ended:?}"),
             () = lab.attachments.open() => {}
         }
     }
