@@ -19,6 +19,7 @@ use super::underlay::Narrow;
 use crate::boot_time::BootTime;
 use crate::cluster::{NetworkView, View};
 use crate::control::identity::NodeIdentity;
+use crate::control::store::local::{Hearsay, Moved};
 use crate::forward::Tables;
 use crate::id::{
     EndpointId, Epoch, LaneCount, LaneId, LinkSlot, NetworkId, NodeId, PortHold, PortSlot, Version, VtepSlot,
@@ -40,7 +41,7 @@ pub(crate) struct DataPlane {
     peers: watch::Sender<BTreeMap<NodeId, PeerSpec>>,
     followed: watch::Sender<Version>,
     removed: watch::Sender<Removed>,
-    passed_on: watch::Sender<BTreeMap<NetworkId, SignedMembership>>,
+    hearsay: watch::Sender<Hearsay>,
     /// When a peer was asked for a membership of a network.
     asked: std::sync::Mutex<BTreeMap<NetworkId, BootTime>>,
 }
@@ -67,7 +68,7 @@ impl DataPlane {
             peers: watch::Sender::default(),
             followed: watch::Sender::default(),
             removed: watch::Sender::default(),
-            passed_on: watch::Sender::default(),
+            hearsay: watch::Sender::default(),
             asked: std::sync::Mutex::default(),
         }
     }
@@ -97,9 +98,9 @@ impl DataPlane {
         self.removed.subscribe()
     }
 
-    /// The memberships that peers passed on and that the view has not, whenever they change.
-    pub(crate) fn passed_on(&self) -> watch::Receiver<BTreeMap<NetworkId, SignedMembership>> {
-        self.passed_on.subscribe()
+    /// What peers have told and the view has not, whenever it changes.
+    pub(crate) fn hearsay(&self) -> watch::Receiver<Hearsay> {
+        self.hearsay.subscribe()
     }
 
     /// The view that the lanes forward by.
@@ -113,7 +114,7 @@ impl DataPlane {
         let version = view.version;
         placement.follow(self.heard().follow(view));
         self.tell_removed(&placement);
-        self.tell_passed_on(&placement);
+        self.tell_hearsay(&placement);
         self.settle(&mut placement).await?;
         self.followed.send_replace(version);
         Ok(())
@@ -124,8 +125,20 @@ impl DataPlane {
         let mut placement = self.placement.lock().await;
         let Some(view) = self.heard().hear(node, at) else { return Ok(false) };
         placement.follow(view);
+        self.tell_hearsay(&placement);
         self.settle(&mut placement).await?;
         Ok(true)
+    }
+
+    /// Follows what nodes told the last agent of this node, where the view is not newer; of those alone that it has keys
+    /// with, for only they say it again.
+    pub(crate) async fn recall(&self, mut moved: BTreeMap<NodeId, Moved>) -> Result<(), LaneGone> {
+        let mut placement = self.placement.lock().await;
+        let peers = placement.peers();
+        moved.retain(|node, _| peers.contains_key(node));
+        placement.follow(self.heard().recall(moved));
+        self.tell_hearsay(&placement);
+        self.settle(&mut placement).await
     }
 
     /// Has every lane send and receive by its share of these sockets from now on; without new ones for ESP, by those that
@@ -223,7 +236,7 @@ impl DataPlane {
         let mut placement = self.placement.lock().await;
         let adopted = placement.adopt(signed);
         if adopted == Ok(true) {
-            self.tell_passed_on(&placement);
+            self.tell_hearsay(&placement);
             self.settle(&mut placement).await?;
         }
         Ok(adopted.map(|_| ()))
@@ -379,9 +392,9 @@ impl DataPlane {
         });
     }
 
-    fn tell_passed_on(&self, placement: &Placement) {
-        let now = placement.passed_on();
-        self.passed_on.send_if_modified(|told| {
+    fn tell_hearsay(&self, placement: &Placement) {
+        let now = Hearsay { memberships: placement.passed_on(), moved: self.heard().said().clone() };
+        self.hearsay.send_if_modified(|told| {
             let is_news = *told != now;
             *told = now;
             is_news

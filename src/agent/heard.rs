@@ -5,43 +5,48 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cluster::{Node, View};
+use crate::control::store::local::Moved;
 use crate::id::NodeId;
 use crate::negotiate::Whereabouts;
 
 /// What nodes have said since a view last changed it.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
-    said: BTreeMap<NodeId, Claim>,
+    said: BTreeMap<NodeId, Moved>,
     /// The view as it came.
     view: Arc<View>,
-}
-
-#[derive(Debug)]
-struct Claim {
-    at: Whereabouts,
-    /// Where the view had the node then. As soon as it has it elsewhere, the view is newer.
-    viewed: Whereabouts,
 }
 
 impl Heard {
     /// A new view, with what nodes have said since.
     pub(crate) fn follow(&mut self, view: Arc<View>) -> Arc<View> {
         self.view = view;
-        self.said.retain(|node, claim| whereabouts(&self.view, *node) == Some(claim.viewed));
+        self.said.retain(|node, moved| whereabouts(&self.view, *node) == Some(moved.viewed));
         self.corrected()
+    }
+
+    /// What nodes said to the last agent of this node, as far as the view is none the wiser; the view with it.
+    pub(crate) fn recall(&mut self, said: BTreeMap<NodeId, Moved>) -> Arc<View> {
+        self.said = said;
+        self.follow(Arc::clone(&self.view))
+    }
+
+    /// What nodes have said that the view has not.
+    pub(crate) const fn said(&self) -> &BTreeMap<NodeId, Moved> {
+        &self.said
     }
 
     /// Takes what a node says of itself; the view with it, where that makes a difference.
     pub(crate) fn hear(&mut self, node: NodeId, at: Whereabouts) -> Option<Arc<View>> {
         let viewed = whereabouts(&self.view, node)?;
-        let before = self.said.get(&node).map_or(viewed, |claim| claim.at);
+        let before = self.said.get(&node).map_or(viewed, |moved| moved.at);
         if at == before {
             return None;
         }
         if at == viewed {
             self.said.remove(&node);
         } else {
-            self.said.insert(node, Claim { at, viewed });
+            self.said.insert(node, Moved { at, viewed });
         }
         Some(self.corrected())
     }
@@ -52,8 +57,8 @@ impl Heard {
         }
         let mut view = View::clone(&self.view);
         for node in view.networks.values_mut().flat_map(|network| &mut network.nodes) {
-            if let Some(claim) = self.said.get(&node.id) {
-                (node.advertise, node.data) = (claim.at.advertise, claim.at.data);
+            if let Some(Moved { at, .. }) = self.said.get(&node.id) {
+                (node.advertise, node.data) = (at.advertise, at.data);
             }
         }
         Arc::new(view)
@@ -108,6 +113,24 @@ mod tests {
         assert_eq!(whereabouts(&back, peer(2)), Some(at(2)));
         assert!(heard.hear(peer(9), at(9)).is_none());
         assert!(heard.said.is_empty());
+    }
+
+    #[test]
+    fn what_the_last_agent_was_told_counts_unless_the_view_is_newer() {
+        let mut cluster = PaperCluster::new();
+        let network = cluster.network(1, 1, &[2, 3]);
+        let view = cluster.view(vec![network], &[]);
+        let mut heard = Heard::default();
+        heard.follow(view);
+        let said = [
+            (peer(2), Moved { at: at(77), viewed: at(2) }),
+            (peer(3), Moved { at: at(88), viewed: at(33) }),
+            (peer(9), Moved { at: at(99), viewed: at(9) }),
+        ];
+        let recalled = heard.recall(BTreeMap::from(said));
+        assert_eq!(whereabouts(&recalled, peer(2)), Some(at(77)));
+        assert_eq!(whereabouts(&recalled, peer(3)), Some(at(3)), "the view came after it");
+        assert_eq!(heard.said().keys().copied().collect::<Vec<_>>(), [peer(2)]);
     }
 
     fn at(host: u8) -> Whereabouts {

@@ -1,7 +1,6 @@
 //! The view of the cluster, as a manager tells it: followed by the lanes at once, and written down for the next start,
-//! with the memberships that peers passed on and that it has not.
+//! with what peers told and it has not.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -14,24 +13,23 @@ use super::standing::Standing;
 use crate::api::ApiError;
 use crate::cluster::View;
 use crate::control::store::Store;
-use crate::id::NetworkId;
-use crate::membership::SignedMembership;
-use crate::worker::LaneGone;
+use crate::control::store::local::Hearsay;
 
 /// What the next start is to know.
 #[derive(Debug, Clone)]
 pub(super) struct Outlook {
     view: Arc<View>,
-    passed_on: BTreeMap<NetworkId, SignedMembership>,
+    hearsay: Hearsay,
 }
 
-/// Follows the memberships that this node knew when it last ran and that its view has not: who was left out stays so
-/// where no manager can be reached. Called before it serves anybody.
+/// Follows what peers had told this node when it last ran and its view has not: who was left out stays so, and who has
+/// moved is found, where no manager can be reached. Called before it serves anybody.
 pub(super) async fn recall(store: &Store, dataplane: &DataPlane) -> anyhow::Result<()> {
     let store = store.clone();
-    for (network, signed) in blocking(move || store.passed_on()).await? {
-        let adopted = dataplane.adopt(&signed).await;
-        let adopted = adopted.map_err(|LaneGone| anyhow::anyhow!("a packet lane has ended"))?;
+    let Hearsay { memberships, moved } = blocking(move || store.hearsay()).await?;
+    dataplane.recall(moved).await?;
+    for (network, signed) in memberships {
+        let adopted = dataplane.adopt(&signed).await?;
         if let Err(error) = adopted {
             tracing::warn!(%network, %error, "a membership in the state file is not believed");
         }
@@ -47,18 +45,17 @@ pub(super) async fn follow(
     file: impl File<Outlook>,
     failed: mpsc::Sender<anyhow::Error>,
 ) {
-    let mut passed_on = dataplane.passed_on();
-    let outlook =
-        Outlook { view: Arc::clone(&views.borrow()), passed_on: passed_on.borrow_and_update().clone() };
+    let mut hearsay = dataplane.hearsay();
+    let outlook = Outlook { view: Arc::clone(&views.borrow()), hearsay: hearsay.borrow_and_update().clone() };
     let outlook = watch::Sender::new(outlook);
     let saving = saving::keep(outlook.subscribe(), "the view was", saving::PAUSE, file);
     let following = async {
         loop {
             let changed = tokio::select! {
                 changed = views.changed() => changed,
-                Ok(()) = passed_on.changed() => {
-                    let now = passed_on.borrow_and_update().clone();
-                    outlook.send_modify(|outlook| outlook.passed_on = now);
+                Ok(()) = hearsay.changed() => {
+                    let now = hearsay.borrow_and_update().clone();
+                    outlook.send_modify(|outlook| outlook.hearsay = now);
                     continue;
                 }
             };
@@ -67,7 +64,7 @@ pub(super) async fn follow(
             }
             let view = Arc::clone(&views.borrow_and_update());
             let view = standing.follow(view, office.manager().is_some());
-            // Before the memberships that it has: none is forgotten until the view is saved.
+            // Before what peers told of it: none of that is forgotten until the view is saved.
             outlook.send_modify(|outlook| outlook.view = Arc::clone(&view));
             if let Err(gone) = dataplane.follow(view).await {
                 let _ = failed.send(gone.into()).await;
@@ -97,10 +94,10 @@ impl OutlookFile {
 
 impl File<Outlook> for OutlookFile {
     async fn save(&mut self, outlook: Outlook) -> Result<(), ApiError> {
-        let Outlook { view, passed_on } = outlook;
+        let Outlook { view, hearsay } = outlook;
         let new = (!Arc::ptr_eq(&view, &self.written)).then_some(view);
         let (store, saved) = (self.store.clone(), new.clone());
-        blocking(move || store.put_outlook(saved.as_deref(), &passed_on)).await?;
+        blocking(move || store.put_outlook(saved.as_deref(), &hearsay)).await?;
         if let Some(view) = new {
             self.standing.stored(&view.roots);
             self.written = view;
@@ -119,6 +116,8 @@ mod tests {
     use crate::control::trust::Trust;
     use crate::id::Version;
     use crate::io::clock::wall_clock;
+    use crate::membership::SignedMembership;
+    use crate::negotiate::Whereabouts;
 
     /// A disk that never comes back.
     struct Stuck;
@@ -168,18 +167,47 @@ mod tests {
         following.abort();
     }
 
+    #[tokio::test]
+    async fn node_that_has_moved_is_found_though_the_agent_dies_before_a_manager_tells_of_it() {
+        let mut lab = Lab::new();
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::create(dir.path()).expect("a state file");
+        let file =
+            OutlookFile::new(store.clone(), Arc::clone(&lab.standing), Arc::clone(&lab.views.borrow()));
+        let following = lab.follow(file);
+        let network = lab.cluster.network(1, 5, &[2, 3]);
+        lab.views.send_replace(lab.cluster.view(vec![network], &[]));
+        lab.expect_followed(1).await;
+        let at = |port| std::net::SocketAddr::from(([192, 0, 2, 77], port));
+        let there = Whereabouts { advertise: at(2377), data: at(4500) };
+        assert_eq!(lab.dataplane.hear(peer(2), there).await, Ok(true));
+        expect("the move is saved", || !store.hearsay().expect("read").moved.is_empty()).await;
+
+        let again = lab.cluster.dataplane();
+        let view = store.view().expect("read").expect("saved");
+        again.follow(Arc::new(view)).await.expect("a lane");
+        recall(&store, &again).await.expect("read");
+        assert_eq!(again.peers().borrow()[&peer(2)].node.data, there.data);
+        assert_ne!(again.peers().borrow()[&peer(3)].node.data, there.data);
+        following.abort();
+    }
+
     async fn expect_saved(store: &Store, version: u64, passed_on: &[SignedMembership]) {
-        let is_saved = || {
+        expect("it is saved", || {
             let view = store.view().expect("read").unwrap_or_default();
-            let kept = store.passed_on().expect("read");
+            let kept = store.hearsay().expect("read").memberships;
             view.version == Version::new(version) && kept.values().eq(passed_on)
-        };
-        let saved = async {
-            while !is_saved() {
+        })
+        .await;
+    }
+
+    async fn expect(what: &str, is_so: impl Fn() -> bool) {
+        let so = async {
+            while !is_so() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), saved).await.expect("it is not saved");
+        assert!(tokio::time::timeout(Duration::from_secs(10), so).await.is_ok(), "not so: {what}");
     }
 
     struct Lab {

@@ -28,6 +28,7 @@ use std::marker::PhantomData;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 use super::reason::Reason;
 use crate::id::{BootId, Epoch, LaneId, NetworkId};
@@ -63,7 +64,7 @@ pub struct Hello {
 }
 
 /// Where a node is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Whereabouts {
     /// Its TLS port: key channels and, on a manager, the manager API.
     pub advertise: SocketAddr,

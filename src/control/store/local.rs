@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::file::Keep;
 use super::{Store, StoreError, Table, shared};
 use crate::cluster::{CniAttachment, Endpoint, View};
-use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkId, NetworkName, RuntimeName};
+use crate::id::{EndpointId, HostName, IfName, MacAddr, NetworkId, NetworkName, NodeId, RuntimeName};
 use crate::membership::{SignedMembership, SignedRemovals};
+use crate::negotiate::Whereabouts;
 use crate::rate::RateLimits;
 
 /// Where a node is reached and whom it asks.
@@ -98,6 +99,24 @@ pub struct Attachment {
     pub mtu: Option<u16>,
 }
 
+/// What peers have told and the last view has not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hearsay {
+    /// Memberships of networks.
+    pub memberships: BTreeMap<NetworkId, SignedMembership>,
+    /// Where nodes are.
+    pub moved: BTreeMap<NodeId, Moved>,
+}
+
+/// Where a node says that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// There.
+    pub at: Whereabouts,
+    /// Where the view had it then. As soon as it has it elsewhere, the view is newer.
+    pub viewed: Whereabouts,
+}
+
 impl Store {
     /// Keeps the node's identity: its certificate, key and trust roots, opaque to the store.
     ///
@@ -178,30 +197,31 @@ impl Store {
         self.read(|r| r.get(&Table::new(NODE_TABLE), VIEW))
     }
 
-    /// Keeps the memberships that peers told before a manager did, in place of those before, and with them a new view, if
-    /// there is one. What that has is not among them any more, so one is not kept without the other.
+    /// Keeps what peers told before a manager did, in place of what they told before, and with it a new view, if there is
+    /// one. What that has is not among it any more, so one is not kept without the other.
     ///
     /// # Errors
-    /// When they cannot be written; then neither is.
-    pub fn put_outlook(
-        &self,
-        view: Option<&View>,
-        passed_on: &BTreeMap<NetworkId, SignedMembership>,
-    ) -> Result<(), StoreError> {
+    /// When it cannot be written; then neither is.
+    pub fn put_outlook(&self, view: Option<&View>, hearsay: &Hearsay) -> Result<(), StoreError> {
         self.write(|w| {
             if let Some(view) = view {
                 w.put(&Table::new(NODE_TABLE), VIEW, view)?;
             }
-            w.put(&Table::new(NODE_TABLE), MEMBERSHIPS, passed_on)
+            w.put(&Table::new(NODE_TABLE), MEMBERSHIPS, &hearsay.memberships)?;
+            w.put(&Table::new(NODE_TABLE), MOVED, &hearsay.moved)
         })
     }
 
-    /// The memberships that peers told before a manager did.
+    /// What peers told before a manager did.
     ///
     /// # Errors
-    /// When they cannot be read.
-    pub fn passed_on(&self) -> Result<BTreeMap<NetworkId, SignedMembership>, StoreError> {
-        Ok(self.read(|r| r.get(&Table::new(NODE_TABLE), MEMBERSHIPS))?.unwrap_or_default())
+    /// When it cannot be read.
+    pub fn hearsay(&self) -> Result<Hearsay, StoreError> {
+        self.read(|r| {
+            let memberships = r.get(&Table::new(NODE_TABLE), MEMBERSHIPS)?.unwrap_or_default();
+            let moved = r.get(&Table::new(NODE_TABLE), MOVED)?.unwrap_or_default();
+            Ok(Hearsay { memberships, moved })
+        })
     }
 
     /// Keeps the newest list of removed nodes, which peers may tell before a manager does.
@@ -284,7 +304,7 @@ const DOCKER_NETWORKS: Table<NetworkId> = Table::new("docker_networks");
 /// anew, and how this one enters a store that managers share.
 pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {
     [ATTACHMENTS.name, DOCKER_NETWORKS.name].contains(&table)
-        || (table == NODE_TABLE && [VIEW, MEMBERSHIPS, REMOVALS, shared::KEPT].contains(&key))
+        || (table == NODE_TABLE && [VIEW, MEMBERSHIPS, MOVED, REMOVALS, shared::KEPT].contains(&key))
 }
 
 /// Whether a table is the node's own, and not the cluster's.
@@ -302,4 +322,5 @@ pub(super) const IDENTITY: &str = "identity";
 pub(super) const SETTINGS: &str = "settings";
 const VIEW: &str = "view";
 const MEMBERSHIPS: &str = "memberships";
+const MOVED: &str = "moved";
 const REMOVALS: &str = "removals";
