@@ -4,6 +4,7 @@
 //! Who may change them and how is `control::state`'s business.
 
 mod managers;
+mod mtu;
 mod rotation;
 mod tokens;
 
@@ -19,6 +20,7 @@ use crate::id::{
 use crate::membership::{Roots, SignedMembership, SignedRemovals};
 
 pub use managers::ManagerState;
+pub use mtu::{inner_mtu, overhead};
 pub use rotation::RotationStep;
 
 pub use self::tokens::{TokenInfo, TokenName, TokenState};

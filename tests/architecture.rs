@@ -48,8 +48,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("api", &["id", "drop_reason", "rate", "unlock_key", "file_lock", "cluster", "sa", "events"]),
     ("cli", &["id", "drop_reason", "rate", "unlock_key", "cluster", "sa", "events", "config", "api"]),
     (
-        // It builds everything, with the overheads of `wire` in its MTUs and the counters of `datapath`
-        // in its answers.
+        // It builds everything, with the counters of `datapath` in its answers.
         "agent",
         &[
             "id",

@@ -26,7 +26,7 @@ use super::attachments::blocking;
 use super::dataplane::DataPlane;
 use super::office::Office;
 use super::sockets::{ChosenBy, DataSockets, bind_tls, bind_vxlan};
-use crate::cluster::{NetworkView, Node};
+use crate::cluster::{NetworkView, Node, inner_mtu};
 use crate::config::OffloadConfig;
 use crate::control::listener::{Doors, listen};
 use crate::control::rpc::ManagerClient;
@@ -40,7 +40,6 @@ use crate::io::clock::boot_time;
 use crate::io::netlink::{InterfaceAddress, LinkChanges, Netlink};
 use crate::io::netns::NetNs;
 use crate::negotiate::Whereabouts;
-use crate::wire::{esp, ethernet, ipv4, ipv6, udp, vxlan};
 use crate::worker::LaneGone;
 
 /// MTU of the interface that holds an address of this host, in bytes.
@@ -284,13 +283,13 @@ async fn addresses() -> anyhow::Result<Vec<InterfaceAddress>> {
 /// of its members without a fragment, or the operator's if that is less. The underlay of the node
 /// `this` has the MTU `own`, if it is known better than by the view.
 pub(crate) fn effective_mtu(view: &NetworkView, this: NodeId, own: Option<u32>) -> u16 {
-    let overhead = overhead_of(view);
-    let fits = smallest(view, this, own).map(|(_, mtu)| mtu.saturating_sub(overhead));
+    let fits = |underlay| inner_mtu(underlay, view.network.encrypted, is_over_ipv6(view));
+    let left = smallest(view, this, own).map(|(_, underlay)| fits(underlay));
     let wanted = view.network.mtu.map(u32::from);
-    let mtu = match (wanted, fits) {
-        (Some(wanted), Some(fits)) => wanted.min(fits),
+    let mtu = match (wanted, left) {
+        (Some(wanted), Some(left)) => wanted.min(left),
         (Some(mtu), None) | (None, Some(mtu)) => mtu,
-        (None, None) => DEFAULT_UNDERLAY_MTU - overhead,
+        (None, None) => fits(DEFAULT_UNDERLAY_MTU),
     };
     u16::try_from(mtu).unwrap_or(MAX_MTU).clamp(least_mtu(view), MAX_MTU)
 }
@@ -307,17 +306,9 @@ fn least_mtu(view: &NetworkView) -> u16 {
     if has_ipv6 { LEAST_MTU_IPV6 } else { LEAST_MTU_IPV4 }
 }
 
-/// What a full packet of a container grows by on the underlay.
-fn overhead_of(view: &NetworkView) -> u32 {
-    let over_ipv6 = view.nodes.iter().any(|node| node.data.is_ipv6());
-    let encrypted = view.network.encrypted;
-    let ip = if over_ipv6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
-    let plain = ip + udp::HEADER_LEN + vxlan::HEADER_LEN + ethernet::HEADER_LEN;
-    match (encrypted, over_ipv6) {
-        (true, false) => esp::OVERHEAD_IPV4.into(),
-        (true, true) => esp::OVERHEAD_IPV6.into(),
-        (false, _) => u32::try_from(plain).expect("headers are short"),
-    }
+/// Whether some member is reached over IPv6, which has the longer header.
+fn is_over_ipv6(view: &NetworkView) -> bool {
+    view.nodes.iter().any(|node| node.data.is_ipv6())
 }
 
 /// Ethernet's: what a network without a member that says more is cut to.
@@ -344,6 +335,7 @@ mod tests {
     use super::*;
     use crate::control::trust::Trust;
     use crate::io::clock::wall_clock;
+    use crate::wire::{esp, ethernet, ipv4, ipv6, udp, vxlan};
 
     #[tokio::test]
     async fn move_whose_tls_port_is_taken_leaves_everything_and_is_finished_when_the_port_is_free() {
@@ -446,10 +438,31 @@ mod tests {
             ([1500, 9000], Some(9000), 8908),
             ([9000, 9000], Some(1500), 1408),
             ([9000, 1400], Some(9000), 1308),
+            ([1450, 1500], None, 1356),
+            ([9001, 9001], Some(9001), 8908),
             ([65_535, 65_535], Some(65_535), MAX_MTU),
         ] {
             let view = network(&cluster, None, underlays);
             assert_eq!(effective_mtu(&view, this, own), expected, "{underlays:?} {own:?}");
+        }
+    }
+
+    /// Also where ESP pads, as on underlays of 1,450, 1,442 and 9,001 bytes.
+    #[test]
+    fn longest_frame_fits_through_any_underlay_and_no_longer_one_does() {
+        let headers = |ip: usize| ip + udp::HEADER_LEN;
+        for (ip, over_ipv6) in [(headers(ipv4::HEADER_LEN), false), (headers(ipv6::HEADER_LEN), true)] {
+            let frame = |mtu: u32| ethernet::HEADER_LEN + usize::try_from(mtu).expect("small");
+            let sealed = |mtu| ip + esp::sealed_len(frame(mtu));
+            let plain = |mtu| ip + vxlan::HEADER_LEN + frame(mtu);
+            for underlay in (1_400..1_510).chain(8_990..9_010) {
+                let fits = usize::try_from(underlay).expect("small");
+                let mtu = inner_mtu(underlay, true, over_ipv6);
+                assert!((14..=mtu).all(|mtu| sealed(mtu) <= fits), "{underlay}");
+                assert!(sealed(mtu + 1) > fits, "{underlay}");
+                let mtu = inner_mtu(underlay, false, over_ipv6);
+                assert_eq!(plain(mtu), fits, "{underlay}");
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::{least_mtu, overhead_of, smallest};
-use crate::cluster::NetworkView;
+use super::{is_over_ipv6, least_mtu, smallest};
+use crate::cluster::{NetworkView, inner_mtu, overhead};
 use crate::id::{HostName, NetworkName, NodeId};
 
 /// A network whose interfaces may not be so small that their packets fit through an underlay.
@@ -15,7 +15,9 @@ pub(crate) struct Narrow {
     /// The member with the smallest underlay, and that one's MTU in bytes.
     node: HostName,
     underlay: u32,
-    overhead: u32,
+    /// What fits through it, and what the underlay would need for [`Self::mtu`].
+    fits: u32,
+    needed: u32,
 }
 
 impl Narrow {
@@ -23,22 +25,22 @@ impl Narrow {
     /// MTU `own`, if it is known better than by the view.
     pub(crate) fn of(view: &NetworkView, this: NodeId, own: Option<u32>) -> Option<Self> {
         let (node, underlay) = smallest(view, this, own)?;
-        let (mtu, overhead) = (least_mtu(view), overhead_of(view));
-        (underlay < u32::from(mtu) + overhead).then(|| Self {
+        let (encrypted, over_ipv6) = (view.network.encrypted, is_over_ipv6(view));
+        let (mtu, fits) = (least_mtu(view), inner_mtu(underlay, encrypted, over_ipv6));
+        (fits < u32::from(mtu)).then(|| Self {
             network: view.network.name.clone(),
             mtu,
             node: node.name.clone(),
             underlay,
-            overhead,
+            fits,
+            needed: u32::from(mtu) + overhead(encrypted, over_ipv6),
         })
     }
 }
 
 impl fmt::Display for Narrow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { network, mtu, node, underlay, overhead } = self;
-        let fits = underlay.saturating_sub(*overhead);
-        let needed = u32::from(*mtu) + overhead;
+        let Self { network, mtu, node, underlay, fits, needed } = self;
         write!(
             f,
             "network {network}: its interfaces have an MTU of {mtu}, the least that IP allows them, but packets \
@@ -67,7 +69,7 @@ mod tests {
         assert_eq!(narrow(&view, 1372), None);
         let told = narrow(&view, 1371).expect("a byte is missing").to_string();
         for part in
-            ["MTU of 1280", "above 1279 bytes", "MTU of 1372, now 1371", "without IPv6", "send_failed"]
+            ["MTU of 1280", "above 1276 bytes", "MTU of 1372, now 1371", "without IPv6", "send_failed"]
         {
             assert!(told.contains(part), "{part} is not in: {told}");
         }

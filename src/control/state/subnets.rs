@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::addresses;
 use super::error::StateError;
 use super::model::Model;
-use crate::cluster::{Node, Subnet};
+use crate::cluster::{Node, Subnet, inner_mtu};
 
 /// The most subnets of one network.
 pub(super) const MOST_SUBNETS: usize = 8;
@@ -72,7 +72,7 @@ pub(super) fn check_mtu(
         return Err(StateError::Mtu { mtu, family, least, most: MOST_MTU });
     }
     for node in model.nodes.values() {
-        let fits = node.underlay_mtu.saturating_sub(overhead(node.data.is_ipv6(), encrypted));
+        let fits = inner_mtu(node.underlay_mtu, encrypted, node.data.is_ipv6());
         if u32::from(mtu) > fits {
             let (node, underlay) = (node.name.clone(), node.underlay_mtu);
             return Err(StateError::MtuOverUnderlay { mtu, node, underlay, fits });
@@ -137,16 +137,6 @@ fn check_one(subnet: &Subnet) -> Result<(), StateError> {
         }
     }
     Ok(())
-}
-
-/// Bytes that a container's packet grows by on the underlay, the outer IP header included.
-const fn overhead(ipv6_underlay: bool, encrypted: bool) -> u32 {
-    match (encrypted, ipv6_underlay) {
-        (true, false) => 92,
-        (true, true) => 112,
-        (false, false) => 50,
-        (false, true) => 70,
-    }
 }
 
 /// RFC 791: what every host must take.
