@@ -100,6 +100,7 @@ pub(super) async fn init(
         data: SocketAddr::new(data_ip, request.data_port),
         managers: vec![request.advertise],
         interface: None,
+        advertised_here: false,
     };
     let sockets = Sockets::bind(&settings, ChosenBy::Init, lanes, config.offload).await.map_err(cannot)?;
     let node = |identity: &NodeIdentity, mtu| Node {
@@ -175,7 +176,9 @@ pub(super) async fn join(
     // The cluster's data port is known only afterwards; the addresses are tried before anybody is asked.
     let listen = everywhere(advertise);
     let data = SocketAddr::new(data_ip, 0);
-    let mut settings = NodeSettings { listen, advertise, data, managers: vec![manager], interface: None };
+    let managers = vec![manager];
+    let mut settings =
+        NodeSettings { listen, advertise, data, managers, interface: None, advertised_here: false };
     let tried = Sockets::bind(&settings, ChosenBy::Join, lanes, offload).await.map_err(cannot)?;
     let machine = Joining {
         host: host_name(),

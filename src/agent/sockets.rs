@@ -158,7 +158,8 @@ mod tests {
     }
 
     fn at(listen: SocketAddr, data: SocketAddr) -> NodeSettings {
-        NodeSettings { listen, advertise: listen, data, managers: Vec::new(), interface: None }
+        let managers = Vec::new();
+        NodeSettings { listen, advertise: listen, data, managers, interface: None, advertised_here: false }
     }
 
     #[tokio::test]

@@ -123,9 +123,10 @@ impl Follower {
     /// Looks once; the error is why what there is cannot be followed.
     async fn look(&mut self) -> anyhow::Result<()> {
         let held = addresses().await?;
-        let before = self.home.settings.interface.clone();
+        let before = self.home.settings.clone();
         let others = self.others().await;
         match self.home.look(&held, &others, boot_time()) {
+            Seen::Here if self.home.settings != before => self.save().await,
             Seen::Here => {}
             Seen::Gone(Some(settings)) => self.relocate(*settings, &held).await?,
             Seen::Gone(None) => anyhow::bail!(
@@ -133,9 +134,6 @@ impl Follower {
                 self.home.settings.advertise.ip(),
                 self.home.settings.data.ip()
             ),
-        }
-        if self.home.settings.interface != before {
-            self.save().await;
         }
         self.look_for_vxlan().await?;
         let data = self.home.settings.data.ip();
@@ -414,6 +412,7 @@ mod tests {
             data: free,
             managers: Vec::new(),
             interface: None,
+            advertised_here: false,
         }
     }
 

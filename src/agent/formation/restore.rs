@@ -139,5 +139,6 @@ fn settings(before: &NodeSettings, request: &RestoreRequest) -> NodeSettings {
         data: SocketAddr::new(request.data_ip.unwrap_or(data_ip), before.data.port()),
         managers: vec![advertise],
         interface: None,
+        advertised_here: false,
     }
 }

@@ -16,8 +16,6 @@ use crate::io::netlink::InterfaceAddress;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Home {
     pub(super) settings: NodeSettings,
-    /// Whether this host was seen to hold the advertised address.
-    advertised_here: bool,
     gone_since: Option<BootTime>,
 }
 
@@ -32,17 +30,17 @@ pub(crate) enum Seen {
 
 impl Home {
     pub(crate) const fn new(settings: NodeSettings) -> Self {
-        Self { settings, advertised_here: false, gone_since: None }
+        Self { settings, gone_since: None }
     }
 
     /// Holds the settings against the addresses of the host; `others` are where other nodes are.
     pub(crate) fn look(&mut self, held: &[InterfaceAddress], others: &[SocketAddr], now: BootTime) -> Seen {
         let is_held = |ip: IpAddr| held.iter().any(|held| held.address.addr() == ip);
-        let NodeSettings { listen, advertise, data, .. } = &self.settings;
-        self.advertised_here |= is_held(advertise.ip());
+        let NodeSettings { listen, advertise, data, advertised_here, .. } = &mut self.settings;
+        *advertised_here |= is_held(advertise.ip());
         let may_go = [
             Some(data.ip()),
-            Some(advertise.ip()).filter(|ip| self.advertised_here || *ip == data.ip()),
+            Some(advertise.ip()).filter(|ip| *advertised_here || *ip == data.ip()),
             Some(listen.ip()).filter(|ip| !ip.is_unspecified()),
         ];
         let gone: Vec<IpAddr> = may_go.into_iter().flatten().filter(|ip| !is_held(*ip)).collect();
@@ -75,7 +73,7 @@ impl Home {
 
     /// The node uses these settings from now on.
     pub(crate) fn settle(&mut self, settings: NodeSettings) {
-        *self = Self { advertised_here: self.advertised_here, ..Self::new(settings) };
+        *self = Self::new(settings);
     }
 }
 
@@ -197,7 +195,7 @@ mod tests {
         look(&mut translated, &["eth0 192.0.2.1/24"], 0);
         look(&mut translated, &["eth0 192.0.2.7/24"], 100);
         let moved = expect_moved(look(&mut translated, &["eth0 192.0.2.7/24"], 500));
-        assert_eq!(moved, settings("203.0.113.1", "192.0.2.7"));
+        assert_eq!(moved, NodeSettings { advertised_here: false, ..settings("203.0.113.1", "192.0.2.7") });
 
         let mut own = home("198.51.100.1", "192.0.2.1");
         look(&mut own, &["eth0 192.0.2.1/24", "eth0 198.51.100.1/24"], 0);
@@ -216,8 +214,18 @@ mod tests {
         assert_eq!(moved.listen, "192.0.2.7:2377".parse().expect("an address"));
     }
 
+    #[test]
+    fn advertised_address_of_its_own_that_goes_while_no_agent_runs_goes_with_the_host() {
+        let mut before = home("198.51.100.1", "192.0.2.1");
+        look(&mut before, &["eth0 192.0.2.1/24", "eth0 198.51.100.1/24"], 0);
+        let mut after = Home::new(before.settings);
+        assert_eq!(look(&mut after, &["eth0 192.0.2.1/24"], 0), Seen::Gone(None));
+        let moved = expect_moved(look(&mut after, &["eth0 192.0.2.1/24"], 500));
+        assert_eq!(moved, settings("192.0.2.1", "192.0.2.1"));
+    }
+
     fn home(advertise: &str, data: &str) -> Home {
-        Home::new(settings(advertise, data))
+        Home::new(NodeSettings { advertised_here: false, ..settings(advertise, data) })
     }
 
     fn settings(advertise: &str, data: &str) -> NodeSettings {
@@ -228,6 +236,7 @@ mod tests {
             data: at(data, 4500),
             managers: vec![at(advertise, 2377)],
             interface: Some("eth0".parse().expect("a name")),
+            advertised_here: true,
         }
     }
 

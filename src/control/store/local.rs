@@ -30,6 +30,10 @@ pub struct NodeSettings {
     /// The interface that held the data address when the agent last looked.
     #[serde(default)]
     pub interface: Option<IfName>,
+    /// Whether this host was seen to hold the address that is advertised: otherwise it may be one that a router
+    /// translates.
+    #[serde(default)]
+    pub advertised_here: bool,
 }
 
 /// A network namespace, and what proves that a path still leads to the same one.

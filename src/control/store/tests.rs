@@ -327,6 +327,7 @@ fn settings() -> NodeSettings {
         data: "192.0.2.1:4500".parse().unwrap(),
         managers: vec!["192.0.2.9:2377".parse().unwrap()],
         interface: Some("eth0".parse().unwrap()),
+        advertised_here: true,
     }
 }
 
