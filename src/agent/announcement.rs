@@ -5,6 +5,8 @@
 //! another address, nobody could find it otherwise. Certificates prove who speaks, as on every key
 //! channel; an address that a manager says is one more to try, where its certificate is asked for again.
 //!
+//! A peer that is to connect to this node and does not may look for it where it was before. It is told as well.
+//!
 //! A node that does not connect to a peer by itself dials it once for this. A manager is believed once it has
 //! been told who was removed and says so again: one that was replaced meanwhile ends by that list.
 
@@ -128,7 +130,7 @@ pub(crate) struct Crier {
 
 struct Untold {
     node: Node,
-    /// This node has moved and it has not heard of that; otherwise it has no session with this manager.
+    /// This node has moved and it has not heard of that; otherwise this node hears nothing of it.
     has_moved: bool,
     is_dialed: bool,
     due: BootTime,
@@ -199,17 +201,16 @@ impl Crier {
         others.into_values().filter(|node| node.id != self.keys.node && !connects(&node.id)).collect()
     }
 
-    /// A manager looks for nodes that have no session with it.
+    /// Looks for peers that have not connected, and, on a manager, for nodes that have no session with it.
     async fn look(&mut self) {
-        let manager = self.office.manager();
-        if manager.is_none() && self.untold.is_empty() {
+        let mut absent = self.silent();
+        if let Some(manager) = self.office.manager() {
+            absent.extend(manager.absent().await);
+        }
+        if absent.is_empty() && self.untold.is_empty() {
             return;
         }
         let others = self.others().await;
-        let absent = match manager {
-            Some(manager) => manager.absent().await,
-            None => BTreeSet::new(),
-        };
         self.untold.retain(|id, untold| {
             if untold.has_moved { others.iter().any(|node| node.id == *id) } else { absent.contains(id) }
         });
@@ -218,6 +219,13 @@ impl Crier {
             let due = boot_time() + LOOK_INTERVAL;
             self.untold.entry(node.id).or_insert_with(|| Untold::new(node, false, due));
         }
+    }
+
+    /// The peers that are to connect to this node, and that it has no keys with.
+    fn silent(&self) -> BTreeSet<NodeId> {
+        let (peers, keyed) = (self.keys.dataplane.peers(), self.keys.keyed());
+        let peers = peers.borrow();
+        peers.keys().filter(|id| self.keys.node < **id && !keyed.contains(*id)).copied().collect()
     }
 
     fn dial(&mut self) {

@@ -1,6 +1,6 @@
 //! What all peers of this node share when they agree on keys, and what `overlayd peers` shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -139,6 +139,13 @@ impl Keys {
     /// How far the keys of each link are.
     pub(crate) fn status(&self) -> BTreeMap<LinkKey, LinkStatus> {
         self.lock_status().clone()
+    }
+
+    /// The peers that some network's keys are in use with.
+    pub(super) fn keyed(&self) -> BTreeSet<NodeId> {
+        let status = self.lock_status();
+        let keyed = status.iter().filter(|(_, status)| status.established.is_some());
+        keyed.map(|((_, node), _)| *node).collect()
     }
 
     /// Waits a moment until the keys of a network's links are in use, or an attempt has failed:

@@ -20,6 +20,7 @@ tests! {
     nodes_that_move_at_once_find_each_other_through_the_manager
     node_that_moves_is_found_by_its_peers_without_a_manager
     agent_that_starts_on_a_host_with_another_address_is_found
+    agent_that_starts_where_it_was_before_a_move_is_found_without_a_manager
     address_that_is_taken_and_given_again_changes_nothing
 }
 
@@ -98,6 +99,29 @@ fn agent_that_starts_on_a_host_with_another_address_is_found() {
     }
 }
 
+/// The last view had it there all the time, and its peers were told otherwise.
+fn agent_that_starts_where_it_was_before_a_move_is_found_without_a_manager() {
+    let (swarm, containers, plain) = swarm(Family::V4);
+    swarm.agent(1).kill();
+    let workers = &containers[1..];
+    // Whichever of two nodes has the larger id connects.
+    for (number, other) in [(2, 3), (3, 2)] {
+        replace_address(&swarm, Family::V4, number);
+        let told = || swarm.agent(other).log().contains("a peer is elsewhere now");
+        assert!(eventually(PATIENCE, told), "{}", swarm.agent(other).log());
+        swarm.agent(number).kill();
+        put_address_back(&swarm, Family::V4, number);
+        // What it was told is remembered.
+        swarm.agent(other).kill();
+        swarm.start(other);
+        swarm.start(number);
+        let started = boot_time();
+        await_ping(&swarm, &workers[0], &workers[1], started);
+        await_ping(&swarm, &workers[1], &workers[0], started);
+        await_ping(&swarm, &plain[1], &plain[2], started);
+    }
+}
+
 fn address_that_is_taken_and_given_again_changes_nothing() {
     let (swarm, containers, plain) = swarm(Family::V4);
     let host = swarm.lab.host(2);
@@ -134,13 +158,23 @@ fn swarm(family: Family) -> (Swarm, Vec<Attached>, Vec<Attached>) {
 fn replace_address(swarm: &Swarm, family: Family, number: usize) -> BootTime {
     let host = swarm.lab.host(number);
     let old = family.of(host);
+    change_address(host, old, moved(old));
+    boot_time()
+}
+
+fn put_address_back(swarm: &Swarm, family: Family, number: usize) {
+    let host = swarm.lab.host(number);
+    let old = family.of(host);
+    change_address(host, moved(old), old);
+}
+
+fn change_address(host: &Host, from: IpAddr, to: IpAddr) {
     Netlink::within(host.namespace(), |netlink| {
         let link = netlink.link(&Host::underlay_name())?;
-        netlink.remove_address(&link, subnet(old))?;
-        netlink.add_address(&link, subnet(moved(old)))
+        netlink.remove_address(&link, subnet(from))?;
+        netlink.add_address(&link, subnet(to))
     })
     .unwrap();
-    boot_time()
 }
 
 /// Where a host moves to.
