@@ -36,18 +36,19 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
     });
     let attachments = member.attachments.all().await?;
     for attachment in &attachments {
-        let is_ready = attachment.state == AttachmentState::Ready;
-        let why = member.attachments.trouble_of(attachment.id);
-        if attachment.state == AttachmentState::Held
-            && let Some(why) = &why
-        {
-            let (id, network) = (attachment.id, &attachment.network);
-            warnings.push(format!("endpoint {id} of network {network}, of Docker's: {why}"));
-        }
-        if is_ready && member.dataplane.port(attachment.id).await.is_none() {
-            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-            let (id, network) = (attachment.id, &attachment.network);
-            warnings.push(format!("endpoint {id} of network {network} has no interface{why}"));
+        let (id, network) = (attachment.id, &attachment.network);
+        let has_port = member.dataplane.port(id).await.is_some();
+        let what = match attachment.state {
+            AttachmentState::Ready if !has_port => " has no interface",
+            AttachmentState::Held => ", of Docker's",
+            AttachmentState::Ready | AttachmentState::Pending => "",
+        };
+        match member.attachments.trouble_of(id) {
+            Some(why) => warnings.push(format!("endpoint {id} of network {network}{what}: {why}")),
+            None if attachment.state == AttachmentState::Ready && !has_port => {
+                warnings.push(format!("endpoint {id} of network {network}{what}"));
+            }
+            None => {}
         }
     }
     warnings.extend(member.attachments.lost());

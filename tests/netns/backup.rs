@@ -24,6 +24,7 @@ tests! {
     manager_restored_in_its_place_needs_no_hand_elsewhere
     manager_is_restored_under_the_root_that_took_anothers_place
     nodes_removed_since_the_backup_are_members_again
+    container_whose_address_is_anothers_since_the_restore_is_told_of
     backup_of_a_locked_manager_is_refused_and_its_restore_may_be_locked_anew
     backup_is_refused_where_there_is_nothing_to_back_up_or_something_in_the_way
     backup_on_a_full_disk_leaves_nothing
@@ -215,6 +216,28 @@ fn nodes_removed_since_the_backup_are_members_again() {
     let ids = |nodes: &ListNodesResponse| nodes.nodes.iter().map(|node| node.node.id).collect::<Vec<_>>();
     assert_eq!(ids(&after), ids(&nodes));
     swarm.assert_joined(two, three);
+}
+
+/// It was attached after the backup, and the manager that is restored does not know of it.
+fn container_whose_address_is_anothers_since_the_restore_is_told_of() {
+    let swarm = Swarm::formed(2, Family::V4, Underlay::default());
+    swarm.create_encrypted("red");
+    let file = back_up(&swarm, "correct horse battery");
+    let two = swarm.attach(2, "red", "two");
+    let address = two.address(Family::V4).to_string();
+    swarm.agent(2).kill();
+    swarm.agent(1).kill();
+    std::fs::remove_dir_all(swarm.agent(1).state_dir()).unwrap();
+    swarm.start(1);
+    restore(swarm.agent(1), &file, &[]);
+    let _one = swarm.attach_with(1, "red", "one", &["--ip", &address]);
+    swarm.start(2);
+    let (id, taken) = (two.endpoint().id.to_string(), format!("address {address} is taken"));
+    let is_told = |text: &str| text.contains(&id) && text.contains(&taken);
+    let warned = || swarm.agent(2).status().warnings.iter().any(|warning| is_told(warning));
+    assert!(eventually(PATIENCE, warned), "{:?}", swarm.agent(2).status());
+    let verified = swarm.agent(2).verification();
+    assert!(is_told(&verified) && verified.contains("not in the view"), "{verified}");
 }
 
 fn backup_of_a_locked_manager_is_refused_and_its_restore_may_be_locked_anew() {

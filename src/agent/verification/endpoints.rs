@@ -59,13 +59,16 @@ async fn endpoint(
         return Ok(differs(&is, "gone as well", "removes it within 2 s"));
     };
     let mut items = Vec::new();
+    let trouble = member.attachments.trouble_of(attachment.id);
     if member.attachments.is_known(attachment).await {
         items.push(VerifiedItem::ok(Verified::Endpoint, &of, "attached, in the view"));
     } else {
-        let how = "tells the manager within 2 s, or when there is a session with one";
-        items.extend(differs("attached, not in the view", "in the view", how));
+        let how = match &trouble {
+            Some(trouble) => format!("tells the manager every two seconds, and fails: {trouble}"),
+            None => "tells the manager within 2 s, or when there is a session with one".to_owned(),
+        };
+        items.extend(differs("attached, not in the view", "in the view", &how));
     }
-    let trouble = member.attachments.trouble_of(attachment.id);
     let lanes = member
         .dataplane
         .port(attachment.id)
