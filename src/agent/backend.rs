@@ -199,6 +199,7 @@ impl Inner {
         let is_last = member.manager().is_some_and(|manager| manager.is_alone());
         *self.member.write().await = None;
         member.stop().await;
+        departure::turn_away(&member).await?;
         departure::let_go(member).await;
         let store = self.store.clone();
         blocking(move || {

@@ -3,9 +3,11 @@
 //! Nothing is forgotten before the manager has agreed. By force the node's endpoints go first, then the
 //! manager is told if it can be, and then all is forgotten either way.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attachments::blocking;
 use super::member::Member;
 use crate::api::ApiError;
 use crate::control::rpc::messages;
@@ -37,6 +39,20 @@ pub(super) async fn force(member: &Member) -> Result<Option<String>, ApiError> {
         Ok(Err(error)) => Some(error.message),
         Err(_elapsed) => Some(format!("no manager has answered within {} s", PATIENCE.as_secs())),
     })
+}
+
+/// Ends every connection of a node that has left, and lets nobody who came by one change its cluster's state any
+/// more. Called once its ports are closed: who is refused there would take itself for removed.
+pub(super) async fn turn_away(member: &Member) -> Result<(), ApiError> {
+    if let Some(manager) = member.manager() {
+        blocking(move || {
+            manager.state.retire();
+            Ok::<_, ApiError>(())
+        })
+        .await?;
+    }
+    member.credentials.change_trust(|trust| trust.with_known(BTreeSet::new()));
+    Ok(())
 }
 
 /// Waits until nobody uses a member that was stopped, so that its ports can be had again.

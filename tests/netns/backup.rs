@@ -22,6 +22,7 @@ tests! {
     manager_restored_on_another_machine_has_its_nodes_back_while_traffic_goes_on
     manager_that_was_replaced_and_knows_nobody_ends_too_when_it_is_started_again
     manager_restored_in_its_place_needs_no_hand_elsewhere
+    manager_restored_by_the_agent_that_left_its_cluster_has_its_nodes_back
     manager_is_restored_under_the_root_that_took_anothers_place
     nodes_removed_since_the_backup_are_members_again
     container_whose_address_is_anothers_since_the_restore_is_told_of
@@ -164,6 +165,16 @@ fn manager_restored_in_its_place_needs_no_hand_elsewhere() {
     swarm.assert_joined(two, three);
     let one = swarm.attach(1, "red", "new");
     swarm.assert_joined(&one, two);
+}
+
+fn manager_restored_by_the_agent_that_left_its_cluster_has_its_nodes_back() {
+    let (swarm, containers) = Swarm::formed(2, Family::V4, Underlay::default()).with_containers();
+    let file = back_up(&swarm, "correct horse battery");
+    swarm.agent(1).done(&["leave", "--force"]);
+    restore(swarm.agent(1), &file, &[]);
+    await_nodes(swarm.agent(1), 1);
+    let one = swarm.attach(1, "red", "new");
+    swarm.assert_joined(&one, &containers[1]);
 }
 
 fn manager_is_restored_under_the_root_that_took_anothers_place() {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use overlayd::api::types::{
-    ChangeNodeResponse, InitResponse, InspectNodeResponse, JoinResponse, LeaveResponse, ListNodesResponse,
-    NodeState, RemoveNodeResponse,
+    ChangeNodeResponse, InitResponse, InspectNodeResponse, JoinResponse, LeaveResponse, ListNetworksResponse,
+    ListNodesResponse, NodeState, RemoveNodeResponse,
 };
 use overlayd::boot_time::BootTime;
 use overlayd::control::identity::NodeIdentity;
@@ -32,6 +32,7 @@ tests! {
     node_is_removed_only_by_force_while_it_is_connected_or_has_endpoints
     node_leaves_by_force_without_its_manager
     manager_gives_its_cluster_up_only_by_force
+    nodes_of_a_cluster_that_was_given_up_get_nothing_from_the_next_one_and_do_it_no_harm
     only_managers_remove_inspect_and_change_nodes_and_there_stays_one_manager
 }
 
@@ -250,6 +251,29 @@ fn manager_gives_its_cluster_up_only_by_force() {
     swarm.agent(2).done(&["leave", "--force"]);
     assert!(!two.read("/proc/thread-self/net/dev").contains("eth0"));
     swarm.init(Family::V4);
+}
+
+fn nodes_of_a_cluster_that_was_given_up_get_nothing_from_the_next_one_and_do_it_no_harm() {
+    let (swarm, _, containers) = formed_with_containers(2);
+    swarm.agent(1).done(&["leave", "--force"]);
+    let is_left =
+        || swarm.agent(2).status().cluster.unwrap().managers.iter().all(|manager| !manager.connected);
+    assert!(eventually(SECOND * 10, is_left), "{}", swarm.agent(2).log());
+    swarm.init(Family::V4);
+    swarm.create_encrypted("new");
+    // Its agent would tell the manager of that.
+    drop(containers);
+    std::thread::sleep(SECOND * 4);
+    assert!(swarm.agent(2).try_ask::<ListNodesResponse>(&["node", "ls"]).is_none());
+    swarm.agent(1).kill();
+    swarm.start(1);
+    let networks: ListNetworksResponse = swarm.agent(1).ask(&["ls"]);
+    assert_eq!(
+        networks.networks.iter().map(|network| network.network.name.as_str()).collect::<Vec<_>>(),
+        ["new"]
+    );
+    let nodes: ListNodesResponse = swarm.agent(1).ask(&["node", "ls"]);
+    assert_eq!(nodes.nodes.len(), 1);
 }
 
 fn only_managers_remove_inspect_and_change_nodes_and_there_stays_one_manager() {

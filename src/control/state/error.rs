@@ -74,6 +74,8 @@ pub enum StateError {
     TooManyRoots { count: usize },
     #[error("node {node}, which was asked, is no manager any more: ask another")]
     Dismissed { node: NodeId },
+    #[error("the manager that was asked has left the cluster: ask another")]
+    Retired,
     #[error("node {node} is a worker, and {what} is for managers: ask {}", managers.join(" or "))]
     NotManager { node: HostName, what: &'static str, managers: Vec<String> },
 
@@ -255,6 +257,7 @@ impl StateError {
             | Self::NotManager { .. }
             | Self::EndpointElsewhere { .. } => ErrorKind::Denied,
             Self::Dismissed { .. }
+            | Self::Retired
             | Self::PoolExhausted { .. }
             | Self::VnisExhausted
             | Self::NetworkFull { .. }

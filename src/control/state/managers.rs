@@ -6,11 +6,12 @@
 //! anew in the same transaction, which is why another manager has to make it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::model::{Change, Model};
-use super::{ClusterState, StateError};
+use super::{ClusterState, NO_PANIC, StateError};
 use crate::cluster::{Node, Role};
 use crate::control::store::Table;
 use crate::id::{HostName, NodeId, Version};
@@ -91,7 +92,17 @@ impl ClusterState {
         self.require_office(&self.model()).is_ok()
     }
 
+    /// Changes nothing from now on, whoever still asks: this node has left the cluster, and what lies where its state
+    /// was may be another's. Returns once no change is under way.
+    pub fn retire(&self) {
+        let _changing = self.inner.changing.lock().expect(NO_PANIC);
+        self.inner.retired.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn require_office(&self, model: &Model) -> Result<(), StateError> {
+        if self.inner.retired.load(Ordering::Relaxed) {
+            return Err(StateError::Retired);
+        }
         let Some(Office { node, issued_at }) = self.inner.office.get() else { return Ok(()) };
         let is_manager = model.nodes.get(node).is_some_and(|node| node.role == Role::Manager);
         let is_stale = model.demoted.get(node).is_some_and(|demoted| issued_at() <= demoted.at);

@@ -36,6 +36,7 @@ mod wording;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::thread::Thread;
 use std::time::Duration;
@@ -100,6 +101,8 @@ struct Inner {
     rows: RwLock<ClusterRows>,
     sign: Box<SignPayload>,
     office: OnceLock<managers::Office>,
+    /// This node has left the cluster.
+    retired: AtomicBool,
     queue: Queue,
     /// Who changes the memory or what is written; readers are not kept waiting by its way to the disk.
     changing: Mutex<Memory>,
@@ -249,6 +252,7 @@ impl ClusterState {
             rows: RwLock::new(rows),
             sign,
             office: OnceLock::new(),
+            retired: AtomicBool::new(false),
             queue: Queue::default(),
             changing: Mutex::new(Memory::new(revision)),
             follower: OnceLock::new(),
