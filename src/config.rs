@@ -5,6 +5,7 @@
 //! an [`AgentConfig`] and hands it to the agent; nothing else reads the file or the environment.
 
 mod limits;
+mod log_filter;
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use self::limits::LoweredLimits;
+pub use self::log_filter::LogFilter;
 use crate::id::{LaneCount, LaneId};
 use crate::sa::{LimitOverrides, Suite};
 
@@ -140,39 +142,6 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
-}
-
-/// What is logged: a level, or directives as `tracing_subscriber` has them.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct LogFilter(String);
-
-impl LogFilter {
-    /// The directives, which parse.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for LogFilter {
-    fn default() -> Self {
-        Self("info".into())
-    }
-}
-
-impl TryFrom<String> for LogFilter {
-    type Error = String;
-
-    fn try_from(directives: String) -> Result<Self, String> {
-        match tracing_subscriber::EnvFilter::try_new(&directives) {
-            Ok(_) if !directives.trim().is_empty() => Ok(Self(directives)),
-            Ok(_) => Err("log level is empty: write error, warn, info, debug or trace".into()),
-            Err(e) => Err(format!(
-                "log level {directives:?} is not valid ({e}): write error, warn, info, debug or trace, \
-                 or directives like \"info,overlayd::control=debug\""
-            )),
-        }
-    }
 }
 
 /// How much broadcast and multicast one container may send: a token bucket.
@@ -613,6 +582,8 @@ mod tests {
             ("[log]\nformat = \"xml\"", 2, "`xml`"),
             ("[log]\nlevel = \"loud=very\"", 2, "\"loud=very\""),
             ("[log]\nlevel = \"\"", 2, "log level is empty"),
+            ("[log]\nlevel = \"inof\"", 2, "log level \"inof\" is none: write error, warn, info"),
+            ("[log]\nlevel = \"info, overlaid=debug,verbose\"", 2, "log level \"verbose\" is none"),
             ("socket = \"agent.sock\"", 1, "not absolute"),
             ("socket = 7", 1, "integer `7`"),
             (
