@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::leftovers;
+use super::underlay::LEAST_MTU_IPV6;
 use crate::api::ApiError;
 use crate::api::types::{AttachRequest, AttachedContainer, NetnsReference};
 use crate::cluster::{Endpoint, Network, NetworkView};
@@ -127,7 +128,13 @@ pub(super) fn gateways(endpoint: &Endpoint, network: &Network) -> Vec<IpAddr> {
 pub(super) fn set_mtu(attachment: &Attachment, mtu: u16) -> Result<(), ApiError> {
     let Some(netns) = open(&attachment.netns)? else { return Ok(()) };
     let set = Netlink::within(&netns, |netlink| match ours(netlink, attachment.id)? {
-        Some(link) => netlink.set_mtu(&link, mtu.into()),
+        Some(link) => {
+            netlink.set_mtu(&link, mtu.into())?;
+            let is_ipv6_back = link.mtu < LEAST_MTU_IPV6.into() && mtu >= LEAST_MTU_IPV6;
+            let mut addresses = attachment.endpoint.iter().flat_map(|endpoint| &endpoint.addresses);
+            let is_wanted = addresses.any(|address| address.addr().is_ipv6());
+            if is_ipv6_back && !is_wanted { netlink.remove_link_local(&link) } else { Ok(()) }
+        }
         None => Ok(()),
     });
     set.map_err(failed)
@@ -263,6 +270,11 @@ impl From<PortError> for ApiError {
         match &error {
             PortError::NameTaken { .. } => Self::conflict(error.to_string()),
             PortError::Namespace(NetNsError::NotFound { .. }) => Self::not_found(error.to_string()),
+            PortError::Netlink(refused) if refused.is_denied() => Self::conflict(format!(
+                "{error}: IPv6 is switched off in the container; switch it on there (sysctl \
+                 net.ipv6.conf.all.disable_ipv6=0 and net.ipv6.conf.default.disable_ipv6=0), or attach it to a network \
+                 without IPv6 subnets"
+            )),
             PortError::Tap(_) | PortError::Namespace(_) | PortError::Netlink(_) => {
                 Self::internal(error.to_string())
             }

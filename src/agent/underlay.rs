@@ -313,7 +313,7 @@ fn is_over_ipv6(view: &NetworkView) -> bool {
 const DEFAULT_UNDERLAY_MTU: u32 = 1500;
 /// Below it the kernel takes IPv6 from an interface, with its addresses (`addrconf_notify` in
 /// net/ipv6/addrconf.c), and RFC 8200 §5 allows no less: what then does not fit is lost and counted.
-const LEAST_MTU_IPV6: u16 = 1280;
+pub(super) const LEAST_MTU_IPV6: u16 = 1280;
 /// What every host must take (RFC 791 §3.1); the kernel learns of no smaller path (`ip_rt_min_pmtu`).
 const LEAST_MTU_IPV4: u16 = 576;
 /// Where interfaces come and go by the hundred, one look is for many of them.

@@ -36,6 +36,7 @@ tests! {
     mtu_out_of_range_is_refused
     unknown_network_is_named
     addresses_that_cannot_be_had_are_refused
+    container_without_ipv6_is_told
     used_up_subnet_is_told
     unknown_namespace_is_named
     interface_names_that_cannot_be_had_are_refused
@@ -344,6 +345,24 @@ fn addresses_that_cannot_be_had_are_refused() {
     }
     assert_eq!(swarm.agent(1).inspect("red").endpoints.len(), 1);
     assert_eq!(swarm.agent(1).stats().endpoints.len(), 1);
+}
+
+/// As Docker leaves those without an IPv6 network.
+fn container_without_ipv6_is_told() {
+    let (swarm, _) = formed();
+    swarm.create_encrypted("red");
+    let container = swarm.lab.host(1).container("c1").unwrap();
+    let switch_off = || {
+        ["all", "default"]
+            .map(|of| std::fs::write(format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6"), "1").unwrap())
+    };
+    container.run_in(switch_off).unwrap();
+    let refusal = swarm.agent(1).refused(&["attach", "red", "--netns", "c1"]);
+    for part in ["IPv6 is switched off in the container", "disable_ipv6=0", "without IPv6 subnets"] {
+        assert!(refusal.contains(part), "{part} is not in: {refusal}");
+    }
+    swarm.create(&["--encrypted", "--subnet", "10.9.0.0/24", "blue"]);
+    swarm.agent(1).done(&["attach", "blue", "--netns", "c1"]);
 }
 
 fn used_up_subnet_is_told() {

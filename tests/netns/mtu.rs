@@ -22,6 +22,7 @@ tests! {
     nothing_is_fragmented_over_ipv4_whatever_the_mtu
     nothing_is_fragmented_over_ipv6_whatever_the_mtu
     containers_follow_the_underlay_up_and_down
+    container_without_ipv6_has_none_after_an_underlay_that_was_too_small_for_it
     smaller_underlay_counts_at_once_without_a_manager
     agent_that_starts_on_another_underlay_fits_its_containers
 }
@@ -221,6 +222,27 @@ fn agent_that_starts_on_another_underlay_fits_its_containers() {
     swarm.start(2);
     await_mtu(&swarm, &[&one, &two], 2_908);
     swarm.assert_joined(&one, &two);
+}
+
+/// With an MTU below 1,280 the kernel takes IPv6 from an interface, and gives it again with a larger one.
+fn container_without_ipv6_has_none_after_an_underlay_that_was_too_small_for_it() {
+    let swarm = Swarm::formed(2, Family::V4, Underlay::default());
+    let containers = containers(&swarm, true, &[V4_SUBNET]);
+    let [one, two] = &containers;
+    for (underlay, mtu) in [(1_300, 1_208), (1_500, 1_408)] {
+        set_underlay_mtu(swarm.lab.host(2), underlay);
+        await_mtu(&swarm, &[one, two], mtu);
+    }
+    for container in &containers {
+        let addresses = || {
+            let addresses = |netlink: &Netlink| netlink.addresses_of(&netlink.link(container.ifname())?);
+            Netlink::within(container.container.namespace(), addresses).unwrap()
+        };
+        assert!(eventually(PATIENCE, || addresses() == container.endpoint().addresses), "{:?}", addresses());
+    }
+    for agent in &swarm.agents {
+        agent.done(&["status", "--verify"]);
+    }
 }
 
 /// Two hosts with a container each that reach each other.

@@ -155,6 +155,20 @@ impl Netlink {
         )
     }
 
+    /// Takes the IPv6 link-local addresses away that the kernel gave the interface by itself, as it does where an MTU
+    /// becomes large enough for IPv6, and has it give none.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn remove_link_local(&self, link: &Link) -> Result<(), NetlinkError> {
+        self.set_link_local_generation(link, In6AddrGenMode::None)?;
+        let given = self.addresses_of(link)?.into_iter().filter(|address| match address {
+            IpNet::V6(address) => address.addr().is_unicast_link_local(),
+            IpNet::V4(_) => false,
+        });
+        given.into_iter().try_for_each(|address| self.remove_address(link, address))
+    }
+
     /// Sets the Ethernet address.
     ///
     /// # Errors
@@ -341,6 +355,11 @@ impl NetlinkError {
             io::Error::other(error.to_string())
         };
         Self::Refused { action: action.to_string(), source }
+    }
+
+    /// The kernel refused an address of IPv6, which is switched off (`disable_ipv6`).
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EACCES))
     }
 
     /// The kernel refused because the thing exists already.
