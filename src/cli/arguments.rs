@@ -217,7 +217,7 @@ pub struct InitArguments {
     /// Address, and port if not 2377, where other nodes reach this one
     #[arg(long, value_name = "IP[:PORT]", value_parser = reachable_address)]
     advertise_addr: SocketAddr,
-    /// Address, and port if not the advertised one, to listen on [default: every address]
+    /// Address, and port if not the advertised one, to listen on [default: every address of its family]
     #[arg(long, value_name = "IP[:PORT]")]
     listen_addr: Option<String>,
     /// Address that carries the data [default: the advertised one]

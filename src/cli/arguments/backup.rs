@@ -39,7 +39,7 @@ pub struct RestoreArguments {
     /// Address, and port if not 2377, where nodes reach this one [default: the manager's, as before]
     #[arg(long, value_name = "IP[:PORT]", value_parser = reachable_address)]
     advertise_addr: Option<SocketAddr>,
-    /// Address, and port if not the advertised one, to listen on [default: every address]
+    /// Address, and port if not the advertised one, to listen on [default: every address of its family]
     #[arg(long, value_name = "IP[:PORT]", requires = "advertise_addr")]
     listen_addr: Option<String>,
     /// Address that carries the data [default: the advertised one]

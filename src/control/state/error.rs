@@ -109,6 +109,13 @@ pub enum StateError {
     NoNetwork { name: NetworkName },
     #[error("network name {name} is taken: choose another, or remove that one first")]
     NetworkExists { name: NetworkName },
+    #[error("network name {name} could be the id of another network: choose another")]
+    NetworkNameIsId { name: NetworkName },
+    #[error(
+        "node {node} carries data over {} ({data}), and network {network} over {} (node {member} at {at}), so that no packet \
+         would pass between them: it has to join with a --data-addr of {}", family(*data), family(*at), family(*at)
+    )]
+    OtherFamily { network: NetworkName, node: HostName, data: IpAddr, member: HostName, at: IpAddr },
     #[error("network {name} is in use by {}: detach them first", joined(endpoints, *more))]
     NetworkInUse { name: NetworkName, endpoints: Vec<String>, more: usize },
     #[error(
@@ -227,6 +234,7 @@ impl StateError {
             | Self::AddressReserved { .. }
             | Self::TwoAddresses { .. }
             | Self::Mac { .. }
+            | Self::NetworkNameIsId { .. }
             | Self::TooManyRoots { .. } => ErrorKind::Invalid,
             Self::NoCluster
             | Self::NoNode { .. }
@@ -245,6 +253,7 @@ impl StateError {
             | Self::Drained { .. }
             | Self::NodeInSubnet { .. }
             | Self::NetworkExists { .. }
+            | Self::OtherFamily { .. }
             | Self::NetworkInUse { .. }
             | Self::SubnetTaken { .. }
             | Self::SubnetHoldsUnderlay { .. }
@@ -285,6 +294,10 @@ fn kind_of(error: &EtcdError) -> ErrorKind {
         | EtcdError::Compacted => ErrorKind::Unavailable,
         EtcdError::Newer { .. } | EtcdError::Refused { .. } | EtcdError::Key => ErrorKind::Internal,
     }
+}
+
+const fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 fn joined(named: &[String], more: usize) -> String {

@@ -52,6 +52,9 @@ impl ClusterState {
             if model.network_names.contains_key(&new.name) {
                 return Err(StateError::NetworkExists { name: new.name });
             }
+            if new.name.as_str().parse::<NetworkId>().is_ok() {
+                return Err(StateError::NetworkNameIsId { name: new.name });
+            }
             labels::check(&new.labels)?;
             labels::check(&new.node_labels)?;
             subnets::check(model, &new.subnets)?;

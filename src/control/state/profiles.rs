@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::model::{Change, Model};
+use super::network_state::NetworkState;
 use super::{ClusterState, StateError, labels};
 use crate::cluster::{Availability, Endpoint, Node, NodeProfile};
 use crate::id::{HostName, NetworkId, NetworkName, NodeId};
@@ -84,10 +85,27 @@ impl Model {
         let (node, profile) = (self.member(node)?, self.profiles.get(&node));
         if let Some(state) = self.networks.get(&network) {
             labels::admit(&state.network, node, profile)?;
+            self.admit_family(state, node)?;
         }
         match profile.map(|profile| profile.availability).unwrap_or_default() {
             Availability::Active => Ok(()),
             Availability::Drain => Err(StateError::Drained { node: node.name.clone(), id: node.id }),
+        }
+    }
+
+    /// Refuses a node whose data address the network's members, all of one family, have no way to from theirs.
+    fn admit_family(&self, state: &NetworkState, node: &Node) -> Result<(), StateError> {
+        let other =
+            state.members.keys().filter(|member| **member != node.id).find_map(|id| self.nodes.get(id));
+        match other {
+            Some(other) if other.data.is_ipv4() != node.data.is_ipv4() => Err(StateError::OtherFamily {
+                network: state.network.name.clone(),
+                node: node.name.clone(),
+                data: node.data.ip(),
+                member: other.name.clone(),
+                at: other.data.ip(),
+            }),
+            Some(_) | None => Ok(()),
         }
     }
 }

@@ -15,6 +15,28 @@ pub(super) fn network_name_that_is_taken() {
 }
 
 #[test]
+pub(super) fn network_name_that_could_be_an_id() {
+    let cluster = TestCluster::with_web();
+    let id = NetworkId::from_entropy([1; 16]);
+    cluster.refuses_network(
+        new_network(id.as_str(), &[]),
+        ErrorKind::Invalid,
+        &format!("network name {id} could be the id of another network: choose another"),
+    );
+}
+
+#[test]
+pub(super) fn endpoint_of_a_node_that_carries_data_over_the_other_family() {
+    let cluster = TestCluster::with_web();
+    cluster.state.attach(node_id(1), &request(1, "web")).unwrap();
+    cluster.state.add_node(Node { data: "[2001:db8::7]:4500".parse().unwrap(), ..node(7) }).unwrap();
+    let message = "node host-7 carries data over IPv6 (2001:db8::7), and network web over IPv4 (node host-1 at 192.0.2.1), so that no packet would pass between them: it has to join with a --data-addr of IPv4";
+    refused(cluster.state.attach(node_id(7), &request(2, "web")), ErrorKind::Conflict, message);
+    cluster.state.detach(node_id(1), endpoint_id(1)).unwrap();
+    cluster.state.attach(node_id(7), &request(2, "web")).unwrap();
+}
+
+#[test]
 pub(super) fn subnet_that_overlaps_another_networks() {
     let cluster = TestCluster::with_web();
     for subnet in ["10.1.0.0/25", "10.1.0.0/16", "10.1.0.0/24"] {
