@@ -43,7 +43,10 @@ impl Journal {
     pub(super) fn append(&mut self, batch: &[Told]) -> io::Result<()> {
         if self.size >= LARGEST_FILE {
             let (newer, older) = (self.dir.join(NEWER), self.dir.join(OLDER));
-            fs::rename(&newer, &older).map_err(|error| naming(&older, "write", &error))?;
+            // Where the next one could not be opened the last time, the full one has its place already.
+            if fs::metadata(&newer).is_ok_and(|newer| newer.len() >= LARGEST_FILE) {
+                fs::rename(&newer, &older).map_err(|error| naming(&older, "write", &error))?;
+            }
             (self.file, self.size) = open_newer(&self.dir)?;
         }
         let mut lines = Vec::new();

@@ -184,6 +184,34 @@ fn text_of_others_is_one_bounded_line() {
     assert_eq!((long.chars().count(), long.ends_with('…')), (300, true));
 }
 
+#[test]
+fn journal_whose_next_file_could_not_be_opened_goes_on_in_it_and_keeps_the_full_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (newer, older) = (dir.path().join("events.jsonl"), dir.path().join("events.1.jsonl"));
+    let recorded = |number| Recorded {
+        number,
+        time: Timestamp(UNIX_EPOCH),
+        event: Event::AgentStarted { version: "1".into() },
+    };
+    // What the attempt had come to when it failed: the next file is not there, or has just been made.
+    for is_made in [false, true] {
+        let full = serde_json::to_string(&recorded(1)).expect("JSON") + "\n" + &" ".repeat(4 << 20) + "\n";
+        std::fs::write(&newer, &full).expect("written");
+        let (mut journal, _) = Journal::open(dir.path()).expect("readable");
+        std::fs::rename(&newer, &older).expect("renamed");
+        if is_made {
+            std::fs::write(&newer, "").expect("made");
+        }
+        for number in [2, 3] {
+            journal.append(&[Told::Event(Box::new(recorded(number)))]).expect("written");
+        }
+        assert_eq!(std::fs::read_to_string(&older).expect("lines"), full);
+        let numbers: Vec<_> = journal::read(dir.path()).expect("readable").iter().map(|r| r.number).collect();
+        assert_eq!(numbers, [1, 2, 3]);
+        std::fs::remove_file(&newer).expect("removed");
+    }
+}
+
 /// One run of an agent, with as many events.
 async fn run(dir: &Path, count: usize) -> Events {
     let events = Events::open(dir);
