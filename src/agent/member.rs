@@ -195,6 +195,7 @@ impl Member {
         let follower = underlay::Follower {
             home: Home::new(settings),
             offload: config.offload,
+            receiving_lanes,
             store: store.clone(),
             dataplane: Arc::clone(&dataplane),
             client: client.clone(),

@@ -35,7 +35,7 @@ use crate::control::store::Store;
 use crate::control::store::local::NodeSettings;
 use crate::control::tls::Credentials;
 use crate::datapath::MAX_MTU;
-use crate::id::NodeId;
+use crate::id::{LaneCount, NodeId};
 use crate::io::clock::boot_time;
 use crate::io::netlink::{InterfaceAddress, LinkChanges, Netlink};
 use crate::io::netns::NetNs;
@@ -70,6 +70,8 @@ impl Underlay {
 pub(crate) struct Follower {
     pub(crate) home: Home,
     pub(crate) offload: OffloadConfig,
+    /// How many lanes keys are made for, whatever sockets follow.
+    pub(crate) receiving_lanes: LaneCount,
     pub(crate) store: Store,
     pub(crate) dataplane: Arc<DataPlane>,
     pub(crate) client: ManagerClient,
@@ -190,6 +192,16 @@ impl Follower {
         if settings.data != before.data {
             let lanes = self.dataplane.lane_count();
             let DataSockets { esp, vxlan, warnings } = DataSockets::bind(settings.data, lanes, self.offload)?;
+            // Keys name the lane that receives: as many of them do as did when the agent started.
+            if esp.receiving() < self.receiving_lanes {
+                anyhow::bail!(
+                    "only {} of the {} lanes that have keys would receive at {}{}",
+                    esp.receiving().get(),
+                    self.receiving_lanes.get(),
+                    settings.data,
+                    esp.refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default()
+                );
+            }
             self.without_vxlan = vxlan.as_ref().err().map(ToString::to_string);
             self.dataplane.rebind(Some(esp), vxlan.ok()).await?;
             self.warnings.send_replace(warnings.into_iter().chain(self.without_vxlan.clone()).collect());
@@ -354,6 +366,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn move_to_where_fewer_lanes_would_receive_than_have_keys_is_put_off() {
+        let mut lab = Lab::new([127, 77, 45, 4].into());
+        // Its lane is one of two, of which the kernel would have the first alone receive.
+        lab.follower.receiving_lanes = LaneCount::clamped(2);
+        let settings = settings_at([127, 77, 45, 5].into());
+        let before = lab.underlay.borrow().at;
+        lab.follower.relocate(settings.clone(), &[]).await.expect_err("packets would be lost");
+        assert_eq!((lab.underlay.borrow().at, lab.follower.home.settings.data), (before, before.data));
+        UdpSocket::bind(settings.data).expect("no lane has its port");
+
+        lab.follower.receiving_lanes = LaneCount::ONE;
+        lab.follower.relocate(settings.clone(), &[]).await.expect("every lane receives");
+        assert_eq!(lab.underlay.borrow().at.data, settings.data);
+    }
+
+    #[tokio::test]
     async fn plain_vxlan_is_carried_once_its_port_is_free() {
         let here = IpAddr::from([127, 77, 45, 3]);
         let mut lab = Lab::new(here);
@@ -391,6 +419,7 @@ mod tests {
             let follower = Follower {
                 home: Home::new(settings),
                 offload: OffloadConfig::default(),
+                receiving_lanes: LaneCount::ONE,
                 store: Store::create(dir.path()).expect("a state file"),
                 dataplane: Arc::new(cluster.dataplane()),
                 client: ManagerClient::new(credentials, Vec::new()),
