@@ -109,8 +109,8 @@ pub enum Delivery {
 /// What the control plane has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// An SA of the link crossed a soft limit, told once for each SA, or is at a hard one, told at most
-    /// once a second.
+    /// An SA of the link crossed a soft limit, told again every 2^20 packets, or is at a hard one, told at
+    /// most once a second.
     RekeyWanted {
         /// The link.
         link: LinkSlot,

@@ -10,7 +10,7 @@ use super::limits::Limits;
 use super::replay::ReplayWindow;
 use super::stack::made_on_heap;
 use super::suite::{KeyMaterial, SALT_LEN, Suite};
-use super::{HEADER_LEN, NEXT_HEADER_NONE, NEXT_HEADER_UDP, PADDING, TRAILER_LEN};
+use super::{HEADER_LEN, NEXT_HEADER_NONE, NEXT_HEADER_UDP, PADDING, REPORT_AGAIN, TRAILER_LEN};
 use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
 use crate::id::Spi;
@@ -28,7 +28,8 @@ pub struct InboundSa {
     packets: u64,
     bytes: u64,
     failed_opens: u64,
-    rekey_reported: bool,
+    /// Failures before which no new SA is asked for.
+    next_report: u64,
 }
 
 impl InboundSa {
@@ -49,7 +50,7 @@ impl InboundSa {
             packets: 0,
             bytes: 0,
             failed_opens: 0,
-            rekey_reported: false,
+            next_report: limits.failed_opens,
         })
     }
 
@@ -84,10 +85,14 @@ impl InboundSa {
         Ok(Authenticated { payload: &mut body[..payload_len] })
     }
 
-    /// True exactly once, when too many packets have failed the integrity check.
+    /// True when too many packets have failed the integrity check, and again every 2^20 that do.
     #[inline]
     pub fn wants_rekey(&mut self) -> bool {
-        self.failed_opens >= self.limits.failed_opens && !std::mem::replace(&mut self.rekey_reported, true)
+        let is_due = self.failed_opens >= self.next_report;
+        if is_due {
+            self.next_report = self.failed_opens + REPORT_AGAIN;
+        }
+        is_due
     }
 
     /// Our SPI.
@@ -186,3 +191,22 @@ fn without_tfc_padding(datagram: &[u8]) -> usize {
 }
 
 const UDP_HEADER_LEN: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_sa_is_asked_for_again_while_none_comes_and_forgeries_go_on() {
+        let key = KeyMaterial::new(Suite::Aes256Gcm, &[7; KeyMaterial::LEN]);
+        let limits = Limits { failed_opens: 3, ..Limits::standard(Suite::Aes256Gcm) };
+        let spi = Spi::new(0x1000).expect("no reserved SPI");
+        let mut sa = InboundSa::new(spi, key, limits, BootTime::default());
+        let mut asked = Vec::new();
+        for failed_opens in [2, 3, 4, (1 << 20) + 2, (1 << 20) + 3, (1 << 20) + 4, 1 << 22] {
+            sa.failed_opens = failed_opens;
+            asked.push(sa.wants_rekey());
+        }
+        assert_eq!(asked, [false, true, false, false, true, false, true]);
+    }
+}

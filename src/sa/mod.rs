@@ -42,6 +42,10 @@ pub const HEADER_LEN: usize = 16;
 /// The most bytes that sealing adds after the inner datagram: padding, trailer and ICV.
 pub const MAX_TRAILER_LEN: usize = 3 + TRAILER_LEN + aead::TAG_LEN;
 
+/// Packets after which a new SA is asked for again: who is told may be too busy to hear of it, and from
+/// the soft limit of AES-GCM to the hard one there are 128 times as many.
+const REPORT_AGAIN: u64 = 1 << 20;
+
 /// Padding length and next header.
 const TRAILER_LEN: usize = 2;
 

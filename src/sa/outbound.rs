@@ -7,7 +7,7 @@ use super::counter::Counter;
 use super::limits::Limits;
 use super::stack::made_on_heap;
 use super::suite::{KeyMaterial, Suite};
-use super::{HEADER_LEN, NEXT_HEADER_UDP, PADDING, TRAILER_LEN};
+use super::{HEADER_LEN, NEXT_HEADER_UDP, PADDING, REPORT_AGAIN, TRAILER_LEN};
 use crate::boot_time::BootTime;
 use crate::drop_reason::DropReason;
 use crate::id::Spi;
@@ -23,7 +23,8 @@ pub struct OutboundSa {
     expires_at: BootTime,
     packets: u64,
     bytes: u64,
-    rekey_reported: bool,
+    /// Packets before which no new SA is asked for, whatever limit has been crossed.
+    next_report: u64,
 }
 
 impl OutboundSa {
@@ -41,7 +42,7 @@ impl OutboundSa {
             expires_at: now + limits.hard_age,
             packets: 0,
             bytes: 0,
-            rekey_reported: false,
+            next_report: 0,
         })
     }
 
@@ -84,11 +85,15 @@ impl OutboundSa {
         Ok(Sealed { len })
     }
 
-    /// True exactly once, when a soft limit of packets or bytes has been crossed.
+    /// True when a soft limit of packets or bytes has been crossed, and again every 2^20 packets.
     #[inline]
     pub fn wants_rekey(&mut self) -> bool {
         let crossed = self.packets >= self.limits.soft_packets || self.bytes >= self.limits.hard_bytes / 2;
-        crossed && !std::mem::replace(&mut self.rekey_reported, true)
+        let is_due = crossed && self.packets >= self.next_report;
+        if is_due {
+            self.next_report = self.packets + REPORT_AGAIN;
+        }
+        is_due
     }
 
     /// The receiver's SPI.
@@ -141,5 +146,27 @@ impl Sealed {
     #[expect(clippy::len_without_is_empty, reason = "a sealed packet is never empty")]
     pub const fn len(&self) -> usize {
         self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_sa_is_asked_for_again_while_none_comes_long_before_the_hard_limit() {
+        let key = KeyMaterial::new(Suite::Aes256Gcm, &[7; KeyMaterial::LEN]);
+        let limits = Limits::standard(Suite::Aes256Gcm);
+        let spi = Spi::new(0x1000).expect("no reserved SPI");
+        let mut sa = OutboundSa::new(spi, key, limits, BootTime::default());
+        let mut asked = Vec::new();
+        for packets in (0..=limits.hard_packets).step_by(1 << 18) {
+            sa.packets = packets;
+            if sa.wants_rekey() {
+                asked.push(packets);
+            }
+        }
+        let expected: Vec<_> = (limits.soft_packets..=limits.hard_packets).step_by(1 << 20).collect();
+        assert_eq!(asked, expected);
     }
 }

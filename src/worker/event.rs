@@ -15,8 +15,8 @@ use crate::id::{LinkSlot, PortHold, PortSlot, Spi};
 /// What a lane tells control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaneEvent {
-    /// An SA of the link crossed a soft limit, told once for each SA, or is at a hard one, told at most
-    /// once a second.
+    /// An SA of the link crossed a soft limit, told again every 2^20 packets, or is at a hard one, told at
+    /// most once a second.
     RekeyWanted {
         /// The link.
         link: LinkSlot,
