@@ -234,7 +234,7 @@ impl Backend for Daemon {
                 member.manager_soon().await.ok_or_else(|| ApiError::internal("the cluster has no state"))?;
             Ok(InitResponse {
                 cluster: member.credentials.identity().cluster(),
-                node: member.node.id,
+                node: member.id,
                 worker_token: manager.token(Role::Worker).reveal().to_string(),
                 manager: member.node().advertise,
                 unlock_key: inner.store.unlock_key(),
@@ -250,7 +250,7 @@ impl Backend for Daemon {
                 && returning::is_due(&member)
             {
                 returning::come_back(&member, &inner.store, request).await?;
-                tracing::info!(node = %member.node.id, "joined again");
+                tracing::info!(node = %member.id, "joined again");
                 return Ok(JoinResponse {
                     cluster: member.credentials.identity().cluster(),
                     node: member.node(),

@@ -68,8 +68,8 @@ impl Inner {
         tracing::info!(cluster = %member.credentials.identity().cluster(), "restored from a backup");
         Ok(RestoreResponse {
             cluster: member.credentials.identity().cluster(),
-            node: member.node.id,
-            manager: member.node.advertise,
+            node: member.id,
+            manager: member.node().advertise,
             made_unix_seconds: backup.made_unix_seconds(),
             other_node_count: u64::try_from(manager.other_nodes()).unwrap_or(u64::MAX),
             unlock_key: autolock,

@@ -43,7 +43,7 @@ use crate::control::store::local::NodeSettings;
 use crate::control::tls::{Credentials, verify_identity};
 use crate::control::trust::Trust;
 use crate::events::{Event, Events};
-use crate::id::HostName;
+use crate::id::{HostName, NodeId};
 use crate::io::clock::wall_clock;
 use crate::io::cpu;
 use crate::negotiate::{Hello, Whereabouts};
@@ -54,7 +54,9 @@ use self::lanes::{hear, start_lanes};
 
 /// A running member of a cluster. Dropping it ends everything of it, though not at once.
 pub(crate) struct Member {
-    pub(super) node: Node,
+    pub(super) id: NodeId,
+    /// As it was when it started; [`Self::node`] is as it is.
+    node: Node,
     pub(super) credentials: Arc<Credentials>,
     pub(super) dataplane: Arc<DataPlane>,
     pub(super) keys: Arc<Keys>,
@@ -219,6 +221,7 @@ impl Member {
         keep_certificate(&mut tasks, &credentials, (store, events), &office, told);
         let tasks = Mutex::new(Some(tasks.watch(failed)));
         Ok(Self {
+            id: node.id,
             node,
             credentials,
             dataplane,

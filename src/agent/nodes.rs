@@ -65,7 +65,7 @@ fn beside(member: &Member, nodes: &[messages::NodeStatus], victim: NodeId) -> Op
         return None;
     }
     let mut others: Vec<_> = managers.into_iter().filter(|node| node.id != victim).collect();
-    others.sort_by_key(|node| node.id != member.node.id);
+    others.sort_by_key(|node| node.id != member.id);
     let addresses: Vec<_> = others.into_iter().map(|node| node.advertise).collect();
     (!addresses.is_empty()).then(|| ManagerClient::new(Arc::clone(&member.credentials), addresses))
 }
@@ -127,7 +127,7 @@ fn named(endpoints: Vec<(NetworkName, Endpoint)>) -> Vec<NodeEndpoint> {
 
 fn summary(member: &Member, status: messages::NodeStatus) -> NodeSummary {
     NodeSummary {
-        is_self: status.node.id == member.node.id,
+        is_self: status.node.id == member.id,
         state: if status.connected { NodeState::Ready } else { NodeState::Down },
         node: status.node,
         profile: status.profile,

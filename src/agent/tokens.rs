@@ -14,7 +14,7 @@ pub(super) async fn issue(
 ) -> Result<IssueTokenResponse, ApiError> {
     let IssueTokenRequest { role, once, life_seconds } = request;
     let issued = member.client.issue_token(IssueToken { role, once, life_seconds }).await?;
-    let manager = member.node.advertise;
+    let manager = member.node().advertise;
     Ok(IssueTokenResponse { token: issued.token.to_string(), manager, info: issued.info })
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use overlayd::api::types::ListNetworksResponse;
+use overlayd::api::types::{IssueTokenResponse, ListNetworksResponse, TokenResponse};
 use overlayd::boot_time::BootTime;
 use overlayd::drop_reason::DropReason;
 use overlayd::io::clock::boot_time;
@@ -56,6 +56,11 @@ fn manager_whose_address_is_replaced_is_found_by_all_nodes() {
     await_traffic(&swarm, &plain[..2], 1, started);
     await_managed(&swarm, 2, started);
     await_managed(&swarm, 3, started);
+    // Whoever is to join is told where it is now.
+    let at = moved(swarm.lab.host(1).v4());
+    let standing: TokenResponse = swarm.agent(1).ask(&["token", "worker"]);
+    let issued: IssueTokenResponse = swarm.agent(1).ask(&["token", "worker", "--once"]);
+    assert_eq!((standing.manager.ip(), issued.manager.ip()), (at, at));
     // What follows is as it always was.
     let again = swarm.attach(3, "red", "again");
     swarm.assert_joined(&again, &containers[0]);

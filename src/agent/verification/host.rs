@@ -45,7 +45,7 @@ pub(super) async fn items(inner: &Inner, member: &Member) -> Result<Vec<Verified
 }
 
 async fn leftovers(member: &Member) -> Result<Vec<VerifiedItem>, ApiError> {
-    let node = member.node.id;
+    let node = member.id;
     let left = member.attachments.leftovers().await?;
     if left.is_empty() {
         return Ok(vec![VerifiedItem::ok(Verified::Leftovers, node, "none")]);

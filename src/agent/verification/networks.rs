@@ -20,7 +20,7 @@ pub(super) async fn items(member: &Member) -> Result<Vec<VerifiedItem>, ApiError
     for (id, network) in &view.networks {
         let name = &network.network.name;
         items.push(told(member, network).await);
-        let Some(expected) = lanes.expected(member.node.id, network) else {
+        let Some(expected) = lanes.expected(member.id, network) else {
             let refused = lanes.refused.get(id).map(ToString::to_string);
             let is = refused.unwrap_or_else(|| "this node is not in it".to_owned());
             let how = "carries nothing of the network until a manager has signed one that it can believe";
