@@ -178,11 +178,6 @@ impl Follower {
     /// Uses other addresses from now on: first the lanes, then whoever is to hear of it.
     async fn relocate(&mut self, settings: NodeSettings, held: &[InterfaceAddress]) -> anyhow::Result<()> {
         let before = &self.home.settings;
-        tracing::warn!(
-            advertise = %settings.advertise, data = %settings.data,
-            before = %before.advertise, data_before = %before.data,
-            "this node has another address now"
-        );
         // All that may fail comes first: a port that the lanes have by then could not be bound when it is tried again.
         let tls = if settings.listen == before.listen {
             None
@@ -210,6 +205,11 @@ impl Follower {
             // Its task is there as long as this one.
             let _ = self.relisten.send(tls).await;
         }
+        tracing::warn!(
+            advertise = %settings.advertise, data = %settings.data,
+            before = %before.advertise, data_before = %before.data,
+            "this node has another address now"
+        );
         self.home.settle(settings);
         self.save().await;
         let settings = &self.home.settings;
@@ -354,12 +354,22 @@ mod tests {
         let taken = std::net::TcpListener::bind((there, 0)).expect("a port");
         let listen = taken.local_addr().expect("an address");
         let settings = NodeSettings { listen, ..settings_at(there) };
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let writer = Arc::new(log.reopen().expect("a file"));
+        let logged = tracing_subscriber::fmt().with_writer(writer).finish();
+        let _logged = tracing::subscriber::set_default(logged);
+        let moves = || {
+            let log = std::fs::read_to_string(log.path()).expect("lines");
+            log.matches("this node has another address now").count()
+        };
         lab.follower.relocate(settings.clone(), &[]).await.expect_err("the port is taken");
         let at = lab.underlay.borrow().at;
         assert_eq!(at.data, lab.follower.home.settings.data, "others are told of where it is not");
+        assert_eq!(moves(), 0, "the operator is told of what has not come about");
 
         drop(taken);
         lab.follower.relocate(settings.clone(), &[]).await.expect("the port is free");
+        assert_eq!(moves(), 1);
         assert_eq!(lab.underlay.borrow().at.data, settings.data);
         let listener = lab.relistened.try_recv().expect("it listens there");
         assert_eq!(listener.local_addr().expect("an address"), listen);
