@@ -300,6 +300,7 @@ impl Attachments {
             store.remove_attachment(id).map_err(ApiError::from)
         })
         .await?;
+        self.under_way.note_gone(id);
         self.forget_trouble(id);
         self.waiting.forget(id);
         Ok(())

@@ -3,8 +3,10 @@
 //! What is asked for is written down, then a manager is asked while others may change something, then what was written
 //! down is read again: a detachment may have come first, and wins.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 use super::{Attachments, blocking, container};
 use crate::api::ApiError;
@@ -18,30 +20,49 @@ use crate::io::netns::NetNs;
 
 /// Pending attachments that somebody is about to finish or to take back.
 #[derive(Debug, Default)]
-pub(super) struct UnderWay(Mutex<BTreeSet<EndpointId>>);
+pub(super) struct UnderWay(Mutex<BTreeMap<EndpointId, Arc<Notify>>>);
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(super) struct OnItsWay<'a>(&'a UnderWay, EndpointId);
+pub(super) struct OnItsWay<'a> {
+    all: &'a UnderWay,
+    id: EndpointId,
+    gone: Arc<Notify>,
+}
 
 impl UnderWay {
     pub(super) fn begin(&self, id: EndpointId) -> OnItsWay<'_> {
-        self.ids().insert(id);
-        OnItsWay(self, id)
+        let gone = Arc::new(Notify::new());
+        self.ids().insert(id, Arc::clone(&gone));
+        OnItsWay { all: self, id, gone }
     }
 
     pub(super) fn has(&self, id: EndpointId) -> bool {
-        self.ids().contains(&id)
+        self.ids().contains_key(&id)
     }
 
-    fn ids(&self) -> MutexGuard<'_, BTreeSet<EndpointId>> {
+    /// What was written down of one is gone.
+    pub(super) fn note_gone(&self, id: EndpointId) {
+        if let Some(gone) = self.ids().get(&id) {
+            gone.notify_one();
+        }
+    }
+
+    fn ids(&self) -> MutexGuard<'_, BTreeMap<EndpointId, Arc<Notify>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OnItsWay<'_> {
+    /// Resolves once what was written down of it is gone.
+    async fn gone(&self) {
+        self.gone.notified().await;
     }
 }
 
 impl Drop for OnItsWay<'_> {
     fn drop(&mut self) {
-        self.0.ids().remove(&self.1);
+        self.all.ids().remove(&self.id);
     }
 }
 
@@ -52,11 +73,11 @@ impl Attachments {
         manager: &ManagerClient,
         request: AttachRequest,
     ) -> Result<AttachResponse, ApiError> {
-        let (mut attachment, netns, _on_its_way) = self.begin(request).await?;
+        let (mut attachment, netns, on_its_way) = self.begin(request).await?;
         let id = attachment.id;
         let attached = async {
             let (endpoint, network) = ask(manager, &mut attachment).await?;
-            let view = self.in_view(&endpoint).await?;
+            let view = self.in_view_or_gone(&endpoint, &on_its_way).await?;
             self.establish(attachment, (endpoint, network), &view, netns).await
         };
         match attached.await {
@@ -98,6 +119,22 @@ impl Attachments {
         Ok((attachment, netns, on_its_way))
     }
 
+    /// Waits for a view that has the endpoint, unless its attachment goes meanwhile: a manager that made and
+    /// removed the endpoint between two tellings sends none.
+    async fn in_view_or_gone(
+        &self,
+        endpoint: &Endpoint,
+        on_its_way: &OnItsWay<'_>,
+    ) -> Result<NetworkView, ApiError> {
+        tokio::select! {
+            view = self.in_view(endpoint) => view,
+            () = on_its_way.gone() => {
+                let _one = self.enter().await?;
+                Err(detached_meanwhile())
+            }
+        }
+    }
+
     /// Makes the interface of an attachment that has its endpoint now.
     async fn establish(
         &self,
@@ -109,7 +146,7 @@ impl Attachments {
         let _one = self.enter().await?;
         let attachments = self.all().await?;
         if attachments.iter().all(|written| written.id != attachment.id) {
-            return Err(ApiError::conflict("it was detached while the manager was asked for its addresses"));
+            return Err(detached_meanwhile());
         }
         let twin = attachments.into_iter().find(|other| {
             other.id != attachment.id
@@ -149,6 +186,10 @@ impl Attachments {
     }
 }
 
+fn detached_meanwhile() -> ApiError {
+    ApiError::conflict("it was detached while the manager was asked for its addresses")
+}
+
 /// Has the cluster give an attachment its endpoint.
 pub(super) async fn ask(
     manager: &ManagerClient,
@@ -170,6 +211,8 @@ pub(super) async fn ask(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::tests::Lab;
     use super::*;
 
@@ -201,5 +244,30 @@ mod tests {
         let refused = lab.attachments.establish(pending, answer, &view, here).await;
         assert!(refused.is_err_and(|error| error.message.contains("was detached")));
         assert_eq!(lab.attachments.all().await.expect("read"), []);
+    }
+
+    #[tokio::test]
+    async fn detachment_that_the_manager_carries_out_before_it_tells_of_the_attachment_is_not_waited_out() {
+        let lab = Lab::new().await;
+        let pending = lab.pending(1);
+        let (endpoint, _) = lab.answer(&pending);
+        for comes_first in [true, false] {
+            lab.attachments.put(pending.clone()).await.expect("written");
+            let on_its_way = lab.attachments.under_way.begin(pending.id);
+            let detachment = lab.detachment(&pending);
+            let waiting = lab.attachments.in_view_or_gone(&endpoint, &on_its_way);
+            // What the wait for a view would take is twice as long.
+            let waiting = tokio::time::timeout(Duration::from_secs(5), waiting);
+            let detaching = lab.attachments.detach(None, &detachment);
+            let (detached, refused) = if comes_first {
+                (detaching.await, waiting.await)
+            } else {
+                let (refused, detached) = tokio::join!(waiting, detaching);
+                (detached, refused)
+            };
+            assert_eq!(detached, Ok(pending.id));
+            let refused = refused.expect("it waits for a view").expect_err("it is gone");
+            assert!(refused.message.contains("was detached"), "{refused:?}");
+        }
     }
 }
