@@ -391,23 +391,6 @@ mod tests {
         assert_eq!(lab.underlay.borrow().at.data, settings.data);
     }
 
-    #[tokio::test]
-    async fn plain_vxlan_is_carried_once_its_port_is_free() {
-        let here = IpAddr::from([127, 77, 45, 3]);
-        let mut lab = Lab::new(here);
-        let taken = UdpSocket::bind((here, vxlan::PORT)).expect("the port");
-        let settings = NodeSettings { data: settings_at(here).data, ..lab.follower.home.settings.clone() };
-        lab.follower.relocate(settings, &[]).await.expect("all else is there");
-        lab.follower.look_for_vxlan().await.expect("a lane");
-        let has_vxlan = |lab: &Lab| lab.follower.dataplane.lanes()[0].offloads().1.is_some();
-        assert!(!has_vxlan(&lab) && lab.follower.warnings.borrow().len() == 1);
-
-        drop(taken);
-        lab.follower.look_for_vxlan().await.expect("a lane");
-        assert!(has_vxlan(&lab));
-        assert_eq!(*lab.follower.warnings.borrow(), [""; 0]);
-    }
-
     /// A node whose addresses are followed.
     struct Lab {
         follower: Follower,

@@ -1,6 +1,6 @@
 //! Hosts that are given another address: the node goes on at the new one, and everybody finds it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -8,9 +8,10 @@ use overlayd::api::types::{IssueTokenResponse, ListNetworksResponse, TokenRespon
 use overlayd::boot_time::BootTime;
 use overlayd::drop_reason::DropReason;
 use overlayd::io::clock::boot_time;
-use overlayd::io::netlink::{Link, Netlink};
+use overlayd::io::netlink::{Link, Netlink, NetlinkError};
 use overlayd::lab::{Host, Ping, Underlay, eventually};
 
+use crate::support::frames::VXLAN_PORT;
 use crate::support::swarm::{Attached, Family, PATIENCE, Swarm};
 use crate::support::{tell, tests};
 
@@ -22,6 +23,7 @@ tests! {
     agent_that_starts_on_a_host_with_another_address_is_found
     agent_that_starts_where_it_was_before_a_move_is_found_without_a_manager
     address_that_is_taken_and_given_again_changes_nothing
+    plain_vxlan_is_carried_at_another_address_once_its_port_is_free_there
 }
 
 fn node_whose_address_is_replaced_is_found_by_its_peers_and_its_manager() {
@@ -146,6 +148,34 @@ fn address_that_is_taken_and_given_again_changes_nothing() {
     assert_eq!(node.data.ip(), host.v4());
 }
 
+fn plain_vxlan_is_carried_at_another_address_once_its_port_is_free_there() {
+    let (swarm, containers, plain) = swarm(Family::V4);
+    let (agent, host) = (swarm.agent(2), swarm.lab.host(2));
+    let there = moved(host.v4());
+    let change = |change: fn(&Netlink, &Link, IpNet) -> Result<(), NetlinkError>, address| {
+        Netlink::within(host.namespace(), |netlink| {
+            let link = netlink.link(&Host::underlay_name())?;
+            change(netlink, &link, address)
+        })
+        .unwrap();
+    };
+    // A secondary address, of the same subnet, would go with the first one.
+    change(Netlink::add_address, IpNet::new(there, 25).unwrap());
+    let taken = host.run_in(|| UdpSocket::bind((there, VXLAN_PORT))).unwrap().unwrap();
+    change(Netlink::remove_address, subnet(host.v4()));
+    await_traffic(&swarm, &containers, 2, boot_time());
+    let told = |of: &str| agent.status().warnings.iter().any(|warning| warning.contains(of));
+    assert!(eventually(PATIENCE, || told("unencrypted networks carry nothing here")), "{}", agent.log());
+    // Looked at again and again, it stays so.
+    std::thread::sleep(LOOK_INTERVAL + Duration::from_secs(1));
+    let ping = Ping { count: 1, timeout: Duration::from_millis(100), ..Ping::default() };
+    assert!(told("unencrypted networks") && !plain[0].ping(plain[1].address(Family::V4), &ping));
+
+    drop(taken);
+    assert!(eventually(2 * LOOK_INTERVAL, || !told("unencrypted networks")), "{}", agent.log());
+    swarm.assert_joined(&plain[0], &plain[1]);
+}
+
 /// Three hosts in one cluster with a container on each in an encrypted network, and one in a plain one.
 fn swarm(family: Family) -> (Swarm, Vec<Attached>, Vec<Attached>) {
     let (swarm, containers) = Swarm::formed(3, family, Underlay::default()).with_containers();
@@ -227,5 +257,7 @@ fn link(container: &Attached) -> Link {
     Netlink::within(container.container.namespace(), |netlink| netlink.link(container.ifname())).unwrap()
 }
 
+/// How often an agent looks at its underlay where it is not told of a change.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Seconds, on a busy machine.
 const SOON: Duration = Duration::from_secs(6);
