@@ -247,7 +247,7 @@ impl Backend for Daemon {
         self.change(async move |inner| {
             let _one = inner.forming.lock().await;
             if let Some(member) = inner.member.read().await.clone()
-                && returning::is_due(&member)
+                && returning::may_come(&member)
             {
                 returning::come_back(&member, &inner.store, request).await?;
                 tracing::info!(node = %member.id, "joined again");

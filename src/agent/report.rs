@@ -22,7 +22,12 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
     let view = member.dataplane.view().await;
     let session = member.session.borrow().clone();
     if let SessionStatus::Disconnected(error) = &session {
-        warnings.push(format!("no session with a manager: {error}; traffic goes on, changes are refused"));
+        let mut warning = format!("no session with a manager: {error}; traffic goes on, changes are refused");
+        if returning::may_come(member) {
+            warning += ". If the managers have other addresses now, this node finds them with overlayd join --token \
+                        TOKEN ADDRESS";
+        }
+        warnings.push(warning);
     }
     if let SessionStatus::Removed(error) = &session {
         warnings.push(error.to_string());

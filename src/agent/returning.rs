@@ -1,5 +1,7 @@
-//! How a node whose certificate has expired comes back: with a token, and as the node that it was. All of it
-//! goes on meanwhile as it was; what changes is the certificate.
+//! How a node comes back that its managers know nothing of any more, as the node that it was: with a token where its
+//! certificate has expired, and to another address where they are elsewhere. All of it goes on meanwhile as it was.
+
+use std::time::Duration;
 
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
@@ -41,22 +43,49 @@ pub(super) fn advice(member: &Member) -> String {
     )
 }
 
-/// Gets a certificate for the node that this is.
+/// Whether joining is a way back for it: also where it looks for its managers in vain.
+pub(super) fn may_come(member: &Member) -> bool {
+    let is_lost = matches!(*member.session.borrow(), SessionStatus::Disconnected(_));
+    is_due(member) || (is_lost && member.manager().is_none())
+}
+
+/// Has the node that this is go on with the manager that the operator names.
 pub(super) async fn come_back(member: &Member, store: &Store, request: JoinRequest) -> Result<(), ApiError> {
+    if is_due(member) { certify(member, store, request).await } else { find(member, request).await }
+}
+
+async fn find(member: &Member, request: JoinRequest) -> Result<(), ApiError> {
+    refuse_move(member, &request)?;
+    let manager = resolve(&request.manager).await?;
+    let before = member.client.addresses();
+    member.client.point_to(manager);
+    let mut session = member.session.clone();
+    let found = session.wait_for(|status| *status == SessionStatus::Connected);
+    if let Ok(Ok(_)) = tokio::time::timeout(FOUND_WITHIN, found).await {
+        return Ok(());
+    }
+    member.client.set_addresses(before);
+    let why = match &*member.session.borrow() {
+        SessionStatus::Disconnected(error) => format!(": {error}"),
+        SessionStatus::Removed(error) => format!(": {error}"),
+        SessionStatus::Connecting | SessionStatus::Connected => String::new(),
+    };
+    Err(ApiError::conflict(format!(
+        "this node is in cluster {} already, and has found no manager of that at {manager}{why}; `overlayd leave --force` \
+         takes it out",
+        member.credentials.identity().cluster()
+    )))
+}
+
+/// Gets a certificate for the node that this is.
+async fn certify(member: &Member, store: &Store, request: JoinRequest) -> Result<(), ApiError> {
     if let SessionStatus::Removed(error) = &*member.session.borrow() {
         return Err(ApiError::conflict(format!(
             "{error}: overlayd leave --force takes it out, and then it can join as a new node"
         )));
     }
+    refuse_move(member, &request)?;
     let node = member.node();
-    let elsewhere = request.advertise.is_some_and(|address| address != node.advertise)
-        || request.data_ip.is_some_and(|address| address != node.data.ip());
-    if elsewhere {
-        return Err(ApiError::invalid(format!(
-            "node {} comes back at {} with its data at {}: leave --advertise-addr and --data-addr out",
-            node.id, node.advertise, node.data
-        )));
-    }
     let token: JoinToken =
         Zeroizing::new(request.token).parse().map_err(|error| ApiError::invalid(format!("{error}")))?;
     let manager = resolve(&request.manager).await?;
@@ -97,3 +126,19 @@ pub(super) async fn come_back(member: &Member, store: &Store, request: JoinReque
     member.standing.renewed();
     Ok(())
 }
+
+fn refuse_move(member: &Member, request: &JoinRequest) -> Result<(), ApiError> {
+    let node = member.node();
+    let elsewhere = request.advertise.is_some_and(|address| address != node.advertise)
+        || request.data_ip.is_some_and(|address| address != node.data.ip());
+    if elsewhere {
+        return Err(ApiError::invalid(format!(
+            "node {} comes back at {} with its data at {}: leave --advertise-addr and --data-addr out",
+            node.id, node.advertise, node.data
+        )));
+    }
+    Ok(())
+}
+
+/// A manager may be about to find its own address gone.
+const FOUND_WITHIN: Duration = Duration::from_secs(10);

@@ -19,6 +19,7 @@ tests! {
     node_whose_address_is_replaced_is_found_by_its_peers_and_its_manager
     manager_whose_address_is_replaced_is_found_by_all_nodes
     nodes_that_move_at_once_find_each_other_through_the_manager
+    node_that_moves_with_its_manager_finds_it_where_it_is_told
     node_that_moves_is_found_by_its_peers_without_a_manager
     agent_that_starts_on_a_host_with_another_address_is_found
     agent_that_starts_where_it_was_before_a_move_is_found_without_a_manager
@@ -76,6 +77,28 @@ fn nodes_that_move_at_once_find_each_other_through_the_manager() {
     await_traffic(&swarm, &containers, 2, started);
     await_traffic(&swarm, &containers, 3, started);
     await_traffic(&swarm, &plain, 2, started);
+}
+
+fn node_that_moves_with_its_manager_finds_it_where_it_is_told() {
+    let (swarm, containers, plain) = swarm(Family::V4);
+    for number in [1, 2] {
+        replace_address(&swarm, Family::V4, number);
+    }
+    let lost = |warning: &String| warning.contains("overlayd join --token TOKEN ADDRESS");
+    let is_lost = || swarm.agent(2).status().warnings.iter().any(lost);
+    assert!(eventually(PATIENCE, is_lost), "{:?}", swarm.agent(2).status());
+    let token: TokenResponse = swarm.agent(1).ask(&["token", "worker"]);
+    let join = |address: &str| ["join", "--token", &token.token, address].map(str::to_owned);
+    let nobody = swarm.lab.host(1).v4().to_string();
+    let refusal = swarm.agent(2).refused(&join(&nobody).each_ref().map(String::as_str));
+    assert!(refusal.contains("already") && refusal.contains(&nobody), "{refusal}");
+    let manager = moved(swarm.lab.host(1).v4()).to_string();
+    swarm.agent(2).done(&join(&manager).each_ref().map(String::as_str));
+    let started = boot_time();
+    await_traffic(&swarm, &containers, 2, started);
+    await_traffic(&swarm, &plain, 2, started);
+    await_managed(&swarm, 2, started);
+    assert!(!is_lost());
 }
 
 fn node_that_moves_is_found_by_its_peers_without_a_manager() {
