@@ -81,7 +81,8 @@ fn take_over(
         store.set_unlock_key(autolock)?;
     }
     store.take_over(backup)?;
-    Ok(ClusterState::overtake(store.clone(), payload_signer(credentials), here)?)
+    let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
+    Ok(ClusterState::overtake(store.clone(), payload_signer(credentials), here, now)?)
 }
 
 /// Two managers with one identity would tell the nodes different things.

@@ -27,17 +27,23 @@ pub struct Whereabouts {
 impl ClusterState {
     /// Raises the version, and the epoch of every membership and of the list of removed nodes, beyond
     /// what changes can have brought them to that this state does not know of: nodes keep the newest
-    /// that they have heard. The manager is `here` from now on, and the only one: others that there were shared a
-    /// store that this state is not in, and nobody is to believe what they do with that.
+    /// that they have heard. Such changes may have been made after an earlier restore, of this backup even, so it
+    /// is beyond that too, by the time (`now`, seconds since 1970). The manager is `here` from now on, and the only one:
+    /// others that there were shared a store that this state is not in, and nobody is to believe what they do with that.
     ///
     /// # Errors
     /// When there is no state, the manager is no member or its address lies in a network's subnet,
     /// something cannot be signed, or the disk refuses; then nothing is changed.
-    pub fn overtake(store: Store, sign: Box<SignPayload>, here: Whereabouts) -> Result<(), StateError> {
+    pub fn overtake(
+        store: Store,
+        sign: Box<SignPayload>,
+        here: Whereabouts,
+        now: u64,
+    ) -> Result<(), StateError> {
         let state = Self::open(store, sign)?;
         let model = state.model();
         let mut counters = model.counters;
-        counters.version = Version::new(raised(counters.version.get()));
+        counters.version = Version::new(raised(counters.version.get(), now));
         let Whereabouts { node, name, advertise, data, underlay_mtu } = here;
         let manager = Node { name, advertise, data, underlay_mtu, ..model.member(node)?.clone() };
         subnets::check_node(&model, &manager)?;
@@ -47,7 +53,7 @@ impl ClusterState {
         let others: Vec<Node> = model.managers().filter(|other| other.id != node).cloned().collect();
         let mut demoted = model.demoted.clone();
         demoted.extend(others.iter().map(|other| (other.id, row)));
-        let removals = state.removals_of(Epoch::new(raised(removals)), &model.removed, &demoted)?;
+        let removals = state.removals_of(Epoch::new(raised(removals, now)), &model.removed, &demoted)?;
         let mut changes = vec![Change::PutNode(manager), removals];
         for other in others {
             changes.push(Change::PutDemoted(other.id, row));
@@ -55,7 +61,7 @@ impl ClusterState {
         }
         for network in model.networks.values() {
             let mut membership = network.next_membership(network.members.keys().copied().collect());
-            membership.epoch = Epoch::new(raised(membership.epoch.get()));
+            membership.epoch = Epoch::new(raised(membership.epoch.get(), now));
             changes.push(state.membership_of(network, &membership)?);
         }
         drop(model);
@@ -84,12 +90,44 @@ impl ClusterState {
 
 /// Whether `newer` comes from a state that was restored from a backup, and `own` from what it was restored over.
 pub(crate) const fn is_overtaken(own: u64, newer: u64) -> bool {
-    newer.saturating_sub(own) >= LEAP / 2
+    newer.saturating_sub(own) >= PACE / 2
 }
 
-fn raised(number: u64) -> u64 {
-    number.saturating_add(LEAP)
+/// What a number becomes that whoever counted on from it has not come to, be it in a state that was restored before:
+/// since that moment the clock has gone faster. A clock that is behind the number is wrong, or was wrong then.
+fn raised(number: u64, now: u64) -> u64 {
+    let by_clock = now.saturating_mul(PACE).min(FURTHEST);
+    if is_overtaken(number, by_clock) { by_clock } else { number.saturating_add(LEAP) }
 }
 
+/// More changes than a cluster makes in a second, and so few that the seconds since 1970, each as so many, are a number
+/// that every program reads exactly (2^53) until the year 2242.
+const PACE: u64 = 1 << 20;
+/// Where no clock leads, so that there is always more to count to.
+const FURTHEST: u64 = 1 << 62;
 /// More changes than a cluster makes between two backups, and few enough for as many restores.
 const LEAP: u64 = 1 << 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raised_number_is_beyond_all_that_was_counted_to_since() {
+        let year_2026 = 1_767_225_600;
+        let first = raised(70, year_2026);
+        assert!(is_overtaken(70, first) && !is_overtaken(70, 1070));
+        // As many changes a second later as disks never make, from the same number and from a later one.
+        let counted = first + 100_000;
+        for number in [12, 70, counted] {
+            assert!(is_overtaken(counted, raised(number, year_2026 + 1)), "{number}");
+        }
+        assert!(raised(counted, year_2026 + 200 * 365 * 86_400) < 1 << 53, "JSON's numbers are exact");
+        // The clock is wrong now, or was when it was restored before.
+        for now in [0, year_2026 - 86_400, year_2026] {
+            assert!(is_overtaken(counted, raised(counted, now)), "{now}");
+        }
+        let last = (0..1000).fold(raised(1, u64::MAX), |number, _| raised(number, u64::MAX));
+        assert!(last < 1 << 63, "there is more to count to");
+    }
+}

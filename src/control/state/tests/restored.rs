@@ -21,11 +21,7 @@ fn restored_state_is_later_than_all_that_happened_since_the_backup() {
     let passed_on = cluster.passed_on();
     assert_eq!(passed_on.1, [node_id(2)]);
 
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::create(dir.path()).unwrap();
-    store.take_over(&Backup::open(&sealed, "a passphrase").unwrap()).unwrap();
-    ClusterState::overtake(store, signer(), here("192.0.2.99")).unwrap();
-    let restored = TestCluster { state: open_state(dir.path()), dir };
+    let restored = restore(&sealed, NOW);
 
     assert!(restored.state.version() > version);
     assert!(restored.membership("web").0 > membership.0);
@@ -48,6 +44,34 @@ fn restored_state_is_later_than_all_that_happened_since_the_backup() {
 }
 
 #[test]
+fn state_that_is_restored_again_is_later_than_the_one_that_was_restored_before() {
+    let cluster = TestCluster::new();
+    cluster.create("web", &["10.1.0.0/24"]);
+    let older = back_up(&cluster.state);
+    cluster.attach(1, "web");
+    let newer = back_up(&cluster.state);
+    let before = restore(&newer, NOW);
+    // Nodes follow it for a while, and it is lost or was not what was wanted.
+    for n in 2..20 {
+        before.state.attach(node_id(2), &request(n, "web")).unwrap();
+        before.state.detach(node_id(2), endpoint_id(n)).unwrap();
+    }
+    before.state.remove_node(node_id(2), 1000, Takes::Endpoints).unwrap();
+    let its_own = back_up(&before.state);
+    // The clock of the third is behind.
+    for (sealed, now) in [(&newer, NOW + 1), (&older, NOW + 1), (&its_own, NOW - 86_400)] {
+        let again = restore(sealed, now);
+        assert!(again.state.version() > before.state.version());
+        assert!(again.membership("web").0 > before.membership("web").0);
+        assert!(again.passed_on().0 > before.passed_on().0);
+        let newest = crate::id::Epoch::new(again.passed_on().0);
+        assert!(before.state.is_overtaken_by(newest), "of two that live one ends");
+        let newest = crate::id::Epoch::new(before.passed_on().0);
+        assert!(!again.state.is_overtaken_by(newest), "of two that live the later one goes on");
+    }
+}
+
+#[test]
 fn restored_manager_is_the_only_one_and_what_the_others_sign_is_believed_no_more() {
     let cluster = TestCluster::new();
     cluster.state.promote(&node(2).name).unwrap();
@@ -59,7 +83,7 @@ fn restored_manager_is_the_only_one_and_what_the_others_sign_is_believed_no_more
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path()).unwrap();
     store.take_over(&sealed).unwrap();
-    ClusterState::overtake(store, signer(), here("192.0.2.99")).unwrap();
+    ClusterState::overtake(store, signer(), here("192.0.2.99"), NOW).unwrap();
     let restored = TestCluster { state: open_state(dir.path()), dir };
 
     let managers: Vec<NodeId> = restored.state.managers().into_iter().map(|node| node.id).collect();
@@ -74,9 +98,18 @@ fn manager_is_not_restored_where_a_network_is() {
     cluster.create("web", &["10.1.0.0/24"]);
     let version = cluster.state.version();
     let dir = cluster.close();
-    let refused = ClusterState::overtake(Store::open(dir.path()).unwrap(), signer(), here("10.1.0.9"));
+    let refused = ClusterState::overtake(Store::open(dir.path()).unwrap(), signer(), here("10.1.0.9"), NOW);
     assert!(matches!(refused, Err(StateError::NodeInSubnet { .. })), "{refused:?}");
     assert_eq!(open_state(dir.path()).version(), version);
+}
+
+/// What a backup becomes at that time.
+fn restore(sealed: &[u8], now: u64) -> TestCluster {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path()).unwrap();
+    store.take_over(&Backup::open(sealed, "a passphrase").unwrap()).unwrap();
+    ClusterState::overtake(store, signer(), here("192.0.2.99"), now).unwrap();
+    TestCluster { state: open_state(dir.path()), dir }
 }
 
 fn here(address: &str) -> Whereabouts {
@@ -95,3 +128,6 @@ fn back_up(state: &ClusterState) -> Vec<u8> {
     let ClusterRows::File(store) = &rows else { panic!("it is in a file") };
     store.back_up(&rows, "a passphrase", 7).unwrap()
 }
+
+/// Seconds since 1970.
+const NOW: u64 = 1_767_225_600;
