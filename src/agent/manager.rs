@@ -6,6 +6,7 @@
 mod admission;
 mod colleagues;
 mod freshness;
+mod high_water;
 mod joins;
 mod nodes;
 mod promotion;

@@ -234,7 +234,13 @@ impl Candidate {
         }
         let (credentials, events) = (Arc::clone(&self.credentials), self.events.clone());
         let own = (state, self.store.clone());
-        let manager = tokio::task::spawn_blocking(move || Manager::new(own, credentials, events));
+        let manager = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            let (state, store) = &own;
+            if let Some(known) = store.high_water()? {
+                state.recall(known)?;
+            }
+            Ok(Manager::new(own, credentials, events)?)
+        });
         Ok(Step::Taken(manager.await??))
     }
 
@@ -279,6 +285,7 @@ async fn serve(
     tasks.spawn(named("what nodes are told", Arc::clone(manager).keep_telling()));
     tasks.spawn(named("the end of the sessions", Arc::clone(manager).keep_ending()));
     tasks.spawn(named("the way to the store", Arc::clone(manager).keep_store()));
+    tasks.spawn(named("the high-water mark", Arc::clone(manager).keep_high_water()));
     let service = Arc::new(Arc::clone(manager));
     let enrolment = enrol::serve(Arc::clone(&service), machines, events.clone(), manager.joins());
     tasks.spawn(named("enrolment", enrolment));

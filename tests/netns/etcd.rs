@@ -19,6 +19,7 @@ use crate::support::tests;
 tests! {
     traffic_goes_on_without_etcd_and_changes_are_refused_until_it_is_back
     state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there
+    nodes_follow_a_state_that_was_put_back_while_its_manager_was_off
     locked_manager_has_its_state_in_etcd_once_it_is_unlocked
     etcd_that_cannot_be_used_is_refused_with_what_to_do
     killed_manager_or_etcd_has_all_that_was_acknowledged_and_nothing_half_done
@@ -147,6 +148,40 @@ fn state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there() {
     assert_eq!(ended.and_then(|status| status.code()), Some(3), "{}", swarm.agent(1).log());
     assert!(swarm.agent(1).log().contains("this manager was replaced"), "{}", swarm.agent(1).log());
     assert_eq!(networks(swarm.agent(2)), ["blue", "red", "since"]);
+}
+
+fn nodes_follow_a_state_that_was_put_back_while_its_manager_was_off() {
+    let swarm = Swarm::unformed(3, Underlay::default());
+    let mut etcd = etcd_on_host_1(&swarm);
+    let made = init(&swarm, &etcd.url(), &[]);
+    swarm.join(2, &made);
+    swarm.join(3, &made);
+    swarm.create_encrypted("red");
+    let two = swarm.attach(2, "red", "c2");
+    etcd.kill(0);
+    etcd.keep(0);
+    etcd.restart(0);
+    etcd.wait();
+    assert!(eventually(PATIENCE, || store(swarm.agent(1)).trouble.is_none()));
+    // Memberships that are newer than what etcd is put back to.
+    for number in 0..4 {
+        let name = format!("short{number}");
+        let _short = swarm.attach(3, "red", &name);
+        swarm.agent(3).done(&["detach", "red", "--netns", &name]);
+    }
+    let late = swarm.attach(2, "red", "late");
+    // It is written down a while later how far the state has come.
+    std::thread::sleep(Duration::from_secs(10));
+    swarm.agent(1).kill();
+    etcd.go_back(0);
+    swarm.start(1);
+    let is_back = || store(swarm.agent(1)).version.is_some();
+    assert!(eventually(PATIENCE, is_back), "{}", swarm.agent(1).log());
+    let one = swarm.attach(1, "red", "c1");
+    swarm.assert_joined(&one, &two);
+    // What was attached since is known again.
+    assert!(eventually(PATIENCE, || swarm.agent(1).inspect("red").endpoints.len() == 3));
+    swarm.assert_joined(&one, &late);
 }
 
 fn locked_manager_has_its_state_in_etcd_once_it_is_unlocked() {

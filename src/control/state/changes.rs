@@ -11,7 +11,7 @@ use super::model::{COUNTERS, Change, Counters, Model, ONLY, Record};
 use super::{ClusterState, Inner, NO_PANIC, StateError};
 use crate::control::store::{Batch, ClusterRows, CommitError, Revision};
 use crate::id::Version;
-use crate::io::clock::boot_time;
+use crate::io::clock::{boot_time, wall_clock};
 
 /// What the model is.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +61,36 @@ impl ClusterState {
     }
 
     fn change_with<T>(
+        &self,
+        proof: Proof,
+        plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
+    ) -> Result<T, StateError> {
+        loop {
+            let decided = self.decide(proof, |model| {
+                // Nodes know later ones than what would be made of this state, and would take no notice.
+                if self.lost(model).is_some() {
+                    return Ok((None, Vec::new()));
+                }
+                plan(model).map(|(answer, changes)| (Some(answer), changes))
+            });
+            match decided? {
+                Some(answer) => return Ok(answer),
+                None => self.regain()?,
+            }
+        }
+    }
+
+    /// Makes a state that was put back to an earlier one later than all that nodes have heard, unless another manager
+    /// has: whoever knows of it first does it for all.
+    fn regain(&self) -> Result<(), StateError> {
+        if self.lost(&self.model()).is_none() {
+            return Ok(());
+        }
+        let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
+        self.decide(Proof::Wanted, |model| Ok(((), self.regained(model, now)?)))
+    }
+
+    fn decide<T>(
         &self,
         proof: Proof,
         plan: impl Fn(&Model) -> Result<(T, Vec<Change>), StateError>,
@@ -151,6 +181,9 @@ impl ClusterState {
             if let Change::SetNextVni(next) = change {
                 counters.next_vni = *next;
             }
+            if let Change::RaiseVersion(version) = change {
+                counters.version = counters.version.max(*version);
+            }
             change.write(&mut batch)?;
         }
         batch.put(&COUNTERS, ONLY, &counters)?;
@@ -178,7 +211,19 @@ impl ClusterState {
         let (mut truth, revision) = Self::load_present(rows)?;
         let version = truth.counters.version;
         let mut model = self.inner.model.write().expect(NO_PANIC);
-        truth.inherit(&model);
+        let known = model.counters.version;
+        if version < known && rows.shared().is_some() {
+            tracing::error!(
+                %version, %known,
+                "the cluster's state in etcd was put back to an earlier one: it goes on from there, beyond all that \
+                 nodes have heard since"
+            );
+            self.lose(known);
+        }
+        // Of what followed a state that is lost nodes are told as if they knew nothing.
+        if self.lost(&model).is_none() {
+            truth.inherit(&model);
+        }
         *model = truth;
         drop(model);
         self.inner.versions.send_replace(version);
@@ -244,7 +289,22 @@ impl ClusterState {
         if rows.shared().is_none() && !memory.is_stale {
             return Ok(());
         }
-        self.reload(&rows, &mut memory)
+        self.reload(&rows, &mut memory)?;
+        drop(memory);
+        // Who is no manager any more leaves that to the others.
+        if self.is_in_office() { self.regain() } else { Ok(()) }
+    }
+
+    /// Takes note of the version of the state that was acknowledged when this manager ran last: one that was put back
+    /// to an earlier one since goes on beyond that.
+    ///
+    /// # Errors
+    /// As for a change.
+    pub fn recall(&self, version: Version) -> Result<(), StateError> {
+        if version > self.version() {
+            self.lose(version);
+        }
+        self.regain()
     }
 
     /// Looks whether the state can be read, and has changes heard that the watch of it has not told of.

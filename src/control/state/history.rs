@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::change_log::Touched;
+use super::change_log::{ChangeLog, Touched};
 use super::model::Model;
 use super::network_state::NetworkState;
 use crate::id::{NodeId, Version};
@@ -32,6 +32,15 @@ impl Model {
         }
         if self.roots == before.roots {
             self.roots_changed = before.roots_changed;
+        }
+    }
+
+    /// Takes everything to have changed with this version, whatever it was before.
+    pub(super) fn forget_history(&mut self) {
+        let version = self.counters.version;
+        (self.roster_changed, self.members_changed, self.roots_changed) = (version, version, version);
+        for state in self.networks.values_mut() {
+            state.log = ChangeLog::new(version);
         }
     }
 }

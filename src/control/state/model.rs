@@ -75,6 +75,9 @@ pub(super) enum Change {
     PutToken(IssuedToken),
     ForgetToken(TokenId),
     SetNextVni(u32),
+    /// Goes on from a later version, as what nodes know of this state is of one that was lost; the last of its changes.
+    #[serde(skip)]
+    RaiseVersion(Version),
     /// The certificate authority that signs, as hexadecimal digits.
     #[serde(skip)]
     PutCa(SecretDigits),
@@ -103,7 +106,7 @@ pub(super) enum Change {
 impl Change {
     /// Whether there is anything of it in the model.
     const fn is_in_model(&self) -> bool {
-        !matches!(self, Self::PutCa(_) | Self::PutComingCa(_) | Self::DropComingCa)
+        !matches!(self, Self::PutCa(_) | Self::PutComingCa(_) | Self::DropComingCa | Self::RaiseVersion(_))
     }
 
     /// Adds the row to what is to be written.
@@ -113,7 +116,7 @@ impl Change {
             Self::PutToken(token) => to.put(&ISSUED_TOKENS, token.id.as_str(), token)?,
             Self::ForgetToken(id) => to.remove(&ISSUED_TOKENS, id.as_str()),
             // Written with the version, by the operation.
-            Self::SetNextVni(_) => {}
+            Self::SetNextVni(_) | Self::RaiseVersion(_) => {}
             Self::PutCa(ca) => to.put(&AUTHORITY, ONLY, &ca.0)?,
             Self::PutComingCa(ca) => to.put(&COMING_CA, ONLY, &ca.0)?,
             Self::DropComingCa => to.remove(&COMING_CA, ONLY),
@@ -286,6 +289,7 @@ impl Model {
             Change::PutToken(token) => drop(self.issued_tokens.insert(token.id, token)),
             Change::ForgetToken(id) => drop(self.issued_tokens.remove(&id)),
             Change::SetNextVni(next) => self.counters.next_vni = next,
+            Change::RaiseVersion(_) => self.forget_history(),
             Change::PutCa(_) | Change::PutComingCa(_) | Change::DropComingCa => {}
             Change::PutRoots(row) => {
                 self.roots = row;

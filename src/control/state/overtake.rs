@@ -1,9 +1,11 @@
-//! A state that comes from a backup: made later than all that nodes may have heard since.
+//! A state that comes from a backup, or from an etcd that was put back to an earlier one: made later than all that
+//! nodes may have heard since.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 
 use super::managers::Demoted;
-use super::model::{COUNTERS, Change, NODES, ONLY};
+use super::model::{COUNTERS, Change, Model, NODES, ONLY};
 use super::{ClusterState, SignPayload, StateError, subnets};
 use crate::cluster::{Node, Role};
 use crate::control::store::{Backup, BackupError, Batch, Revision, Store};
@@ -59,16 +61,51 @@ impl ClusterState {
             changes.push(Change::PutDemoted(other.id, row));
             changes.push(Change::PutNode(Node { role: Role::Worker, ..other }));
         }
-        for network in model.networks.values() {
-            let mut membership = network.next_membership(network.members.keys().copied().collect());
-            membership.epoch = Epoch::new(raised(membership.epoch.get(), now));
-            changes.push(state.membership_of(network, &membership)?);
-        }
+        state.add_memberships_beyond(&model, |epoch| raised(epoch, now), &mut changes)?;
         drop(model);
         let mut batch = Batch::default();
         changes.iter().try_for_each(|change| change.write(&mut batch))?;
         batch.put(&COUNTERS, ONLY, &counters)?;
         state.rows().commit(Revision::NOTHING, &batch, None)?;
+        Ok(())
+    }
+
+    /// Takes note that a version was acknowledged that the state is not of any more.
+    pub(super) fn lose(&self, version: Version) {
+        self.inner.lost.fetch_max(version.get(), Ordering::Relaxed);
+    }
+
+    /// The version that was lost, as long as the state has not been made later than all that followed from it.
+    pub(super) fn lost(&self, model: &Model) -> Option<Version> {
+        let lost = self.inner.lost.load(Ordering::Relaxed);
+        (lost > 0 && !is_overtaken(lost, model.counters.version.get())).then_some(Version::new(lost))
+    }
+
+    /// The changes by which a state that was put back is later than all that nodes have heard; none where it is.
+    pub(super) fn regained(&self, model: &Model, now: u64) -> Result<Vec<Change>, StateError> {
+        let Some(lost) = self.lost(model) else { return Ok(Vec::new()) };
+        // An epoch has grown by as many as there were changes, or fewer.
+        let changes = lost.get().saturating_sub(model.counters.version.get());
+        let beyond = |epoch: u64| raised(epoch.saturating_add(changes), now);
+        let mut changes = Vec::new();
+        self.add_memberships_beyond(model, beyond, &mut changes)?;
+        let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
+        changes.push(self.removals_of(Epoch::new(beyond(removals)), &model.removed, &model.demoted)?);
+        changes.push(Change::RaiseVersion(Version::new(raised(lost.get(), now))));
+        Ok(changes)
+    }
+
+    fn add_memberships_beyond(
+        &self,
+        model: &Model,
+        beyond: impl Fn(u64) -> u64,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), StateError> {
+        for network in model.networks.values() {
+            let mut membership = network.next_membership(network.members.keys().copied().collect());
+            membership.epoch = Epoch::new(beyond(membership.epoch.get()));
+            changes.push(self.membership_of(network, &membership)?);
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod etcd;
 mod histories;
 mod managers;
 mod over_etcd;
+mod put_back;
 mod records;
 mod refusals;
 mod restored;

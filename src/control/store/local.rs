@@ -308,7 +308,8 @@ const DOCKER_NETWORKS: Table<NetworkId> = Table::new("docker_networks");
 /// anew, and how this one enters a store that managers share.
 pub(super) fn is_of_the_machine(table: &str, key: &str) -> bool {
     [ATTACHMENTS.name, DOCKER_NETWORKS.name].contains(&table)
-        || (table == NODE_TABLE && [VIEW, MEMBERSHIPS, MOVED, REMOVALS, shared::KEPT].contains(&key))
+        || (table == NODE_TABLE
+            && [VIEW, MEMBERSHIPS, MOVED, REMOVALS, shared::KEPT, shared::MARK].contains(&key))
 }
 
 /// Whether a table is the node's own, and not the cluster's.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::etcd::{Etcd, SharedStore};
 use super::local::NODE_TABLE;
 use super::{ClusterRows, Store, StoreError, Table};
+use crate::id::Version;
 
 /// A shared store as this manager uses it.
 #[derive(Serialize, Deserialize)]
@@ -51,9 +52,31 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub fn forget_shared_store(&self) -> Result<(), StoreError> {
-        self.write(|w| w.remove(&SHARED, KEPT))
+        self.write(|w| {
+            w.remove(&HIGH_WATER, MARK)?;
+            w.remove(&SHARED, KEPT)
+        })
+    }
+
+    /// Keeps the version that the state in the shared store has come to, by which one is known that was put back.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_high_water(&self, version: Version) -> Result<(), StoreError> {
+        self.write(|w| w.put(&HIGH_WATER, MARK, &version))
+    }
+
+    /// The version that the state in the shared store had come to, as far as this manager wrote it down.
+    ///
+    /// # Errors
+    /// When the state file cannot be read.
+    pub fn high_water(&self) -> Result<Option<Version>, StoreError> {
+        self.read(|r| r.get(&HIGH_WATER, MARK))
     }
 }
+
+const HIGH_WATER: Table<Version> = Table::new(NODE_TABLE);
+pub(super) const MARK: &str = "high_water";
 
 const SHARED: Table<Kept> = Table::new(NODE_TABLE);
 pub(super) const KEPT: &str = "shared_store";

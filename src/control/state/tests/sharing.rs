@@ -34,7 +34,7 @@ impl Manager {
         Self::with(&self.state.shared_store().unwrap(), |rows| ClusterState::open(rows, sign).unwrap())
     }
 
-    fn with(shared: &SharedStore, open: impl FnOnce(ClusterRows) -> ClusterState) -> Self {
+    pub(super) fn with(shared: &SharedStore, open: impl FnOnce(ClusterRows) -> ClusterState) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         store.put_shared_store(shared).unwrap();
