@@ -27,7 +27,7 @@ use crate::cluster::{Node, Role};
 use crate::control::key_channel::KeyChannel;
 use crate::control::rpc::ManagerClient;
 use crate::control::session::SessionStatus;
-use crate::control::tls::peer::PeerIdentity;
+use crate::control::tls::peer::{ConnectError, PeerIdentity};
 use crate::control::trust::Trust;
 use crate::id::{Epoch, NodeId};
 use crate::io::clock::boot_time;
@@ -262,7 +262,11 @@ impl Untold {
 async fn say(keys: &Keys, office: &Office, node: &Node) -> bool {
     let at = keys.underlay.borrow().at;
     let said = async {
-        let mut channel = KeyChannel::connect(&keys.credentials, node.advertise, node.id).await.ok()?;
+        let connected = KeyChannel::connect(&keys.credentials, node.advertise, node.id).await;
+        if connected.as_ref().is_err_and(ConnectError::has_removed_us) && office.manager().is_some() {
+            tracing::error!(node = %node.name, "{REFUSED}");
+        }
+        let mut channel = connected.ok()?;
         let at = Message::Whereabouts(at).encode();
         channel.send(&at).await.ok()?;
         if keys.credentials.identity().role() == Role::Manager
@@ -291,6 +295,10 @@ async fn hear_answer(keys: &Keys, channel: &mut KeyChannel) -> Option<Epoch> {
     Some(newest.and_then(|signed| signed.claim().ok()).map_or(Epoch::new(0), |list| list.epoch))
 }
 
+/// Of a restore that could ask nobody, a node says so later.
+const REFUSED: &str = "a node knows this manager to be removed from the cluster and believes nothing that it signs: if it was \
+                       restored from a backup, run overlayd leave --force here and restore it again while that node can be \
+                       reached";
 /// How long a node may take to say where it is.
 const HEAR_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a manager looks for nodes without a session.

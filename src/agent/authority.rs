@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -10,8 +11,9 @@ use crate::cluster::Role;
 use crate::control::ca::{AuthorityError, CertificateAuthority};
 use crate::control::identity::{IdentityError, NodeIdentity, NodeKey};
 use crate::control::state::{ClusterState, StateError};
-use crate::id::NodeId;
+use crate::id::{NodeId, Version};
 use crate::io::clock::wall_clock;
+use crate::membership::Root;
 
 /// Root and key in the bytes that the state keeps.
 #[derive(Serialize, Deserialize)]
@@ -74,9 +76,41 @@ pub(crate) fn first_identity(
     Ok(NodeIdentity::new(vec![certificate], &key, authority.root().clone())?)
 }
 
-/// Why a first node has no identity.
+/// The identity of a manager whose state was restored: later than whatever was said of it until `version`.
+///
+/// # Errors
+/// The authority cannot be had, or does not sign.
+pub(crate) fn restored_identity(
+    state: &ClusterState,
+    node: NodeId,
+    version: Version,
+) -> Result<NodeIdentity, FirstIdentityError> {
+    let authority = StoredAuthority::open(state)?;
+    let key = NodeKey::generate()?;
+    let life = time::Duration::try_from(state.certificate_life()).unwrap_or(time::Duration::MAX);
+    let bearer = (node, Role::Manager);
+    let leaf = authority.issue_at(version, &key.request_pem()?, bearer, wall_clock(), life)?;
+    let root = authority.root().clone();
+    Ok(NodeIdentity::new(chain(state, leaf, &root), &key, root)?)
+}
+
+/// A certificate with the cross-signature of its root, if that is new: it leads to the old root too.
+pub(crate) fn chain(
+    state: &ClusterState,
+    leaf: CertificateDer<'static>,
+    root: &[u8],
+) -> Vec<CertificateDer<'static>> {
+    let roots = state.roots();
+    let cross = roots.iter().find(|known| known.der() == root).and_then(Root::cross);
+    std::iter::once(leaf).chain(cross.map(|cross| cross.to_vec().into())).collect()
+}
+
+/// Why a manager that has nobody to ask has no identity.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FirstIdentityError {
+    /// The authority of the state.
+    #[error(transparent)]
+    Stored(#[from] StoredAuthorityError),
     /// The authority.
     #[error(transparent)]
     Authority(#[from] AuthorityError),

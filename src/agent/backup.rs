@@ -9,6 +9,7 @@ use super::backend::Inner;
 use super::formation;
 use crate::api::ApiError;
 use crate::api::types::{BackupRequest, BackupResponse, RestoreRequest, RestoreResponse};
+use crate::control::identity::NodeIdentity;
 use crate::control::store::{Backup, BackupError};
 use crate::io::clock::wall_clock;
 
@@ -66,9 +67,11 @@ impl Inner {
         let manager =
             member.manager_soon().await.ok_or_else(|| ApiError::internal("the cluster has no state"))?;
         tracing::info!(cluster = %member.credentials.identity().cluster(), "restored from a backup");
+        let former = backup.identity().map(|identity: NodeIdentity| identity.node());
         Ok(RestoreResponse {
             cluster: member.credentials.identity().cluster(),
             node: member.id,
+            former: former.filter(|former| *former != member.id),
             manager: member.node().advertise,
             made_unix_seconds: backup.made_unix_seconds(),
             other_node_count: u64::try_from(manager.other_nodes()).unwrap_or(u64::MAX),

@@ -21,12 +21,11 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use self::colleagues::Colleagues;
 use self::freshness::Freshness;
-use super::authority::{StoredAuthority, StoredAuthorityError};
+use super::authority::{StoredAuthority, StoredAuthorityError, chain};
 use crate::cluster::{Node, Role};
 use crate::control::enrol::{Enrol, EnrolRefusal, EnrolRequest, Enrolled, JoinCounts};
 use crate::control::renewal::Signer;
@@ -340,14 +339,7 @@ impl Manager {
         let failed = |kind, error: &dyn std::error::Error| ManagerError::new(kind, error.to_string());
         let issued = self.on_state(issue).await?.map_err(|error| failed(ErrorKind::Internal, &error))?;
         let (leaf, root) = issued.map_err(|error| failed(ErrorKind::Invalid, &error))?;
-        Ok(Renewed { chain: self.chain(leaf, &root), root: Some(Root::plain(root.to_vec())) })
-    }
-
-    /// A certificate with the cross-signature of its root, if that is new: it leads to the old root too.
-    fn chain(&self, leaf: CertificateDer<'static>, root: &[u8]) -> Vec<CertificateDer<'static>> {
-        let roots = self.state.roots();
-        let cross = roots.iter().find(|known| known.der() == root).and_then(Root::cross);
-        std::iter::once(leaf).chain(cross.map(|cross| cross.to_vec().into())).collect()
+        Ok(Renewed { chain: chain(&self.state, leaf, &root), root: Some(Root::plain(root.to_vec())) })
     }
 
     pub(super) fn certificate_life(&self) -> time::Duration {

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use overlayd::api::types::{
-    InitResponse, ListNetworksResponse, MigrateStoreResponse, RestoreResponse, StoreKind, StoreResponse,
+    InitResponse, ListNetworksResponse, ListNodesResponse, MigrateStoreResponse, NodeState, NodeSummary,
+    RestoreResponse, StoreKind, StoreResponse, TokenResponse,
 };
 use overlayd::cluster::Role;
+use overlayd::id::NodeId;
 use overlayd::lab::{Underlay, eventually};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
@@ -20,6 +22,8 @@ tests! {
     traffic_goes_on_without_etcd_and_changes_are_refused_until_it_is_back
     state_moves_to_etcd_without_a_packet_lost_and_is_restored_from_there
     nodes_follow_a_state_that_was_put_back_while_its_manager_was_off
+    manager_that_was_demoted_since_its_backup_is_restored_as_what_it_was
+    manager_that_was_removed_since_its_backup_is_restored_as_another_node
     locked_manager_has_its_state_in_etcd_once_it_is_unlocked
     etcd_that_cannot_be_used_is_refused_with_what_to_do
     killed_manager_or_etcd_has_all_that_was_acknowledged_and_nothing_half_done
@@ -182,6 +186,70 @@ fn nodes_follow_a_state_that_was_put_back_while_its_manager_was_off() {
     // What was attached since is known again.
     assert!(eventually(PATIENCE, || swarm.agent(1).inspect("red").endpoints.len() == 3));
     swarm.assert_joined(&one, &late);
+}
+
+fn manager_that_was_demoted_since_its_backup_is_restored_as_what_it_was() {
+    let (before, restored) = restored_after(&["node", "demote"]);
+    assert_eq!((restored.node, restored.former), (before, None));
+}
+
+fn manager_that_was_removed_since_its_backup_is_restored_as_another_node() {
+    let (before, restored) = restored_after(&["node", "rm", "--force"]);
+    assert_ne!(restored.node, before);
+    assert_eq!(restored.former, Some(before));
+}
+
+/// What became of a manager that was backed up and restored after another manager had done that to it.
+fn restored_after(done: &[&str]) -> (NodeId, RestoreResponse) {
+    let swarm = Swarm::unformed(5, Underlay::default());
+    let mut etcd = etcd_on_host_1(&swarm);
+    let made = init(&swarm, &etcd.url(), &[]);
+    let token: TokenResponse = swarm.agent(1).ask(&["token", "manager"]);
+    let second = swarm.join(2, &InitResponse { worker_token: token.token, ..made.clone() });
+    swarm.join(3, &made);
+    swarm.join(4, &made);
+    swarm.create_encrypted("red");
+    let (_old, three) = (swarm.attach(1, "red", "c1"), swarm.attach(3, "red", "c3"));
+    let four = swarm.attach(4, "red", "c4");
+    swarm.assert_joined(&three, &four);
+    let (file, secret) = (swarm.dir().join("backup"), swarm.dir().join("passphrase"));
+    std::fs::write(&secret, "correct horse battery\n").unwrap();
+    swarm.agent(1).done(&["backup", "--passphrase-file", text(&secret), text(&file)]);
+    let is_manager =
+        || swarm.agent(2).try_ask::<StoreResponse>(&["store"]).is_some_and(|at| at.version.is_some());
+    assert!(eventually(PATIENCE, is_manager), "{}", swarm.agent(2).log());
+    swarm.agent(2).done(&[done, &[made.node.as_str()]].concat());
+    // All nodes have heard of it.
+    swarm.agent(2).done(&["create", "since"]);
+    let manages = |nodes: ListNodesResponse| {
+        nodes
+            .nodes
+            .iter()
+            .filter(|node| node.state == NodeState::Ready)
+            .any(|node| node.node.id == second.node.id)
+    };
+    for number in [3, 4] {
+        let asks = || swarm.agent(number).try_ask::<ListNodesResponse>(&["node", "ls"]).is_some_and(manages);
+        assert!(eventually(PATIENCE, asks), "{}", swarm.agent(number).log());
+    }
+    swarm.agent(1).kill();
+    swarm.agent(2).kill();
+    etcd.kill(0);
+
+    let here = swarm.host(swarm.agent(5)).v4().to_string();
+    let arguments = ["restore", "--passphrase-file", text(&secret), "--advertise-addr", &here, text(&file)];
+    let restored: RestoreResponse = swarm.agent(5).ask(&arguments);
+    let are_back = || {
+        let nodes: Option<ListNodesResponse> = swarm.agent(5).try_ask(&["node", "ls"]);
+        let ready = |node: &NodeSummary| !node.is_self && node.state == NodeState::Ready;
+        nodes.is_some_and(|nodes| nodes.nodes.iter().filter(|node| ready(node)).count() == 2)
+    };
+    assert!(eventually(PATIENCE, are_back), "{}\n{}", swarm.agent(3).log(), swarm.agent(5).log());
+    let five = swarm.attach(5, "red", "c5");
+    swarm.assert_joined(&five, &three);
+    swarm.assert_joined(&five, &four);
+    assert_eq!(swarm.agent(5).inspect("red").endpoints.len(), 3, "those of the old machine are gone");
+    (made.node, restored)
 }
 
 fn locked_manager_has_its_state_in_etcd_once_it_is_unlocked() {

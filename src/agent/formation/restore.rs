@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 
 use super::{ChosenBy, Formed, Sockets, cannot, everywhere, host_name, internal, payload_signer};
 use crate::agent::attachments::blocking;
+use crate::agent::authority::restored_identity;
 use crate::api::ApiError;
 use crate::api::types::RestoreRequest;
 use crate::cluster::{Node, Role};
@@ -18,7 +21,7 @@ use crate::control::store::local::NodeSettings;
 use crate::control::store::{Backup, Store};
 use crate::control::tls::Credentials;
 use crate::control::trust::{Refusal, Trust};
-use crate::id::LaneCount;
+use crate::id::{LaneCount, NodeId};
 use crate::io::clock::wall_clock;
 use crate::unlock_key::UnlockKey;
 
@@ -36,7 +39,8 @@ pub(in crate::agent) async fn restore(
     let trust = Trust::of(&identity).map_err(internal)?;
     let credentials = Credentials::new(identity.clone(), trust, wall_clock).map_err(internal)?;
     refuse_living(&credentials, before.advertise).await?;
-    refuse_serving(&credentials, &ClusterState::nodes_of(&backup).map_err(|_| unusable())?).await?;
+    let nodes = ClusterState::nodes_of(&backup).map_err(|_| unusable())?;
+    refuse_serving(&credentials, &nodes).await?;
     let settings = settings(&before, &request);
     let sockets = Sockets::bind(&settings, ChosenBy::Restore, lanes, offload).await.map_err(|error| {
         let mut error = cannot(error);
@@ -48,41 +52,102 @@ pub(in crate::agent) async fn restore(
         }
         error
     })?;
-    let here = Whereabouts {
-        node: identity.node(),
-        name: host_name(),
-        advertise: settings.advertise,
-        data: settings.data,
-        underlay_mtu: sockets.underlay_mtu,
+    let restored = async {
+        let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
+        let (taking, from, autolock) = (store.clone(), Arc::clone(&backup), request.autolock.clone());
+        let taken = blocking(move || take_over(&taking, &from, autolock.as_ref(), (&credentials, now)));
+        let Heirs { again, another } = taken.await?;
+        let heir = if is_removed(&again, &nodes).await { another } else { again };
+        let restored = NodeIdentity::clone(&heir.identity());
+        let here = Whereabouts {
+            node: restored.node(),
+            in_place_of: identity.node(),
+            name: host_name(),
+            advertise: settings.advertise,
+            data: settings.data,
+            underlay_mtu: sockets.underlay_mtu,
+        };
+        let (store, written, as_written) = (store.clone(), restored.clone(), settings.clone());
+        blocking(move || {
+            ClusterState::overtake(store.clone(), payload_signer(&heir), here, now)?;
+            Ok::<_, ApiError>(store.put_enrolment(&written, &as_written)?)
+        })
+        .await?;
+        Ok(restored)
     };
-    let (store, written, as_written) = (store.clone(), identity.clone(), settings.clone());
-    blocking(move || {
-        // What an earlier cluster may have left when it could not be forgotten.
-        store.leave_cluster()?;
-        let restored = take_over(&store, (&backup, here), request.autolock.as_ref(), &credentials)
-            .and_then(|()| Ok(store.put_enrolment(&written, &as_written)?));
-        restored.inspect_err(|_| {
-            if let Err(error) = store.leave_cluster() {
+    match restored.await {
+        Ok(identity) => Ok(Formed { identity, settings, sockets }),
+        Err(error) => {
+            let store = store.clone();
+            if let Err(left) = blocking(move || store.leave_cluster()).await {
+                let error = left.message;
                 tracing::warn!(%error, "an unfinished restore is left in the state file; the next start removes it");
             }
-        })
-    })
-    .await?;
-    Ok(Formed { identity, settings, sockets })
+            Err(error)
+        }
+    }
+}
+
+/// Who may be the manager of what was restored.
+struct Heirs {
+    /// The one that was backed up, by a certificate that is later than all that was said of it.
+    again: Arc<Credentials>,
+    /// Another node.
+    another: Arc<Credentials>,
 }
 
 fn take_over(
     store: &Store,
-    (backup, here): (&Backup, Whereabouts),
+    backup: &Backup,
     autolock: Option<&UnlockKey>,
-    credentials: &Arc<Credentials>,
-) -> Result<(), ApiError> {
+    (credentials, now): (&Arc<Credentials>, u64),
+) -> Result<Heirs, ApiError> {
+    // What an earlier cluster may have left when it could not be forgotten.
+    store.leave_cluster()?;
     if autolock.is_some() {
         store.set_unlock_key(autolock)?;
     }
     store.take_over(backup)?;
-    let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
-    Ok(ClusterState::overtake(store.clone(), payload_signer(credentials), here, now)?)
+    let state = ClusterState::open(store.clone(), payload_signer(credentials))?;
+    let version = state.version_beyond(now);
+    let heir = |node| {
+        let identity = restored_identity(&state, node, version).map_err(internal)?;
+        let trust =
+            Trust::of(&identity).and_then(|trust| trust.with_roots(state.roots())).map_err(internal)?;
+        Credentials::new(identity, trust, wall_clock).map_err(internal)
+    };
+    let another = NodeId::from_entropy(rand::random());
+    Ok(Heirs { again: heir(credentials.identity().node())?, another: heir(another)? })
+}
+
+/// Whether a node was told that the manager was removed since: then it refuses that manager, and believes nothing
+/// that it signs.
+async fn is_removed(credentials: &Arc<Credentials>, nodes: &[Node]) -> bool {
+    let this = credentials.identity().node();
+    let mut asked = Vec::new();
+    for other in nodes.iter().filter(|node| node.id != this) {
+        asked.push(is_refused_by(Arc::clone(credentials), (other.id, other.advertise)));
+    }
+    let mut told = stream::iter(asked).buffer_unordered(AT_ONCE);
+    let asking = async {
+        while let Some(is_removed) = told.next().await {
+            if is_removed {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::time::timeout(ASKING, asking).await.unwrap_or(false)
+}
+
+async fn is_refused_by(credentials: Arc<Credentials>, (node, address): (NodeId, SocketAddr)) -> bool {
+    match KeyChannel::connect(&credentials, address, node).await {
+        Ok(channel) => {
+            channel.close().await;
+            false
+        }
+        Err(error) => error.has_removed_us(),
+    }
 }
 
 /// Two managers with one identity would tell the nodes different things.
@@ -141,5 +206,77 @@ fn settings(before: &NodeSettings, request: &RestoreRequest) -> NodeSettings {
         managers: vec![advertise],
         interface: None,
         advertised_here: false,
+    }
+}
+
+/// How long nodes are asked whether they know the manager to be removed: of one that is off nothing is known.
+const ASKING: Duration = Duration::from_secs(5);
+/// Handshakes under way at a time.
+const AT_ONCE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::super::manager::tests::manager;
+    use super::*;
+    use crate::control::state::NewNetwork;
+    use crate::membership::KnownMemberships;
+
+    /// Nodes were told since the backup that the manager is none any more.
+    #[tokio::test]
+    async fn manager_that_was_demoted_since_the_backup_is_believed_again() {
+        let (manager, _dir) = manager();
+        let network = NewNetwork {
+            name: "red".parse().expect("a name"),
+            encrypted: true,
+            subnets: Vec::new(),
+            mtu: None,
+            labels: [].into(),
+            node_labels: [].into(),
+        };
+        let network = manager.state.create_network(network).expect("made");
+        let rows = manager.state.rows();
+        let crate::control::store::ClusterRows::File(store) = &rows else { panic!("it is in a file") };
+        let identity = manager.credentials.identity();
+        store.put_identity(&*identity).expect("written");
+        let backup = Backup::open(&store.back_up(&rows, "a passphrase", 7).expect("read"), "a passphrase");
+        let backup = backup.expect("a backup");
+        let mut known = KnownMemberships::new(manager.state.roots(), identity.cluster());
+        let membership = |state: &ClusterState| state.inspect(&network.name).expect("there").membership;
+        known.accept(&membership(&manager.state), &BTreeSet::new()).expect("believed");
+        // Of a certificate that it had later, too.
+        let demoted = [(identity.node(), manager.state.version())];
+        known.demote(demoted.into());
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::create(dir.path()).expect("a state file");
+        let now = 1_767_225_600;
+        let heirs = take_over(&store, &backup, None, (&manager.credentials, now)).expect("taken over");
+        let here = |node| Whereabouts {
+            node,
+            in_place_of: identity.node(),
+            name: host_name(),
+            advertise: SocketAddr::from(([192, 0, 2, 9], 2377)),
+            data: SocketAddr::from(([192, 0, 2, 9], 4500)),
+            underlay_mtu: 1500,
+        };
+        let again = heirs.again.identity();
+        assert_eq!((again.node(), again.role()), (identity.node(), Role::Manager));
+        let signer = payload_signer(&heirs.again);
+        ClusterState::overtake(store.clone(), signer, here(again.node()), now).expect("overtaken");
+
+        let state = ClusterState::open(store, payload_signer(&heirs.again)).expect("a state");
+        let heard = known.accept(&membership(&state), &BTreeSet::new());
+        assert_eq!(heard.map(|(_, news)| news), Ok(crate::membership::News::Newer));
+        let (shown, trust) =
+            (Arc::clone(&again), Trust::clone(&heirs.again.trust()).with_demoted(demoted.into()));
+        assert!(!trust.is_demoted(shown.node(), shown.issued_at()), "it is let in as a manager");
+        state.serve_as(again.node(), move || shown.issued_at());
+        assert!(state.is_in_office());
+        // As another node it is believed by those who know the manager to be removed.
+        let another = heirs.another.identity();
+        assert_ne!(another.node(), again.node());
+        assert_eq!(another.role(), Role::Manager);
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{Manager, StoredAuthority};
+use super::{Manager, StoredAuthority, chain};
 use crate::cluster::{Node, Role};
 use crate::control::enrol::{EnrolRefusal, EnrolRequest, Enrolled, USUAL_DATA_PORT};
 use crate::events::Event;
@@ -79,7 +79,7 @@ impl Manager {
         Ok(Enrolled {
             node: id,
             role,
-            chain: self.chain(certificate, authority.root()),
+            chain: chain(&self.state, certificate, authority.root()),
             root: authority.root().clone(),
             roots,
             managers: self.addresses(),

@@ -81,8 +81,11 @@ pub struct RestoreRequest {
 pub struct RestoreResponse {
     /// The cluster.
     pub cluster: ClusterId,
-    /// This node, with the id that it had.
+    /// This node, with the id that it had, or with another where nodes know that one to be removed.
     pub node: NodeId,
+    /// The id that it had, where it has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<NodeId>,
     /// Where it is reached.
     pub manager: SocketAddr,
     /// When the backup was made, in seconds since 1970 UTC.

@@ -40,6 +40,14 @@ pub(in crate::cli) fn restore(restored: &RestoreResponse) -> String {
          Never start the agent that was manager before: delete its state directory.\n",
         restored.node, restored.cluster, made, restored.manager, restored.other_node_count,
     );
+    if let Some(former) = restored.former {
+        writeln!(
+            text,
+            "The other nodes know manager {former}, which was backed up, to be removed from the cluster: this is another \
+             node, with its labels."
+        )
+        .expect("a String takes all");
+    }
     match &restored.unlock_key {
         Some(key) => write!(text, "\n{}", autolock::advice(key)).expect("a String takes all"),
         None => text.push_str(UNLOCKED),
@@ -61,6 +69,7 @@ mod tests {
         let mut restored = RestoreResponse {
             cluster: ClusterId::from_entropy([0; 16]),
             node: NodeId::from_entropy([0; 16]),
+            former: None,
             manager: "192.0.2.1:2377".parse().expect("an address"),
             made_unix_seconds: 1_800_000_000,
             other_node_count: 2,
@@ -70,5 +79,21 @@ mod tests {
         assert!(says_so(restore(&restored)));
         restored.unlock_key = Some(UnlockKey::from_entropy([7; 32]));
         assert!(!says_so(restore(&restored)));
+    }
+
+    #[test]
+    fn restored_manager_that_is_another_node_says_in_whose_place() {
+        let former = NodeId::from_entropy([1; 16]);
+        let restored = RestoreResponse {
+            cluster: ClusterId::from_entropy([0; 16]),
+            node: NodeId::from_entropy([0; 16]),
+            former: Some(former),
+            manager: "192.0.2.1:2377".parse().expect("an address"),
+            made_unix_seconds: 1_800_000_000,
+            other_node_count: 2,
+            unlock_key: None,
+        };
+        assert!(restore(&restored).contains(&format!("know manager {former}")));
+        assert!(!restore(&RestoreResponse { former: None, ..restored }).contains("to be removed"));
     }
 }

@@ -206,8 +206,7 @@ impl NoManager {
 
     /// Whether a manager, and nobody else, said that this node was removed.
     pub(super) fn has_removed_us(&self) -> bool {
-        let revoked = Refusal::ByPeer(AlertDescription::CertificateRevoked);
-        self.0.iter().any(|error| error.proven_refusal() == Some(&revoked))
+        self.0.iter().any(ConnectError::has_removed_us)
     }
 
     /// Whether a manager has a certificate of a root that this node does not trust, or the other way round.

@@ -16,6 +16,8 @@ use crate::id::{Epoch, HostName, NodeId, Version};
 pub struct Whereabouts {
     /// The manager.
     pub node: NodeId,
+    /// The one that was backed up: the same, or another where nodes know that one to be removed.
+    pub in_place_of: NodeId,
     /// The name of its machine.
     pub name: HostName,
     /// Where its TLS port is reached.
@@ -32,6 +34,7 @@ impl ClusterState {
     /// that they have heard. Such changes may have been made after an earlier restore, of this backup even, so it
     /// is beyond that too, by the time (`now`, seconds since 1970). The manager is `here` from now on, and the only one:
     /// others that there were shared a store that this state is not in, and nobody is to believe what they do with that.
+    /// Where it is not the one that was backed up, that one stays removed, and it has its labels.
     ///
     /// # Errors
     /// When there is no state, the manager is no member or its address lies in a network's subnet,
@@ -46,28 +49,47 @@ impl ClusterState {
         let model = state.model();
         let mut counters = model.counters;
         counters.version = Version::new(raised(counters.version.get(), now));
-        let Whereabouts { node, name, advertise, data, underlay_mtu } = here;
-        let manager = Node { name, advertise, data, underlay_mtu, ..model.member(node)?.clone() };
+        let Whereabouts { node, in_place_of, name, advertise, data, underlay_mtu } = here;
+        let manager = model.member(in_place_of)?.clone();
+        let manager = Node { id: node, name, advertise, data, underlay_mtu, ..manager };
         subnets::check_node(&model, &manager)?;
         // Nodes may know of removals though this state knows of none.
         let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
         let row = Demoted { at: counters.version };
         let others: Vec<Node> = model.managers().filter(|other| other.id != node).cloned().collect();
-        let mut demoted = model.demoted.clone();
+        let (mut removed, mut demoted) = (model.removed.clone(), model.demoted.clone());
         demoted.extend(others.iter().map(|other| (other.id, row)));
-        let removals = state.removals_of(Epoch::new(raised(removals, now)), &model.removed, &demoted)?;
+        let gone = (in_place_of != node).then_some(in_place_of);
+        // Its last certificate was made before it was removed.
+        removed.extend(gone.map(|gone| (gone, now.saturating_add(model.founding.certificate_life_seconds))));
+        let removals = state.removals_of(Epoch::new(raised(removals, now)), &removed, &demoted)?;
         let mut changes = vec![Change::PutNode(manager), removals];
         for other in others {
             changes.push(Change::PutDemoted(other.id, row));
-            changes.push(Change::PutNode(Node { role: Role::Worker, ..other }));
+            changes.push(match removed.get(&other.id) {
+                Some(expiry) => Change::RemoveNode(other.id, *expiry),
+                None => Change::PutNode(Node { role: Role::Worker, ..other }),
+            });
         }
-        state.add_memberships_beyond(&model, |epoch| raised(epoch, now), &mut changes)?;
+        if let Some(gone) = gone {
+            changes
+                .extend(model.profiles.get(&gone).map(|profile| Change::PutProfile(node, profile.clone())));
+            changes.extend(model.standings.get(&gone).map(|known| Change::PutStanding(node, known.clone())));
+            changes.extend(model.endpoints_of(gone).cloned().map(Change::DropEndpoint));
+        }
+        state.add_memberships_beyond(&model, gone, |epoch| raised(epoch, now), &mut changes)?;
         drop(model);
         let mut batch = Batch::default();
         changes.iter().try_for_each(|change| change.write(&mut batch))?;
         batch.put(&COUNTERS, ONLY, &counters)?;
         state.rows().commit(Revision::NOTHING, &batch, None)?;
         Ok(())
+    }
+
+    /// The version that [`Self::overtake`] makes this one, for a certificate that is to be later than all that was said
+    /// of its manager since.
+    pub fn version_beyond(&self, now: u64) -> Version {
+        Version::new(raised(self.version().get(), now))
     }
 
     /// Takes note that a version was acknowledged that the state is not of any more.
@@ -88,7 +110,7 @@ impl ClusterState {
         let changes = lost.get().saturating_sub(model.counters.version.get());
         let beyond = |epoch: u64| raised(epoch.saturating_add(changes), now);
         let mut changes = Vec::new();
-        self.add_memberships_beyond(model, beyond, &mut changes)?;
+        self.add_memberships_beyond(model, None, beyond, &mut changes)?;
         let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
         changes.push(self.removals_of(Epoch::new(beyond(removals)), &model.removed, &model.demoted)?);
         changes.push(Change::RaiseVersion(Version::new(raised(lost.get(), now))));
@@ -98,11 +120,13 @@ impl ClusterState {
     fn add_memberships_beyond(
         &self,
         model: &Model,
+        without: Option<NodeId>,
         beyond: impl Fn(u64) -> u64,
         changes: &mut Vec<Change>,
     ) -> Result<(), StateError> {
         for network in model.networks.values() {
-            let mut membership = network.next_membership(network.members.keys().copied().collect());
+            let members = network.members.keys().copied().filter(|member| Some(*member) != without);
+            let mut membership = network.next_membership(members.collect());
             membership.epoch = Epoch::new(beyond(membership.epoch.get()));
             changes.push(self.membership_of(network, &membership)?);
         }

@@ -273,6 +273,11 @@ impl ConnectError {
         }
     }
 
+    /// Whether the other side, and nobody else, said that this node was removed from the cluster.
+    pub fn has_removed_us(&self) -> bool {
+        self.proven_refusal() == Some(&Refusal::ByPeer(AlertDescription::CertificateRevoked))
+    }
+
     pub(in crate::control) fn of(address: SocketAddr, source: io::Error, outcome: &Outcome) -> Self {
         match outcome.refusal(&source).or_else(|| refusal_in(&source)) {
             Some(refusal) => Self::Refused { address, refusal, in_handshake: true },

@@ -93,6 +93,42 @@ fn restored_manager_is_the_only_one_and_what_the_others_sign_is_believed_no_more
 }
 
 #[test]
+fn manager_that_nodes_know_to_be_removed_is_restored_as_another_node_and_stays_removed() {
+    let cluster = TestCluster::new();
+    for network in ["web", "still"] {
+        cluster.create(network, &[]);
+    }
+    cluster.attach(1, "web");
+    cluster.state.attach(node_id(2), &request(2, "web")).unwrap();
+    let labels =
+        ProfileChange { label_add: [("zone".to_owned(), "a".to_owned())].into(), ..ProfileChange::default() };
+    cluster.state.change_profile(&node(1).name, &labels).unwrap();
+    let profile = cluster.state.profile(node_id(1));
+    let sealed = back_up(&cluster.state);
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path()).unwrap();
+    store.take_over(&Backup::open(&sealed, "a passphrase").unwrap()).unwrap();
+    let another = Whereabouts { node: node_id(9), ..here("192.0.2.99") };
+    ClusterState::overtake(store, signer(), another, NOW).unwrap();
+    let restored = TestCluster { state: open_state(dir.path()), dir };
+
+    let managers: Vec<NodeId> = restored.state.managers().into_iter().map(|node| node.id).collect();
+    assert_eq!((managers, restored.state.nodes().len()), (vec![node_id(9)], 2));
+    assert_eq!(restored.state.profile(node_id(9)), profile);
+    assert_eq!(restored.state.removed_nodes(), [node_id(1)].into());
+    assert_eq!(restored.passed_on().1, [node_id(1)]);
+    assert_eq!(restored.state.demoted(), [(node_id(1), restored.state.version())].into());
+    for (network, members) in [("web", vec![node_id(2)]), ("still", vec![])] {
+        let (epoch, nodes) = restored.membership(network);
+        assert_eq!(nodes, members);
+        assert!(epoch > cluster.membership(network).0, "{network}");
+    }
+    restored.state.forget_expired(NOW + 2160 * 3600).unwrap();
+    assert_eq!(restored.passed_on().1, [node_id(1)], "a certificate of it may live");
+}
+
+#[test]
 fn manager_is_not_restored_where_a_network_is() {
     let cluster = TestCluster::new();
     cluster.create("web", &["10.1.0.0/24"]);
@@ -116,6 +152,7 @@ fn here(address: &str) -> Whereabouts {
     let address: IpAddr = address.parse().unwrap();
     Whereabouts {
         node: node_id(1),
+        in_place_of: node_id(1),
         name: "another".parse().unwrap(),
         advertise: (address, 2377).into(),
         data: (address, 4500).into(),
