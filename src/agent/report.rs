@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use time::OffsetDateTime;
+
+use super::ca;
 use super::member::{Member, certificate_warning};
 use super::placement::{LinkKey, vtep_of};
 use super::returning;
@@ -68,14 +71,17 @@ pub(super) async fn cluster(member: &Member, warnings: &mut Vec<String>) -> Resu
     } else {
         warnings.extend(certificate_warning(&member.credentials));
     }
-    let expires = member.credentials.identity().expires().unix_timestamp();
+    let identity = member.credentials.identity();
+    warnings.extend(ca::ending(&identity, member.credentials.trust().roots(), member.credentials.now()));
+    let unix_seconds = |at: OffsetDateTime| u64::try_from(at.unix_timestamp()).unwrap_or(0);
     Ok(ClusterStatus {
-        id: member.credentials.identity().cluster(),
+        id: identity.cluster(),
         node: member.node(),
         version: view.version,
         removed: matches!(session, SessionStatus::Removed(_)),
         managers: managers.collect(),
-        certificate_expires_unix_seconds: u64::try_from(expires).unwrap_or(0),
+        certificate_expires_unix_seconds: unix_seconds(identity.expires()),
+        root_expires_unix_seconds: unix_seconds(identity.root_expires()),
         lane_count: member.dataplane.lane_count().get(),
         processors: member.processors,
         network_count: u64::try_from(view.networks.len()).unwrap_or(u64::MAX),

@@ -90,8 +90,9 @@ impl Manager {
     pub(super) async fn rotation_status(&self) -> CaStatus {
         let roots = self.state.roots();
         let issuing = roots.issuing().map_or_else(|| RootFingerprint::of(&[]), Root::fingerprint);
+        let issuing_ends_unix_seconds = roots.issuing().and_then(Root::ends_unix_seconds);
         let Some((rotation, waiting)) = self.state.rotation() else {
-            return CaStatus { issuing, rotation: None };
+            return CaStatus { issuing, issuing_ends_unix_seconds, rotation: None };
         };
         let nodes = self.state.nodes();
         let census = self.census().await;
@@ -108,7 +109,7 @@ impl Manager {
             nodes: u64::try_from(nodes.len()).unwrap_or(u64::MAX),
             waiting: waiting.collect(),
         };
-        CaStatus { issuing, rotation: Some(rotation) }
+        CaStatus { issuing, issuing_ends_unix_seconds, rotation: Some(rotation) }
     }
 }
 

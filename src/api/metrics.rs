@@ -57,7 +57,7 @@ impl Collector for Scrape {
 
 fn encode_cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatus) -> fmt::Result {
     let is_connected = cluster.managers.iter().any(|manager| manager.connected);
-    let expires = i64::try_from(cluster.certificate_expires_unix_seconds).unwrap_or(i64::MAX);
+    let moment = |unix_seconds: u64| i64::try_from(unix_seconds).unwrap_or(i64::MAX);
     for (name, help, value) in [
         (
             "manager_connected",
@@ -68,7 +68,12 @@ fn encode_cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &ClusterStatus) 
         (
             "certificate_expiry_timestamp_seconds",
             "When this node's certificate expires, in Unix time",
-            expires,
+            moment(cluster.certificate_expires_unix_seconds),
+        ),
+        (
+            "root_expiry_timestamp_seconds",
+            "When the root of this node's certificate expires, in Unix time",
+            moment(cluster.root_expires_unix_seconds),
         ),
     ] {
         plain_gauge(encoder, name, help, value)?;
@@ -234,6 +239,7 @@ mod tests {
             version: Default::default(),
             removed: false,
             certificate_expires_unix_seconds: 1_800_000_000,
+            root_expires_unix_seconds: 1_900_000_000,
             lane_count: 2,
             processors: Default::default(),
             network_count: 1,
@@ -285,6 +291,7 @@ mod tests {
             "overlayd_manager_connected 1".to_owned(),
             "overlayd_removed 0".to_owned(),
             "overlayd_certificate_expiry_timestamp_seconds 1800000000".to_owned(),
+            "overlayd_root_expiry_timestamp_seconds 1900000000".to_owned(),
             r#"overlayd_links{state="failed"} 0"#.to_owned(),
             format!(r#"overlayd_peer_sent_bytes_total{{network="red",peer="{zeros}",peer_name="b"}} 300"#),
             format!(

@@ -472,6 +472,9 @@ pub struct ClusterStatus {
     pub managers: Vec<ManagerStatus>,
     /// When this node's certificate expires, in seconds since 1970 UTC.
     pub certificate_expires_unix_seconds: u64,
+    /// When the root that signed it expires, in seconds since 1970 UTC.
+    #[serde(default)]
+    pub root_expires_unix_seconds: u64,
     /// Threads of this node that carry packets.
     pub lane_count: u8,
     /// What they ask of the processors.

@@ -352,6 +352,7 @@ mod tests {
                 removed: false,
                 managers: vec![manager],
                 certificate_expires_unix_seconds: 1_800_000_000,
+                root_expires_unix_seconds: 1_900_000_000,
                 lane_count: 4,
                 processors: ProcessorStatus {
                     busy_poll_microseconds: 264,

@@ -31,6 +31,7 @@ pub struct NodeIdentity {
     chain: Vec<CertificateDer<'static>>,
     key: Zeroizing<Vec<u8>>,
     root: CertificateDer<'static>,
+    root_expires: OffsetDateTime,
 }
 
 impl NodeIdentity {
@@ -55,7 +56,9 @@ impl NodeIdentity {
         if CertificateName::cluster_of_root(&root)?.is_some_and(|named| named != name.cluster) {
             return Err(IdentityError::RootOfAnother);
         }
-        let identity = Self { name, chain, key, root };
+        let (_, parsed) = x509_parser::parse_x509_certificate(&root).map_err(|_| IdentityError::NotX509)?;
+        let root_expires = parsed.validity().not_after.to_datetime();
+        let identity = Self { name, chain, key, root, root_expires };
         identity.certified_key()?;
         Ok(identity)
     }
@@ -88,6 +91,21 @@ impl NodeIdentity {
     /// When the certificate ends.
     pub const fn expires(&self) -> OffsetDateTime {
         self.name.not_after
+    }
+
+    /// When the root ends, and with it all that it has signed.
+    pub const fn root_expires(&self) -> OffsetDateTime {
+        self.root_expires
+    }
+
+    /// How long the certificate lives from when it was signed; nothing, or less, if it is of an earlier
+    /// overlayd, which backdated less.
+    pub fn life(&self) -> time::Duration {
+        self.name.not_after - self.signed()
+    }
+
+    fn signed(&self) -> OffsetDateTime {
+        self.name.not_before + BACKDATE
     }
 
     /// The certificates, leaf first, without the root.
@@ -123,13 +141,11 @@ impl NodeIdentity {
     /// A moment between 50 and 80 % of the certificate's life, drawn so that nodes that joined
     /// together do not renew together.
     pub fn renew_at(&self, random: &mut impl rand::CryptoRng) -> OffsetDateTime {
-        let issued = self.name.not_before + BACKDATE;
-        let life = self.name.not_after - issued;
+        let life = self.life();
         if !life.is_positive() {
-            // Of an earlier overlayd, which backdated less.
             return self.name.not_before;
         }
-        issued + life * random.random_range(0.5..0.8)
+        self.signed() + life * random.random_range(0.5..0.8)
     }
 
     /// The chain and key as rustls signs with them.

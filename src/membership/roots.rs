@@ -100,6 +100,11 @@ impl Root {
         RootFingerprint::of(self.der())
     }
 
+    /// When it ends, in seconds since 1970 UTC; `None` if it is no certificate.
+    pub fn ends_unix_seconds(&self) -> Option<i64> {
+        Some(parse(self.der())?.validity().not_after.timestamp())
+    }
+
     /// Whether `signer` (DER) has signed a CA certificate of this root's name and key.
     fn is_vouched_for_by(&self, signer: &[u8]) -> bool {
         let Some(cross) = self.cross() else { return false };

@@ -26,6 +26,7 @@ tests! {
     root_is_the_same_on_every_node_and_in_the_token
     root_that_the_operator_brought_carries_traffic
     root_that_cannot_be_used_is_refused_and_nothing_is_made
+    end_of_the_root_is_told_on_every_node_until_the_root_is_replaced
     root_is_replaced_under_traffic_without_a_loss
     certificate_of_the_old_root_is_worth_nothing_afterwards
     dead_node_is_named_and_machines_join_while_it_is_waited_for
@@ -104,6 +105,30 @@ fn root_that_cannot_be_used_is_refused_and_nothing_is_made() {
     let init = ["init", "--advertise-addr", &address, "--ca-cert", text(&cert), "--ca-key", text(&key)];
     swarm.agent(1).done(&init);
     assert!(swarm.agent(1).status().cluster.is_some());
+}
+
+fn end_of_the_root_is_told_on_every_node_until_the_root_is_replaced() {
+    let swarm = Swarm::unformed(2, Underlay::default());
+    let end = time::OffsetDateTime::now_utc() + time::Duration::days(120);
+    let p256 = &rcgen::PKCS_ECDSA_P256_SHA256;
+    let (cert, key) = root_files(swarm.dir(), "own", p256, |params| params.not_after = end);
+    let address = swarm.lab.host(1).v4().to_string();
+    let init = ["init", "--advertise-addr", &address, "--ca-cert", text(&cert), "--ca-key", text(&key)];
+    swarm.join(2, &swarm.agent(1).ask(&init));
+    let told = |number: usize| {
+        let warnings = swarm.agent(number).status().warnings;
+        warnings.iter().any(|warning| warning.contains("root certificate ends at"))
+    };
+    for number in [1, 2] {
+        assert!(told(number), "{:?}", swarm.agent(number).status());
+        let cluster = swarm.agent(number).status().cluster.unwrap();
+        assert_eq!(i64::try_from(cluster.root_expires_unix_seconds).unwrap(), end.unix_timestamp());
+    }
+    let status: CaStatusResponse = swarm.agent(2).ask(&["ca", "status"]);
+    assert_eq!(status.issuing_ends_unix_seconds, Some(end.unix_timestamp()));
+
+    swarm.agent(1).done(&["ca", "rotate"]);
+    assert!(![1, 2].map(told).contains(&true), "{:?}", swarm.agent(2).status());
 }
 
 fn root_is_replaced_under_traffic_without_a_loss() {

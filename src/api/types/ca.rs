@@ -69,6 +69,9 @@ pub struct CaStatusRequest {}
 pub struct CaStatusResponse {
     /// SHA-256 of the root that signs certificates, hexadecimal.
     pub issuing_sha256: String,
+    /// When it ends, in seconds since 1970 UTC, if the manager says so.
+    #[serde(default)]
+    pub issuing_ends_unix_seconds: Option<i64>,
     /// The replacement that is under way.
     pub rotation: Option<CaRotation>,
 }

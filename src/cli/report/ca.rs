@@ -14,7 +14,9 @@ pub(in crate::cli) fn roots(answer: &CaResponse) -> String {
 /// How far a rotation is.
 pub(in crate::cli) fn status(answer: &CaStatusResponse) -> String {
     let mut lines = Lines::default();
-    lines.add("Root", format!("SHA-256 {}", answer.issuing_sha256));
+    let until = answer.issuing_ends_unix_seconds.and_then(|ends| u64::try_from(ends).ok());
+    let until = until.map(|ends| format!(", until {}", moment(ends))).unwrap_or_default();
+    lines.add("Root", format!("SHA-256 {}{until}", answer.issuing_sha256));
     let Some(rotation) = &answer.rotation else {
         lines.add("Rotation", "none");
         return lines.text;
@@ -98,8 +100,16 @@ mod tests {
             connected,
             offline_since_unix_seconds: since,
         };
-        let mut answer = CaStatusResponse { issuing_sha256: "ab".into(), rotation: None };
-        assert_eq!(status(&answer), "Root:        SHA-256 ab\nRotation:    none\n");
+        let mut answer = CaStatusResponse {
+            issuing_sha256: "ab".into(),
+            issuing_ends_unix_seconds: Some(1_900_000_000),
+            rotation: None,
+        };
+        assert_eq!(
+            status(&answer),
+            "Root:        SHA-256 ab, until 2030-03-17T17:46:40Z\nRotation:    none\n"
+        );
+        answer.issuing_ends_unix_seconds = None;
         answer.rotation = Some(CaRotation {
             step: RotationStep::Reissue,
             begun_unix_seconds: 1_800_000_000,

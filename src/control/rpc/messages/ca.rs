@@ -29,6 +29,9 @@ pub struct CaStatusRequest {}
 pub struct CaStatus {
     /// The root that signs certificates.
     pub issuing: RootFingerprint,
+    /// When it ends, in seconds since 1970 UTC; managers with an earlier version do not say it.
+    #[serde(default)]
+    pub issuing_ends_unix_seconds: Option<i64>,
     /// The rotation that is under way.
     pub rotation: Option<RotationStatus>,
 }
