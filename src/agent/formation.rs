@@ -314,7 +314,8 @@ pub(super) fn refused(error: EnrolError) -> ApiError {
         EnrolError::Refused(
             EnrolRefusal::Unavailable(_) | EnrolRefusal::Busy { .. } | EnrolRefusal::TooManyAttempts { .. },
         )
-        | EnrolError::NoAnswer => ApiError::unavailable(message),
+        | EnrolError::NoAnswer
+        | EnrolError::Silent => ApiError::unavailable(message),
         EnrolError::Refused(_) => ApiError::denied(message),
         EnrolError::Connect(connect) if connect.refusal().is_some() => ApiError::denied(message),
         EnrolError::Connect(_) => ApiError::unavailable(message),

@@ -177,6 +177,10 @@ impl Enrol for Arc<Manager> {
         fresh.unwrap_or_else(|_| Err(tenure::no_store())).map_err(unavailable)?;
         self.admit_aside(request, from).await
     }
+
+    async fn take_back(&self, node: NodeId) {
+        self.take_back_node(node).await;
+    }
 }
 
 impl ManagerApi for Arc<Manager> {

@@ -10,21 +10,28 @@
 //!                                 <----------       {certificate, root, managers} or a refusal
 //! ```
 //! One message each way, JSON, framed as `control::frame`. What the secret admits to, and the new
-//! node's record, are the business of whoever implements [`Enrol`].
+//! node's record, are the business of whoever implements [`Enrol`]. A machine that goes before it is answered is
+//! taken out again, as nobody would be its node.
 
 mod count;
 mod limit;
 
 use std::future::Future;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
 use self::limit::{Attempt, Ending, JoinLimit};
@@ -147,6 +154,9 @@ pub trait Enrol: Send + Sync + 'static {
         request: EnrolRequest,
         from: SocketAddr,
     ) -> impl Future<Output = Result<Enrolled, EnrolRefusal>> + Send;
+
+    /// Takes back a node that was admitted to a machine which has never heard of it.
+    fn take_back(&self, node: NodeId) -> impl Future<Output = ()> + Send;
 }
 
 /// Why a manager does not admit a machine.
@@ -245,7 +255,7 @@ async fn ask(
     let (secret, csr) = (token.secret().clone(), key.request_pem()?);
     let handshake = connect_with_token(token.clone(), clock);
     let outcome = handshake.outcome.clone();
-    let tls = tokio::time::timeout(CONNECT_TIMEOUT, dial(manager, handshake))
+    let tls = timeout(CONNECT_TIMEOUT, dial(manager, handshake))
         .await
         .map_err(|_elapsed| ConnectError::TimedOut { address: manager })??;
     let binding = bind(tls.get_ref().1);
@@ -256,9 +266,9 @@ async fn ask(
         frames.send(&Zeroizing::new(to_json(&request))).await?;
         frames.receive().await
     };
-    let answer = tokio::time::timeout(EXCHANGE_TIMEOUT, exchange)
+    let answer = timeout(ANSWER_TIMEOUT, exchange)
         .await
-        .map_err(|_elapsed| EnrolError::NoAnswer)?
+        .map_err(|_elapsed| EnrolError::Silent)?
         .map_err(|source| ConnectError::of(manager, source, &outcome))?
         .ok_or(EnrolError::NoAnswer)?;
     let enrolled: Enrolled = serde_json::from_slice::<Result<Enrolled, EnrolRefusal>>(&answer)
@@ -284,6 +294,12 @@ pub enum EnrolError {
     /// The manager said nothing.
     #[error("the manager closed the connection without an answer; its log says why")]
     NoAnswer,
+    /// The manager kept us waiting.
+    #[error(
+        "the manager has not answered for {} s: its disk or its etcd may be slow; try again",
+        ANSWER_TIMEOUT.as_secs()
+    )]
+    Silent,
     /// The manager's answer does not parse.
     #[error("the manager's answer is not understood ({0}); are both of the same version?")]
     Malformed(serde_json::Error),
@@ -351,47 +367,95 @@ async fn exchange<E: Enrol>(
     begun: Result<Attempt, EnrolRefusal>,
 ) -> Exchange {
     let from = stream.from;
-    // Who is only told to come later is not left to hold one of the few exchanges.
-    let (attempt, refusal, patience) = match begun {
-        Ok(attempt) => (Some(attempt), None, EXCHANGE_TIMEOUT),
-        Err(refusal) => (None, Some(refusal), Duration::from_secs(1)),
+    let (attempt, outcome) = match begun {
+        Ok(attempt) => (Some(attempt), answer(&*service, stream).await),
+        // Who is only told to come later is not left to hold one of the few exchanges.
+        Err(refusal) => {
+            let told = timeout(Duration::from_secs(1), turn_away(stream, refusal)).await;
+            (None, told.unwrap_or(None))
+        }
     };
-    let outcome = tokio::time::timeout(patience, answer(&*service, stream, refusal)).await;
-    Exchange { attempt, from, outcome: outcome.unwrap_or(None) }
+    Exchange { attempt, from, outcome }
 }
 
-/// Answers one request, with `refusal` if there is one already.
-async fn answer<E: Enrol>(
-    service: &E,
-    stream: EnrolStream,
-    refusal: Option<EnrolRefusal>,
-) -> Option<Result<(), EnrolRefusal>> {
+/// Answers one request. What is decided is waited for, however long it takes: it is carried out even if nobody does,
+/// and then the machine that it is for may have gone.
+async fn answer<E: Enrol>(service: &E, stream: EnrolStream) -> Option<Result<(), EnrolRefusal>> {
     let EnrolStream { mut frames, from } = stream;
     let binding = bind(frames.get_ref().get_ref().1);
-    let request = match frames.receive().await {
-        Ok(Some(request)) => serde_json::from_slice::<EnrolRequest>(&request),
-        Ok(None) => return None,
-        Err(error) => {
-            tracing::debug!(%from, %error, "enrolment broke off");
-            return None;
-        }
-    };
-    let outcome = match (refusal, request) {
-        (Some(refusal), _) => Err(refusal),
-        (None, Ok(EnrolRequest { former: Some(former), csr, .. })) if !former.is_held(&binding, &csr) => {
+    let request = timeout(EXCHANGE_TIMEOUT, hear(&mut frames, from)).await.ok().flatten()?;
+    let (mut is_new, mut has_gone) = (false, false);
+    let outcome = match serde_json::from_slice::<EnrolRequest>(&request) {
+        Ok(EnrolRequest { former: Some(former), csr, .. }) if !former.is_held(&binding, &csr) => {
             Err(EnrolRefusal::NotTheHolder)
         }
-        (None, Ok(request)) => service.enrol(request, from).await,
-        (None, Err(error)) => Err(EnrolRefusal::Invalid(format!("the request is not understood: {error}"))),
+        Ok(request) => {
+            is_new = request.former.is_none();
+            let mut decision = pin!(service.enrol(request, from));
+            tokio::select! {
+                biased;
+                // It has nothing more to say, so this is its end.
+                _ = frames.receive() => {
+                    has_gone = true;
+                    decision.await
+                }
+                decided = &mut decision => decided,
+            }
+        }
+        Err(error) => Err(EnrolRefusal::Invalid(format!("the request is not understood: {error}"))),
     };
-    if let Ok(enrolled) = &outcome {
-        tracing::info!(%from, node = %enrolled.node, role = %enrolled.role, "node joined");
+    let is_told = !has_gone && tell(&mut frames, from, &outcome).await;
+    match outcome {
+        Ok(Enrolled { node, role, .. }) if is_told => {
+            tracing::info!(%from, %node, %role, "node joined");
+            Some(Ok(()))
+        }
+        Ok(Enrolled { node, .. }) => {
+            tracing::warn!(%from, %node, "a machine had gone before it was told that it is a node");
+            if is_new {
+                service.take_back(node).await;
+            }
+            Some(Err(EnrolRefusal::Unavailable("the machine had gone before it was answered".to_owned())))
+        }
+        Err(refusal) => Some(Err(refusal)),
     }
-    let sent = frames.send(&to_json(&outcome)).await;
-    if let Err(error) = sent.and(frames.close().await) {
+}
+
+async fn turn_away(stream: EnrolStream, refusal: EnrolRefusal) -> Option<Result<(), EnrolRefusal>> {
+    let EnrolStream { mut frames, from } = stream;
+    hear(&mut frames, from).await?;
+    let outcome = Err(refusal);
+    tell(&mut frames, from, &outcome).await;
+    Some(outcome.map(|_| ()))
+}
+
+/// What the machine has to say, if it says anything.
+async fn hear(frames: &mut Frames<TlsStream<TcpStream>>, from: SocketAddr) -> Option<Bytes> {
+    frames.receive().await.unwrap_or_else(|error| {
+        tracing::debug!(%from, %error, "enrolment broke off");
+        None
+    })
+}
+
+/// Tells the machine; whether it can have heard all of it.
+async fn tell(
+    frames: &mut Frames<TlsStream<TcpStream>>,
+    from: SocketAddr,
+    outcome: &Result<Enrolled, EnrolRefusal>,
+) -> bool {
+    let within =
+        |sent: Result<io::Result<()>, _>| sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let sent = within(timeout(EXCHANGE_TIMEOUT, frames.send(&to_json(outcome))).await);
+    let is_told = sent.is_ok();
+    // Who closes first has what it wanted.
+    let closed = match sent {
+        Ok(()) => within(timeout(EXCHANGE_TIMEOUT, frames.close()).await),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = closed {
         tracing::debug!(%from, %error, "the answer to a join was not delivered");
     }
-    Some(outcome.map(|_| ()))
+    is_told
 }
 
 fn ending(outcome: Option<&Result<(), EnrolRefusal>>) -> Ending {
@@ -422,7 +486,11 @@ fn to_json<T: Serialize>(message: &T) -> Vec<u8> {
     serde_json::to_vec(message).expect("these messages have string keys only and no failing serializer")
 }
 
+/// For a message to be said, or heard.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a machine waits to hear what a manager has decided: longer than a change of the cluster's state takes
+/// with all that it waits for, if it comes to pass at all.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 const MAX_EXCHANGES: usize = 64;
 /// Whoever can reach the port may send as much before it is known who that is.
 pub(super) const MAX_MESSAGE_BYTES: usize = 64 << 10;

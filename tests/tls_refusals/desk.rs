@@ -1,8 +1,8 @@
 //! A manager that knows one secret and one view.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use overlayd::cluster::{Role, View};
 use overlayd::control::ca::CertificateAuthority;
@@ -17,7 +17,7 @@ use overlayd::control::rpc::messages::{IssueToken, IssuedToken, ListTokens, Remo
 use overlayd::control::rpc::messages::{Presence, PresenceRequest, StoreAccess, StoreAccessRequest};
 use overlayd::control::rpc::{ErrorKind, ManagerApi, ManagerError, Updates};
 use overlayd::control::tls::peer::PeerIdentity;
-use overlayd::id::Version;
+use overlayd::id::{NodeId, Version};
 use overlayd::membership::{Roots, TokenSecret};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -30,7 +30,10 @@ pub(crate) struct Desk {
     roots: Roots,
     address: SocketAddr,
     view: watch::Sender<Arc<View>>,
-    enrolments: Mutex<usize>,
+    enrolments: watch::Sender<usize>,
+    /// Whether who enrols has to wait.
+    holds_enrolments: watch::Sender<bool>,
+    taken_back: watch::Sender<Vec<NodeId>>,
     has_silent_store: AtomicBool,
     /// Whether somebody leaves, and whether that is to be done.
     leaving: watch::Sender<(bool, bool)>,
@@ -44,7 +47,9 @@ impl Desk {
             roots,
             address,
             view: watch::Sender::new(Arc::new(view)),
-            enrolments: Mutex::new(0),
+            enrolments: watch::Sender::default(),
+            holds_enrolments: watch::Sender::default(),
+            taken_back: watch::Sender::default(),
             has_silent_store: AtomicBool::new(false),
             leaving: watch::Sender::default(),
         }
@@ -68,13 +73,29 @@ impl Desk {
     }
 
     pub(crate) fn enrolments(&self) -> usize {
-        *self.enrolments.lock().expect("the count")
+        *self.enrolments.borrow()
+    }
+
+    pub(crate) async fn await_enrolments(&self, count: usize) {
+        self.enrolments.subscribe().wait_for(|seen| *seen >= count).await.expect("the desk lives");
+    }
+
+    pub(crate) fn hold_enrolments(&self, holds: bool) {
+        self.holds_enrolments.send_replace(holds);
+    }
+
+    /// Waits until so many nodes were taken back.
+    pub(crate) async fn await_taken_back(&self, count: usize) -> Vec<NodeId> {
+        let mut taken_back = self.taken_back.subscribe();
+        let all = taken_back.wait_for(|all| all.len() >= count).await.expect("the desk lives");
+        all.clone()
     }
 }
 
 impl Enrol for Desk {
     async fn enrol(&self, request: EnrolRequest, _from: SocketAddr) -> Result<Enrolled, EnrolRefusal> {
-        *self.enrolments.lock().expect("the count") += 1;
+        self.enrolments.send_modify(|count| *count += 1);
+        self.holds_enrolments.subscribe().wait_for(|holds| !holds).await.expect("the desk lives");
         if !request.secret.matches(&TokenSecret::from_entropy(SECRET)) {
             return Err(EnrolRefusal::WrongSecret);
         }
@@ -93,6 +114,10 @@ impl Enrol for Desk {
             advertise: self.address,
             data: self.address,
         })
+    }
+
+    async fn take_back(&self, node: NodeId) {
+        self.taken_back.send_modify(|all| all.push(node));
     }
 }
 

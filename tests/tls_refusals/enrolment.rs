@@ -1,6 +1,7 @@
 //! Joining with a token.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use overlayd::cluster::Role;
 use overlayd::control::enrol;
@@ -9,7 +10,7 @@ use overlayd::control::identity::{NodeIdentity, NodeKey};
 use overlayd::events::{Event, Told};
 use overlayd::membership::JoinToken;
 
-use crate::cluster::{Cluster, SECRET, closed_port, noon};
+use crate::cluster::{Cluster, SECRET, closed_port, node, noon};
 use crate::server::Server;
 
 #[tokio::test]
@@ -70,6 +71,44 @@ async fn joining_says_whether_the_manager_is_away_or_the_clock_is_wrong() {
     let server = Server::start_manager(&cluster, cluster.credentials(early)).await;
     let error = join(server.address, &cluster.token(SECRET)).await.expect_err("a clock");
     assert!(error.to_string().contains("the clock of this machine says 2027-01-15T08:00:00Z"), "{error}");
+}
+
+#[tokio::test]
+async fn machine_that_goes_while_a_slow_cluster_admits_it_is_taken_out_again_and_not_held_to_have_failed() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let desk = server.desk();
+    desk.hold_enrolments(true);
+    // More than may fail.
+    for attempt in 1..=12 {
+        let (address, token) = (server.address, cluster.token(SECRET));
+        let joining = tokio::spawn(async move { join(address, &token).await });
+        desk.await_enrolments(attempt).await;
+        joining.abort();
+        assert!(joining.await.expect_err("it is gone").is_cancelled());
+    }
+    desk.hold_enrolments(false);
+    let taken_back = tokio::time::timeout(Duration::from_secs(30), desk.await_taken_back(12)).await;
+    assert_eq!(taken_back.expect("each of them"), [node(50); 12]);
+    join(server.address, &cluster.token(SECRET)).await.expect("it may try again");
+    assert_eq!((server.joins.admitted(), server.joins.refused(), server.joins.turned_away()), (1, 12, 0));
+    assert_eq!(desk.await_taken_back(0).await.len(), 12, "who was told is a node");
+}
+
+#[tokio::test]
+async fn machine_is_admitted_however_long_a_change_of_the_state_takes() {
+    let cluster = Cluster::new(1);
+    let server = Server::start_manager(&cluster, cluster.manager(2)).await;
+    let desk = server.desk();
+    desk.hold_enrolments(true);
+    let (address, token) = (server.address, cluster.token(SECRET));
+    let joining = tokio::spawn(async move { join(address, &token).await });
+    desk.await_enrolments(1).await;
+    // Longer than who says nothing is listened to.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    desk.hold_enrolments(false);
+    let (identity, _) = joining.await.expect("no panic").expect("admitted");
+    assert_eq!(identity.node(), node(50));
 }
 
 pub(crate) async fn join(

@@ -88,6 +88,17 @@ impl Manager {
         })
     }
 
+    /// Removes a node that no machine knows to be: it would be listed for ever, and waited for.
+    pub(super) async fn take_back_node(&self, node: NodeId) {
+        let expires = self.latest_certificate_of(None);
+        match self.on_state(move |state| state.take_back(node, expires)).await {
+            Ok(()) => tracing::info!(%node, "removed again"),
+            Err(error) => {
+                tracing::warn!(%node, %error, "not removed again: do it with `overlayd node rm --force`, if it is listed");
+            }
+        }
+    }
+
     /// The UDP port of encrypted data, one for the whole cluster: this node's.
     fn data_port(&self) -> u16 {
         let this = self.state.node(self.credentials.identity().node());

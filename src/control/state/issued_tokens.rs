@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::model::{Change, Model};
+use super::nodes::Takes;
 use super::{ClusterState, StateError, subnets};
 use crate::cluster::{Node, Role, TokenInfo, TokenName, TokenState};
 use crate::id::{NodeId, TokenId};
@@ -184,6 +185,20 @@ impl ClusterState {
         })
     }
 
+    /// Removes a node that has enrolled and never heard of it, as [`Self::remove_node`] does; a token that works
+    /// once and let it in is as good as new.
+    ///
+    /// # Errors
+    /// As [`Self::remove_node`], which takes nothing else.
+    pub fn take_back(&self, id: NodeId, certificate_expiry: u64) -> Result<(), StateError> {
+        self.change(|model| {
+            let mut changes = self.removal(model, id, certificate_expiry, Takes::Nothing)?;
+            let unused = model.issued_tokens.values().filter_map(|token| token.not_used_by(id));
+            changes.extend(unused.map(Change::PutToken));
+            Ok(((), changes))
+        })
+    }
+
     fn enrol(
         &self,
         node: Node,
@@ -237,6 +252,12 @@ impl IssuedToken {
     fn used_by(&self, node: NodeId, now: u64) -> Self {
         let used = self.once.then_some(Ended { at: now, state: TokenState::Used(node) });
         Self { joined: self.joined.saturating_add(1), ended: used.or(self.ended), ..self.clone() }
+    }
+
+    /// The token as it was before that node used it up, if that was so.
+    fn not_used_by(&self, node: NodeId) -> Option<Self> {
+        self.ended.filter(|ended| ended.state == TokenState::Used(node))?;
+        Some(Self { joined: self.joined.saturating_sub(1), ended: None, ..self.clone() })
     }
 }
 

@@ -78,27 +78,36 @@ impl ClusterState {
     /// # Errors
     /// When there is no such node, it is the only manager, or it has endpoints that are not to be taken.
     pub fn remove_node(&self, id: NodeId, certificate_expiry: u64, takes: Takes) -> Result<(), StateError> {
-        self.change(|model| {
-            let node = model.nodes.get(&id).ok_or_else(|| StateError::NoNode { node: id.to_string() })?;
-            if node.role == Role::Manager && model.managers().count() == 1 {
-                return Err(StateError::LastManager { node: id, name: node.name.clone() });
-            }
-            if takes == Takes::Nothing {
-                refuse_in_use(model, node)?;
-            }
-            let mut changes = self.drop_endpoints(model, id, |_| true)?;
-            let demoted = match node.role {
-                Role::Manager => &self.disbelieve(model, id, &mut changes)?,
-                Role::Worker => &model.demoted,
-            };
-            changes.push(Change::RemoveNode(id, certificate_expiry));
-            let mut removed = model.removed.clone();
-            removed.insert(id, certificate_expiry);
-            changes.push(self.removals(model, &removed, demoted)?);
-            Ok(((), changes))
-        })?;
+        self.change(|model| Ok(((), self.removal(model, id, certificate_expiry, takes)?)))?;
         self.inner.last_seen.lock().expect(NO_PANIC).remove(&id);
         Ok(())
+    }
+
+    /// The changes that remove a node.
+    pub(super) fn removal(
+        &self,
+        model: &Model,
+        id: NodeId,
+        certificate_expiry: u64,
+        takes: Takes,
+    ) -> Result<Vec<Change>, StateError> {
+        let node = model.nodes.get(&id).ok_or_else(|| StateError::NoNode { node: id.to_string() })?;
+        if node.role == Role::Manager && model.managers().count() == 1 {
+            return Err(StateError::LastManager { node: id, name: node.name.clone() });
+        }
+        if takes == Takes::Nothing {
+            refuse_in_use(model, node)?;
+        }
+        let mut changes = self.drop_endpoints(model, id, |_| true)?;
+        let demoted = match node.role {
+            Role::Manager => &self.disbelieve(model, id, &mut changes)?,
+            Role::Worker => &model.demoted,
+        };
+        changes.push(Change::RemoveNode(id, certificate_expiry));
+        let mut removed = model.removed.clone();
+        removed.insert(id, certificate_expiry);
+        changes.push(self.removals(model, &removed, demoted)?);
+        Ok(changes)
     }
 
     /// Forgets the removed nodes whose certificates have expired by `now` (seconds since 1970).

@@ -114,6 +114,7 @@ over_etcd! {
     }
     joining: super::super::tokens {
         one_time_token_admits_exactly_one_of_twenty_that_try_at_once
+        node_that_never_heard_of_itself_is_barred_and_its_token_is_as_good_as_new
         join_that_fails_does_not_use_the_token_up
         expired_token_stays_expired_when_the_clock_is_set_back
         removed_token_says_so_to_its_holder_and_nothing_to_others

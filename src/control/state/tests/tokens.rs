@@ -51,6 +51,25 @@ pub(super) fn join_that_fails_does_not_use_the_token_up() {
 }
 
 #[test]
+pub(super) fn node_that_never_heard_of_itself_is_barred_and_its_token_is_as_good_as_new() {
+    let cluster = TestCluster::new();
+    issue(&cluster, 1, true, None);
+    issue(&cluster, 2, true, None);
+    cluster.state.enrol_node(worker(9), &secret(2), NOW).unwrap();
+    cluster.state.enrol_node(worker(10), &secret(1), NOW).unwrap();
+    cluster.state.take_back(node_id(10), NOW + 7200).unwrap();
+    let error = cluster.state.take_back(node_id(10), NOW + 7200).unwrap_err();
+    assert!(matches!(error, StateError::NoNode { .. }), "{error}");
+    let state = open_state(cluster.close().path());
+    assert_eq!((state.node(node_id(10)), state.removed_nodes()), (None, [node_id(10)].into()));
+    let info = |n| info(&state, n, NOW).map(|token| (token.state, token.joined));
+    assert_eq!(info(1), Some((TokenState::Valid, Some(0))));
+    assert_eq!(info(2), Some((TokenState::Used(node_id(9)), Some(1))), "another's stays used");
+    state.enrol_node(worker(11), &secret(1), NOW).unwrap();
+    assert_eq!(state.role_for_secret(&secret(1), NOW), Err(TokenRefusal::Used(node_id(11))));
+}
+
+#[test]
 pub(super) fn expired_token_stays_expired_when_the_clock_is_set_back() {
     let cluster = TestCluster::new();
     issue(&cluster, 1, false, Some(7200));
