@@ -2,9 +2,7 @@
 
 use super::Manager;
 use crate::cluster::{Node, Role};
-use crate::control::rpc::messages::{
-    ChangeNode, ChangedNode, Done, Leave, NodeChange, ProfileChange, StoreAccess,
-};
+use crate::control::rpc::messages::{ChangeNode, ChangedNode, Done, Leave, NodeChange, StoreAccess};
 use crate::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use crate::control::tls::peer::PeerIdentity;
 use crate::id::{HostName, NodeId};
@@ -16,13 +14,9 @@ impl Manager {
             let why = format!("node {} ({}) stays a worker: {ONE_MANAGER}", node.name, node.id);
             return Err(ManagerError::new(ErrorKind::Conflict, why));
         }
-        let promoted = self.on_state({
-            let name = name.clone();
-            move |state| state.promote(&name)
-        });
-        let promoted = promoted.await?;
+        let promoted = self.on_state(move |state| state.promote(&name)).await?;
         tracing::info!(node = %promoted.id, name = %promoted.name, "made a manager");
-        self.update(name, ProfileChange::default()).await
+        Ok(self.changed(promoted))
     }
 
     /// Makes a manager a worker. What it signed is signed anew, which it cannot do itself.
@@ -39,13 +33,16 @@ impl Manager {
             let change = NodeChange::Demote;
             return self.others_of_office()?.change_node(ChangeNode { node: name, change }).await;
         }
-        let demoted = self.on_state({
-            let name = name.clone();
-            move |state| state.demote(&name)
-        });
-        let demoted = demoted.await?;
+        let demoted = self.on_state(move |state| state.demote(&name)).await?;
         tracing::info!(node = %demoted.id, name = %demoted.name, "made a worker");
-        self.update(name, ProfileChange::default()).await
+        Ok(self.changed(demoted))
+    }
+
+    /// The answer about a change that is made, from what is known here: it does not depend on whether the store can
+    /// be asked once more.
+    fn changed(&self, node: Node) -> ChangedNode {
+        let (profile, endpoints) = (self.state.profile(node.id), self.state.endpoints_of(node.id).len());
+        ChangedNode { node, profile, lost: Vec::new(), endpoints }
     }
 
     /// Removes the caller from the cluster; this manager itself has another do it.
@@ -105,7 +102,9 @@ const ONE_MANAGER: &str = "this cluster keeps its state in an embedded store, wh
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::pin::pin;
     use std::sync::Arc;
+    use std::task::{Context, Waker};
 
     use super::super::tests::{manager, node};
     use super::*;
@@ -141,6 +140,26 @@ mod tests {
         let refused = ManagerApi::serves(&manager).expect_err("no manager");
         assert_eq!(refused.kind, ErrorKind::Unavailable);
         assert!(refused.message.ends_with("ask 192.0.2.2:2377"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn change_that_is_made_is_told_whatever_happens_next() {
+        let (manager, _dir) = manager();
+        let other = node(NodeId::from_entropy([9; 16]), Role::Manager, 2);
+        manager.state.add_node(other.clone()).expect("added");
+        let mut demoting = pin!(manager.demote(other.name.clone(), &other));
+        assert!(demoting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let role = || manager.state.node(other.id).expect("a member").role;
+        while role() == Role::Manager {
+            std::thread::yield_now();
+        }
+        // Another comes by the same name before the answer is put together.
+        let namesake =
+            Node { name: other.name.clone(), ..node(NodeId::from_entropy([8; 16]), Role::Worker, 3) };
+        manager.state.add_node(namesake).expect("added");
+        let changed = demoting.await.expect("it is a worker");
+        assert_eq!((changed.node.id, changed.node.role), (other.id, Role::Worker));
+        assert_eq!((changed.profile, changed.endpoints), (Default::default(), 0));
     }
 
     #[tokio::test]
