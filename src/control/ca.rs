@@ -8,7 +8,7 @@
 mod cross;
 pub mod import;
 
-use self::import::Curve;
+use self::import::{Curve, moment};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
@@ -29,6 +29,7 @@ use crate::id::{ClusterId, NodeId, Version};
 pub struct CertificateAuthority {
     cluster: ClusterId,
     root: CertificateDer<'static>,
+    root_begins: OffsetDateTime,
     root_expires: OffsetDateTime,
     issuer: Issuer<'static, RootKey>,
 }
@@ -74,12 +75,13 @@ impl CertificateAuthority {
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err(AuthorityError::KeyOfAnother);
         }
-        let root_expires = parsed.validity().not_after.to_datetime();
+        let [root_begins, root_expires] =
+            [parsed.validity().not_before, parsed.validity().not_after].map(|at| at.to_datetime());
         if CertificateName::cluster_of_root(&root)?.is_some_and(|named| named != cluster) {
             return Err(AuthorityError::NotOurs(IdentityError::RootOfAnother));
         }
         let issuer = Issuer::from_ca_cert_der(&root, RootKey(key))?;
-        Ok(Self { cluster, root, root_expires, issuer })
+        Ok(Self { cluster, root, root_begins, root_expires, issuer })
     }
 
     /// The cluster that the root belongs to.
@@ -114,7 +116,8 @@ impl CertificateAuthority {
     ///
     /// # Errors
     /// The request is malformed, not signed by its own key, for another kind of key than ECDSA
-    /// P-256, or `lifetime` is under ten seconds or over ten years.
+    /// P-256, `lifetime` is under ten seconds or over ten years, or `now` is days before the root
+    /// begins: such a clock has not been set yet, and what it signs would be over once it is.
     pub fn issue(
         &self,
         csr_pem: &str,
@@ -141,6 +144,9 @@ impl CertificateAuthority {
     ) -> Result<CertificateDer<'static>, AuthorityError> {
         if lifetime < SHORTEST_LIFETIME || lifetime > LONGEST_LIFETIME {
             return Err(AuthorityError::Lifetime { seconds: lifetime.whole_seconds() });
+        }
+        if now < self.root_begins - BACKDATE {
+            return Err(AuthorityError::Clock { now, root_begins: self.root_begins });
         }
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(AuthorityError::Request)?;
         let key = request.public_key;
@@ -221,6 +227,17 @@ pub enum AuthorityError {
     Lifetime {
         /// What was asked for.
         seconds: i64,
+    },
+    /// The clock is not set.
+    #[error(
+        "the manager's clock says {}, and the root certificate begins at {}: set the clock right",
+        moment(.now), moment(.root_begins)
+    )]
+    Clock {
+        /// What it says.
+        now: OffsetDateTime,
+        /// When the root begins.
+        root_begins: OffsetDateTime,
     },
     /// A root's name is of a kind that is not written again as it was.
     #[error("the CA's subject is of an unusual kind: make a CA with plain text (UTF-8) in it")]
@@ -370,6 +387,24 @@ mod tests {
         let other = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
         let csr = CertificateParams::default().serialize_request(&other).expect("a request");
         assert!(matches!(issue(&csr.pem().expect("PEM")), Err(AuthorityError::KeyKind)));
+    }
+
+    #[test]
+    fn clock_that_was_not_set_signs_nothing_and_one_that_is_days_late_does() {
+        let (authority, key) = (authority(), NodeKey::generate().expect("a key"));
+        let csr = key.request_pem().expect("a request");
+        let at = |clock| {
+            authority.issue(&csr, NodeId::from_entropy([2; 16]), Role::Manager, clock, Duration::days(90))
+        };
+        let begins = now() - BACKDATE;
+        for clock in
+            [OffsetDateTime::from_unix_timestamp(946_684_800).expect("2000"), begins - Duration::days(4)]
+        {
+            assert!(
+                matches!(at(clock), Err(AuthorityError::Clock { root_begins, .. }) if root_begins == begins)
+            );
+        }
+        at(begins - Duration::days(2)).expect("a certificate");
     }
 
     #[test]

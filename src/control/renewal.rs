@@ -126,11 +126,14 @@ async fn other_root_signs(credentials: &Credentials) {
 
 /// How long nodes that hear of a new root may wait before they ask for a certificate of it.
 const SPREAD: Duration = Duration::from_secs(1);
+/// How often the wall clock is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long after a failure the next attempt comes at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Looks at the wall clock again and again: a long sleep would not notice a suspend or a clock
-/// that was set.
+/// that was set. A machine whose clock starts late may have a certificate of then, which nobody accepts once the
+/// clock is set: nothing tells it from one whose certificate was signed by a clock that was ahead.
 async fn sleep_until(due: OffsetDateTime, credentials: &Credentials) {
     loop {
         let now = credentials.now();
@@ -138,6 +141,6 @@ async fn sleep_until(due: OffsetDateTime, credentials: &Credentials) {
         if !left.is_positive() || now < credentials.identity().begins() {
             return;
         }
-        tokio::time::sleep(left.min(time::Duration::MINUTE).unsigned_abs()).await;
+        tokio::time::sleep(left.unsigned_abs().min(LOOK_INTERVAL)).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use overlayd::cluster::{Role, View};
@@ -12,6 +13,7 @@ use overlayd::control::rpc::messages::{
 };
 use overlayd::control::rpc::{ErrorKind, ManagerClient, ManagerError};
 use overlayd::control::session::SessionStatus;
+use overlayd::control::tls::Credentials;
 use overlayd::control::{renewal, session};
 use overlayd::events::{Event, Told};
 use overlayd::id::Version;
@@ -267,6 +269,29 @@ async fn certificate_of_a_clock_that_was_ahead_is_renewed_at_once() {
         renewed = tokio::time::timeout(Duration::from_secs(5), renewed.notified()) => renewed.expect("at once"),
     }
     assert!(credentials.identity().begins() < noon());
+}
+
+#[tokio::test]
+async fn certificate_of_a_clock_that_was_late_is_renewed_soon_after_the_clock_is_set() {
+    static IS_SET: AtomicBool = AtomicBool::new(false);
+    let clock = || if IS_SET.load(Ordering::SeqCst) { noon() } else { noon() - time::Duration::days(20) };
+    let cluster = Cluster::new(1);
+    let late = cluster.issued(3, Role::Worker, clock(), time::Duration::days(10));
+    let credentials = Credentials::new(late, cluster.trust(), clock).expect("credentials");
+    let renewed = tokio::sync::Notify::new();
+    let signer = (Office(cluster), Arc::default());
+    let stored = |_: &NodeIdentity| Ok(());
+    let keeping = renewal::keep(Arc::clone(&credentials), signer, stored, || renewed.notify_one());
+    tokio::select! {
+        () = keeping => unreachable!("certificates are renewed for ever"),
+        () = async {
+            // It has looked, and sleeps.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            IS_SET.store(true, Ordering::SeqCst);
+            tokio::time::timeout(Duration::from_secs(30), renewed.notified()).await.expect("soon");
+        } => {}
+    }
+    assert_eq!(credentials.identity().expires(), noon() + time::Duration::DAY);
 }
 
 #[tokio::test]

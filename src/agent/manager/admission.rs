@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Manager, StoredAuthority, chain};
 use crate::cluster::{Node, Role};
+use crate::control::ca::AuthorityError;
 use crate::control::enrol::{EnrolRefusal, EnrolRequest, Enrolled, USUAL_DATA_PORT};
 use crate::events::Event;
 use crate::id::NodeId;
@@ -69,7 +70,11 @@ impl Manager {
                 wall_clock(),
                 self.certificate_life(),
             )
-            .map_err(|error| EnrolRefusal::Invalid(error.to_string()))?;
+            .map_err(|error| {
+                let why = error.to_string();
+                let is_ours = matches!(error, AuthorityError::Clock { .. });
+                if is_ours { EnrolRefusal::Unavailable(why) } else { EnrolRefusal::Invalid(why) }
+            })?;
         let (id, name, advertise, data) = (node.id, node.name.clone(), node.advertise, node.data);
         let token = match returning {
             Some(_) => self.state.enrol_again(node, secret, now)?,

@@ -281,7 +281,7 @@ fn private_key(pem: &str, curve: Curve) -> Result<Zeroizing<Vec<u8>>, ImportErro
     Ok(Zeroizing::new(pkcs8.as_ref().to_vec()))
 }
 
-fn moment(at: &OffsetDateTime) -> String {
+pub(super) fn moment(at: &OffsetDateTime) -> String {
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
