@@ -22,7 +22,6 @@ impl Inner {
                 "this node is a worker: a cluster is backed up on its manager, which `overlayd node ls` names",
             ));
         };
-        let cluster = manager.state.rows();
         let BackupRequest { passphrase } = request;
         if passphrase.reveal().chars().count() < SHORTEST_PASSPHRASE {
             return Err(ApiError::invalid(format!(
@@ -30,9 +29,13 @@ impl Inner {
                  characters or more"
             )));
         }
-        let (store, now) = (self.store.clone(), wall_clock().unix_timestamp());
-        let now = u64::try_from(now).unwrap_or(0);
-        let sealed = blocking(move || store.back_up(&cluster, passphrase.reveal(), now)).await?;
+        let (store, state) = (self.store.clone(), manager.state.clone());
+        let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
+        let sealed = blocking(move || {
+            let backup = state.backup(&store, now)?;
+            Ok::<_, ApiError>(backup.sealed(passphrase.reveal()))
+        });
+        let sealed = sealed.await?;
         let identity = member.credentials.identity();
         tracing::info!(bytes = sealed.len(), "backed up");
         Ok(BackupResponse {
@@ -97,15 +100,17 @@ const SHORTEST_PASSPHRASE: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    use crate::agent::manager::tests::manager;
     use crate::api::types::BACKUP_BEGINNING;
-    use crate::control::store::{ClusterRows, Store};
+    use crate::control::state::ClusterState;
+    use crate::control::store::ClusterRows;
 
     #[test]
     fn backup_begins_as_those_who_read_its_file_expect() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::create(dir.path()).expect("a state file");
-        let rows = ClusterRows::from(store.clone());
-        let sealed = store.back_up(&rows, "a long passphrase", 7).expect("a backup");
+        let (manager, _dir) = manager();
+        let state: &ClusterState = &manager.state;
+        let ClusterRows::File(store) = state.rows() else { panic!("it is in a file") };
+        let sealed = state.backup(&store, 7).expect("a backup").sealed("a long passphrase");
         assert!(sealed.starts_with(BACKUP_BEGINNING));
     }
 }

@@ -240,8 +240,7 @@ mod tests {
         let crate::control::store::ClusterRows::File(store) = &rows else { panic!("it is in a file") };
         let identity = manager.credentials.identity();
         store.put_identity(&*identity).expect("written");
-        let backup = Backup::open(&store.back_up(&rows, "a passphrase", 7).expect("read"), "a passphrase");
-        let backup = backup.expect("a backup");
+        let backup = manager.state.backup(store, 7).expect("read");
         let mut known = KnownMemberships::new(manager.state.roots(), identity.cluster());
         let membership = |state: &ClusterState| state.inspect(&network.name).expect("there").membership;
         known.accept(&membership(&manager.state), &BTreeSet::new()).expect("believed");

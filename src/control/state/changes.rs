@@ -243,10 +243,14 @@ impl ClusterState {
     /// The model in the rows, which are those of a cluster.
     pub(super) fn load_present(rows: &ClusterRows) -> Result<(Model, Revision), StateError> {
         let (model, revision) = Self::load(rows)?;
-        match (model, rows) {
-            (Some(model), _) => Ok((model, revision)),
-            (None, ClusterRows::File(_)) => Err(StateError::NoCluster),
-            (None, ClusterRows::Etcd(etcd)) => Err(StateError::Store(etcd.empty().into())),
+        Ok((model.ok_or_else(|| Self::missing(rows))?, revision))
+    }
+
+    /// That there is no cluster in the rows.
+    pub(super) fn missing(rows: &ClusterRows) -> StateError {
+        match rows {
+            ClusterRows::File(_) => StateError::NoCluster,
+            ClusterRows::Etcd(etcd) => StateError::Store(etcd.empty().into()),
         }
     }
 

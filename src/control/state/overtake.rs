@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use super::managers::Demoted;
-use super::model::{COUNTERS, Change, Model, NODES, ONLY};
-use super::{ClusterState, SignPayload, StateError, subnets};
+use super::model::{COUNTERS, Change, FOUNDING, Model, NODES, ONLY};
+use super::{ClusterState, NO_PANIC, SignPayload, StateError, subnets};
 use crate::cluster::{Node, Role};
-use crate::control::store::{Backup, BackupError, Batch, Revision, Store};
+use crate::control::store::{Backup, BackupError, Batch, ClusterRows, Revision, Store};
 use crate::id::{Epoch, HostName, NodeId, Version};
 
 /// Where the manager is that a state was restored for.
@@ -131,6 +131,19 @@ impl ClusterState {
             changes.push(self.membership_of(network, &membership)?);
         }
         Ok(())
+    }
+
+    /// What a backup of this manager holds, which is `store`'s.
+    ///
+    /// # Errors
+    /// When the state cannot be read, or is not where it should be: a backup without it is none.
+    pub fn backup(&self, store: &Store, now_unix_seconds: u64) -> Result<Backup, StateError> {
+        // What is in the file may be on its way out of it.
+        let is_here = matches!(self.rows(), ClusterRows::File(_));
+        let _stays = is_here.then(|| self.inner.changing.lock().expect(NO_PANIC));
+        let rows = self.rows();
+        let backup = store.backup_of(&rows, now_unix_seconds)?;
+        if backup.has(&FOUNDING) { Ok(backup) } else { Err(Self::missing(&rows)) }
     }
 
     /// The nodes of the cluster that a backup is of.

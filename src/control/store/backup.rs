@@ -104,6 +104,16 @@ impl Backup {
         read.collect()
     }
 
+    /// Whether it has any row of a table of its cluster.
+    pub(in crate::control) fn has<T>(&self, table: &Table<T>) -> bool {
+        self.rows.iter().any(|row| row.table == table.name)
+    }
+
+    /// The content of a backup file.
+    pub fn sealed(&self, passphrase: &str) -> Vec<u8> {
+        self.seal(passphrase, &Cost::OURS)
+    }
+
     fn local<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
         let row = self.rows.iter().find(|row| row.table == local::NODE_TABLE && row.key == key)?;
         serde_json::from_slice(&row.json).ok()
@@ -167,17 +177,16 @@ impl std::fmt::Debug for Backup {
 }
 
 impl Store {
-    /// A backup file's content: who this node is, and the rows of its cluster of one moment, whatever is
+    /// What a backup holds: who this node is, and the rows of its cluster of one moment, whatever is
     /// written meanwhile.
     ///
     /// # Errors
     /// When the state cannot be read.
-    pub fn back_up(
+    pub(in crate::control) fn backup_of(
         &self,
         cluster: &ClusterRows,
-        passphrase: &str,
         now_unix_seconds: u64,
-    ) -> Result<Vec<u8>, StoreError> {
+    ) -> Result<Backup, StoreError> {
         let mut rows =
             self.inner.with_database(|database, seal| contents::sealed(self.file(), database, seal))?;
         if cluster.shared().is_some() {
@@ -185,8 +194,7 @@ impl Store {
             rows.extend(cluster.contents()?);
         }
         rows.retain(|row| !local::is_of_the_machine(&row.table, &row.key));
-        let backup = Backup { made_unix_seconds: now_unix_seconds, rows };
-        Ok(backup.seal(passphrase, &Cost::OURS))
+        Ok(Backup { made_unix_seconds: now_unix_seconds, rows })
     }
 
     /// Takes over what a backup holds of its cluster; who the node is and where comes with
@@ -350,8 +358,9 @@ mod tests {
         store.put_view(&crate::cluster::View::default()).expect("written");
         let cluster = crate::control::store::Table::<String>::new("founding");
         store.write(|w| w.put(&cluster, "cluster", &"what was agreed".to_owned())).expect("written");
-        let file = store.back_up(&store.clone().into(), "the right one", 7).expect("a backup");
-        let backup = Backup::open(&file, "the right one").expect("a backup");
+        let backup = store.backup_of(&store.clone().into(), 7).expect("a backup");
+        assert!(backup.has(&cluster));
+        let backup = Backup::open(&backup.sealed("the right one"), "the right one").expect("a backup");
 
         let other = tempfile::tempdir().expect("a directory");
         let restored = Store::create(other.path()).expect("a state file");

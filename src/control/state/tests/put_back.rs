@@ -74,10 +74,9 @@ fn high_water_mark_is_of_this_machine_and_forgotten_with_the_store() {
     store.put_high_water(Version::new(70)).unwrap();
     assert_eq!(store.high_water().unwrap(), Some(Version::new(70)));
     store.put_identity(&"who I am").unwrap();
-    let sealed = store.back_up(&store.clone().into(), "a passphrase", 7).unwrap();
+    let backup = store.backup_of(&store.clone().into(), 7).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     let restored = Store::create(elsewhere.path()).unwrap();
-    let backup = crate::control::store::Backup::open(&sealed, "a passphrase").unwrap();
     restored.take_over(&backup).unwrap();
     assert_eq!(restored.high_water().unwrap(), None);
     store.forget_shared_store().unwrap();

@@ -161,9 +161,8 @@ fn here(address: &str) -> Whereabouts {
 }
 
 fn back_up(state: &ClusterState) -> Vec<u8> {
-    let rows = state.rows();
-    let ClusterRows::File(store) = &rows else { panic!("it is in a file") };
-    store.back_up(&rows, "a passphrase", 7).unwrap()
+    let ClusterRows::File(store) = state.rows() else { panic!("it is in a file") };
+    state.backup(&store, 7).unwrap().sealed("a passphrase")
 }
 
 /// Seconds since 1970.

@@ -510,6 +510,22 @@ fn state_moves_from_the_file_to_etcd_as_it_is_and_goes_on_there() {
 }
 
 #[test]
+fn backup_has_the_state_wherever_that_went_and_there_is_none_without() {
+    let cluster = TestCluster::new();
+    let ClusterRows::File(store) = cluster.state.rows() else { panic!("it is in a file") };
+    cluster.state.relocate(&store, SharedStore::new(access(etcd()))).unwrap();
+    let nodes = ClusterState::nodes_of(&cluster.state.backup(&store, 7).unwrap()).unwrap();
+    assert_eq!(nodes.len(), cluster.state.nodes().len());
+
+    // The file has none any more, and it is not heard of yet that it is elsewhere.
+    let cluster = TestCluster::new();
+    let ClusterRows::File(store) = cluster.state.rows() else { panic!("it is in a file") };
+    store.put_shared_store(&SharedStore::new(access(etcd()))).unwrap();
+    let refused = cluster.state.backup(&store, 7).unwrap_err();
+    assert!(matches!(refused, StateError::NoCluster), "{refused}");
+}
+
+#[test]
 fn state_stays_in_the_file_where_etcd_is_away_or_holds_another_cluster() {
     let taken = access(etcd());
     let other = Manager::with(&SharedStore::new(taken.clone()), |rows| {
