@@ -4,6 +4,8 @@
 //! says so line by line. The parent kills it, opens what it left and compares that with a
 //! reference that made the same changes undisturbed.
 
+#[path = "state_crash/descriptors.rs"]
+mod descriptors;
 #[path = "support/etcd.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod etcd;
@@ -48,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
             }
             "disk" => go_on_beside_a_filler(&dir),
+            "descriptors" => descriptors::victim(&dir, &arguments.next().ok_or("where to?")?),
             other => Err(format!("{other} is no victim").into()),
         };
     }
@@ -65,6 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             trial("every_acknowledged_change_in_etcd_survives_kill_9", killed_at_any_moment_over_etcd),
             trial("every_acknowledged_change_survives_kill_9_of_etcd", etcd_killed_at_any_moment),
             trial("kill_9_while_the_state_moves_to_etcd_leaves_one_truth", killed_while_it_moves),
+            trial("move_to_etcd_that_runs_out_of_descriptors_changes_nothing", descriptors::moved),
             trial("truncated_file_is_an_error_and_kept", truncated),
             trial("file_with_a_broken_header_is_an_error_and_kept", broken_header),
             trial("file_of_something_else_is_an_error_and_kept", foreign),

@@ -7,7 +7,7 @@
 
 use super::changes::Memory;
 use super::{ClusterState, NO_PANIC, StateError};
-use crate::control::store::{Batch, ClusterRows, EtcdError, SharedStore, Store, StoreError};
+use crate::control::store::{Batch, ClusterRows, EtcdError, Kept, SharedStore, Store, StoreError};
 
 impl ClusterState {
     /// Makes etcd the place of the state, or, where it is that already, the access to it another.
@@ -69,15 +69,17 @@ impl ClusterState {
         Ok(Relocated::Moved { rows })
     }
 
-    /// Writes down where the truth is, and goes there.
+    /// Writes down where the truth is, and goes there: once it is written, nothing is left that could fail.
     fn switch(&self, store: &Store, to: &SharedStore) -> Result<(), StateError> {
-        if let Err(refused) = store.put_shared_store(to) {
+        let kept = Kept::new(to.clone());
+        let rows = kept.rows()?;
+        if let Err(refused) = store.keep(&kept) {
             // A disk that fails late may have it all the same.
             if store.shared_store()?.as_ref() != Some(to) {
                 return Err(refused.into());
             }
         }
-        *self.inner.rows.write().expect(NO_PANIC) = store.cluster_rows()?;
+        *self.inner.rows.write().expect(NO_PANIC) = rows;
         self.follow();
         Ok(())
     }

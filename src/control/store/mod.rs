@@ -38,6 +38,7 @@ pub use self::key_file::KEY_FILE;
 pub use self::reading::Reading;
 pub use self::rows::{ClusterRows, CommitError, Revision};
 use self::seal::Seal;
+pub(in crate::control) use self::shared::Kept;
 use crate::file_lock::FileLock;
 
 /// The open state file; clones share it. While one exists no other agent can open its directory.

@@ -10,10 +10,25 @@ use crate::id::Version;
 
 /// A shared store as this manager uses it.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+pub(in crate::control) struct Kept {
     shared: SharedStore,
     /// Under which this manager's transactions are known there.
     writer: String,
+}
+
+impl Kept {
+    /// That a manager begins to use it.
+    pub(in crate::control) fn new(shared: SharedStore) -> Self {
+        Self { shared, writer: data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>()) }
+    }
+
+    /// The rows there. Nothing is asked of etcd yet.
+    ///
+    /// # Errors
+    /// When it is not usable, or there are no descriptors left.
+    pub(in crate::control) fn rows(&self) -> Result<ClusterRows, StoreError> {
+        Ok(ClusterRows::Etcd(Etcd::open(self.shared.clone(), self.writer.clone())?))
+    }
 }
 
 impl Store {
@@ -23,8 +38,7 @@ impl Store {
     /// When the state file cannot be read, or what it says of etcd is not usable.
     pub fn cluster_rows(&self) -> Result<ClusterRows, StoreError> {
         let kept = self.read(|r| r.get(&SHARED, KEPT))?;
-        let Some(Kept { shared, writer }) = kept else { return Ok(self.clone().into()) };
-        Ok(ClusterRows::Etcd(Etcd::open(shared, writer)?))
+        kept.map_or_else(|| Ok(self.clone().into()), |kept| kept.rows())
     }
 
     /// The store that this manager shares with others, if its cluster's rows are in one.
@@ -40,10 +54,17 @@ impl Store {
     /// # Errors
     /// When it cannot be written; then they are where they were.
     pub fn put_shared_store(&self, shared: &SharedStore) -> Result<(), StoreError> {
-        let writer = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>());
+        self.keep(&Kept::new(shared.clone()))
+    }
+
+    /// As [`Self::put_shared_store`], for who has opened the rows there before.
+    ///
+    /// # Errors
+    /// When it cannot be written; then they are where they were.
+    pub(in crate::control) fn keep(&self, kept: &Kept) -> Result<(), StoreError> {
         self.write(|w| {
             w.clear_cluster()?;
-            w.put(&SHARED, KEPT, &Kept { shared: shared.clone(), writer: writer.clone() })
+            w.put(&SHARED, KEPT, kept)
         })
     }
 
