@@ -122,6 +122,16 @@ impl Etcd {
         self.members[index].keeper = Some(keeper);
     }
 
+    /// Another one, of one member, with a copy of the data that was kept of the first member.
+    pub(crate) fn copy_of_kept(&self) -> Self {
+        let mut other = Self::at(vec![Place::here()], None);
+        other.kill(0);
+        copy(&self.kept(0), &other.data_dir(0));
+        other.restart(0);
+        other.wait();
+        other
+    }
+
     /// Keeps a copy of the data of a member that was killed.
     pub(crate) fn keep(&self, index: usize) {
         copy(&self.data_dir(index), &self.kept(index));

@@ -286,7 +286,10 @@ impl StateError {
 fn kind_of(error: &EtcdError) -> ErrorKind {
     match error {
         EtcdError::Address { .. } | EtcdError::Tls { .. } => ErrorKind::Invalid,
-        EtcdError::Taken { .. } | EtcdError::InUse { .. } | EtcdError::Foreign { .. } => ErrorKind::Conflict,
+        EtcdError::Taken { .. }
+        | EtcdError::InUse { .. }
+        | EtcdError::Copy { .. }
+        | EtcdError::Foreign { .. } => ErrorKind::Conflict,
         EtcdError::Denied { .. } | EtcdError::TooLarge { .. } => ErrorKind::Unavailable,
         EtcdError::Unreachable { .. }
         | EtcdError::Unsettled { .. }

@@ -5,6 +5,8 @@
 //! transaction of the state file makes the copy the truth; the next change in etcd makes it no draft any
 //! more. Whatever dies in between leaves the file's word, and at most a draft that nobody believes.
 
+use std::time::Duration;
+
 use super::changes::Memory;
 use super::{ClusterState, NO_PANIC, StateError};
 use crate::control::store::{Batch, ClusterRows, EtcdError, Kept, SharedStore, Store, StoreError};
@@ -28,6 +30,7 @@ impl ClusterState {
                 // Through the new door: it must lead to the same rows.
                 let rows = ClusterRows::over(&shared)?;
                 let _ = Self::load_present(&rows)?;
+                self.refuse_copy(&rows, &mut memory)?;
                 self.switch(store, &shared)?;
                 memory.is_stale = true;
                 Ok(Relocated::AccessChanged)
@@ -69,6 +72,30 @@ impl ClusterState {
         Ok(Relocated::Moved { rows })
     }
 
+    /// Refuses rows that are a copy of ours while ours are there, with which other managers would go on: what is
+    /// written to ours now has to be seen in them. Ours that cannot be reached may be what the copy takes the place
+    /// of, or know us no more by the access that is exchanged.
+    fn refuse_copy(&self, others: &ClusterRows, memory: &mut Memory) -> Result<(), StateError> {
+        let ours = self.rows();
+        memory.is_stale = true;
+        if self.reload(&ours, memory).is_err() {
+            memory.is_stale = true;
+            return Ok(());
+        }
+        let turn = ours.take_turn(PATIENCE)?;
+        // Who was in line before us may have changed something.
+        memory.is_stale = true;
+        self.reload(&ours, memory)?;
+        memory.is_stale = true;
+        let made = ours.commit(memory.revision, &Batch::default(), turn.as_ref())?;
+        *memory = Memory::new(made);
+        if ours.is_last_change_in(others, made)? {
+            return Ok(());
+        }
+        let address = others.shared().map(|shared| shared.access.address.to_string()).unwrap_or_default();
+        Err(StoreError::Etcd(EtcdError::Copy { address }).into())
+    }
+
     /// Writes down where the truth is, and goes there: once it is written, nothing is left that could fail.
     fn switch(&self, store: &Store, to: &SharedStore) -> Result<(), StateError> {
         let kept = Kept::new(to.clone());
@@ -96,3 +123,6 @@ pub enum Relocated {
     /// It was, and is reached as was said from now on.
     AccessChanged,
 }
+
+/// How long a change of the access waits for the other managers.
+const PATIENCE: Duration = Duration::from_secs(6);

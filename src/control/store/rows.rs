@@ -103,6 +103,17 @@ impl ClusterRows {
         }
     }
 
+    /// Whether `made`, the last change that was made here, is there in `others` as well: whether they are the same.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn is_last_change_in(&self, others: &Self, made: Revision) -> Result<bool, StoreError> {
+        match (self, others) {
+            (Self::Etcd(ours), Self::Etcd(others)) => Ok(ours.is_last_change_in(others, made)?),
+            (Self::File(_), _) | (_, Self::File(_)) => Ok(false),
+        }
+    }
+
     /// Wakes `listener` from now on whenever others may have changed the rows; in a file nobody does.
     pub fn wake(&self, listener: Thread) {
         if let Self::Etcd(etcd) = self {

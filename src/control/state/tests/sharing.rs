@@ -526,6 +526,35 @@ fn backup_has_the_state_wherever_that_went_and_there_is_none_without() {
 }
 
 #[test]
+fn copy_of_the_state_is_refused_while_that_is_there_and_taken_when_it_is_gone() {
+    let mut original = Etcd::start();
+    let one = Manager::first(access(&original));
+    let shared = one.state.shared_store().unwrap();
+    one.state.add_node(node(1)).unwrap();
+    original.kill(0);
+    original.keep(0);
+    original.restart(0);
+    original.wait();
+    let copy = original.copy_of_kept();
+    let address = shared.access.address.to_string().replace(&original.url(), &copy.url());
+    let copied = SharedStore::new(EtcdAccess { address: address.parse().unwrap(), ..shared.access.clone() });
+    assert!(eventually(|| one.state.catch_up().is_ok()), "it is back");
+
+    let refused = one.state.relocate(&one.store, copied.clone()).unwrap_err();
+    assert!(refused.to_string().contains("holds a copy"), "{refused}");
+    assert_eq!(one.store.shared_store().unwrap().as_ref(), Some(&shared));
+    let same = one.state.relocate(&one.store, SharedStore::new(shared.access.clone())).unwrap();
+    assert_eq!(same, Relocated::AccessChanged);
+    one.state.add_node(node(2)).unwrap();
+
+    original.kill(0);
+    assert_eq!(one.state.relocate(&one.store, copied).unwrap(), Relocated::AccessChanged);
+    one.state.catch_up().unwrap();
+    assert_eq!(one.state.nodes().len(), 1, "what the copy is older than is gone");
+    one.state.add_node(node(3)).unwrap();
+}
+
+#[test]
 fn state_stays_in_the_file_where_etcd_is_away_or_holds_another_cluster() {
     let taken = access(etcd());
     let other = Manager::with(&SharedStore::new(taken.clone()), |rows| {

@@ -68,6 +68,15 @@ pub enum EtcdError {
         /// Where it is.
         address: String,
     },
+    /// What is there is a copy.
+    #[error(
+        "{address} holds a copy of the cluster's state, which is where it was, and other managers would go on with \
+         it: if the copy is to take its place, stop that etcd first, for good; nothing was changed"
+    )]
+    Copy {
+        /// Where the copy is.
+        address: String,
+    },
     /// What is there is not what this node's cluster wrote.
     #[error(
         "{address} does not hold the state of this node's cluster ({why}): is it the etcd of another cluster, or was \

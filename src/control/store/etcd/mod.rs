@@ -158,6 +158,13 @@ impl Etcd {
         self.address().prefix() == shared.access.address.prefix()
     }
 
+    /// Whether the last change by our writer is `made` behind that door too.
+    pub(super) fn is_last_change_in(&self, other: &Self, made: Revision) -> Result<bool, EtcdError> {
+        let answer = other.range(one(self.last()))?;
+        let (last, made) = (answer.kvs.first().map(|row| row.value.as_slice()), made.change());
+        Ok(last.is_some() && last == made.as_ref().map(|made| made.as_str().as_bytes()))
+    }
+
     fn read_head(&self) -> Result<Seen, EtcdError> {
         let answer = self.range(one(self.key("head")))?;
         let changed_at = changed_at(&answer);
