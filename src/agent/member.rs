@@ -196,6 +196,7 @@ impl Member {
         let (warnings, warned) = watch::channel(warnings.into_iter().chain(without_vxlan.clone()).collect());
         let follower = underlay::Follower {
             home: Home::new(settings),
+            is_saved: true,
             offload: config.offload,
             receiving_lanes,
             store: store.clone(),

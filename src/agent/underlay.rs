@@ -69,6 +69,8 @@ impl Underlay {
 /// Follows what the kernel says of the underlay.
 pub(crate) struct Follower {
     pub(crate) home: Home,
+    /// Whether the next agent would begin with the same settings.
+    pub(crate) is_saved: bool,
     pub(crate) offload: OffloadConfig,
     /// How many lanes keys are made for, whatever sockets follow.
     pub(crate) receiving_lanes: LaneCount,
@@ -113,10 +115,14 @@ impl Follower {
             }
             wait = if looked.is_ok() { LOOK_INTERVAL } else { AWAY_INTERVAL };
             let error = looked.err().map(|error| format!("{error:#}"));
-            if error != trouble
-                && let Some(error) = &error
-            {
-                tracing::warn!(%error, "the underlay as it was last stands");
+            if error != trouble {
+                self.warnings.send_modify(|warnings| {
+                    warnings.retain(|warning| Some(warning) != trouble.as_ref());
+                    warnings.extend(error.clone());
+                });
+                if let Some(error) = &error {
+                    tracing::warn!(%error, "the underlay as it was last stands");
+                }
             }
             trouble = error;
         }
@@ -127,8 +133,10 @@ impl Follower {
         let held = addresses().await?;
         let before = self.home.settings.clone();
         let others = self.others().await;
-        match self.home.look(&held, &others, boot_time()) {
-            Seen::Here if self.home.settings != before => self.save().await,
+        let seen = self.home.look(&held, &others, boot_time());
+        self.is_saved &= self.home.settings == before;
+        match seen {
+            Seen::Here if !self.is_saved => self.save().await,
             Seen::Here => {}
             Seen::Gone(Some(settings)) => self.relocate(*settings, &held).await?,
             Seen::Gone(None) => anyhow::bail!(
@@ -190,7 +198,8 @@ impl Follower {
             // Keys name the lane that receives: as many of them do as did when the agent started.
             if esp.receiving() < self.receiving_lanes {
                 anyhow::bail!(
-                    "only {} of the {} lanes that have keys would receive at {}{}",
+                    "only {} of the {} lanes that have keys would receive at {}{}; it is tried again, and a restart of the \
+                     agent makes do with them",
                     esp.receiving().get(),
                     self.receiving_lanes.get(),
                     settings.data,
@@ -227,10 +236,12 @@ impl Follower {
     }
 
     /// An agent that starts with what was saved before would look again.
-    async fn save(&self) {
+    async fn save(&mut self) {
         let (store, settings) = (self.store.clone(), self.home.settings.clone());
-        if let Err(error) = blocking(move || store.put_settings(&settings)).await {
-            tracing::warn!(%error, "the addresses of this node were not saved");
+        let saved = blocking(move || store.put_settings(&settings)).await;
+        self.is_saved = saved.is_ok();
+        if let Err(error) = saved {
+            tracing::warn!(%error, "the addresses of this node were not saved; trying again");
         }
     }
 }
@@ -354,22 +365,12 @@ mod tests {
         let taken = std::net::TcpListener::bind((there, 0)).expect("a port");
         let listen = taken.local_addr().expect("an address");
         let settings = NodeSettings { listen, ..settings_at(there) };
-        let log = tempfile::NamedTempFile::new().expect("a file");
-        let writer = Arc::new(log.reopen().expect("a file"));
-        let logged = tracing_subscriber::fmt().with_writer(writer).finish();
-        let _logged = tracing::subscriber::set_default(logged);
-        let moves = || {
-            let log = std::fs::read_to_string(log.path()).expect("lines");
-            log.matches("this node has another address now").count()
-        };
         lab.follower.relocate(settings.clone(), &[]).await.expect_err("the port is taken");
         let at = lab.underlay.borrow().at;
         assert_eq!(at.data, lab.follower.home.settings.data, "others are told of where it is not");
-        assert_eq!(moves(), 0, "the operator is told of what has not come about");
 
         drop(taken);
         lab.follower.relocate(settings.clone(), &[]).await.expect("the port is free");
-        assert_eq!(moves(), 1);
         assert_eq!(lab.underlay.borrow().at.data, settings.data);
         let listener = lab.relistened.try_recv().expect("it listens there");
         assert_eq!(listener.local_addr().expect("an address"), listen);
@@ -411,6 +412,7 @@ mod tests {
             let (relisten, relistened) = mpsc::channel(1);
             let follower = Follower {
                 home: Home::new(settings),
+                is_saved: true,
                 offload: OffloadConfig::default(),
                 receiving_lanes: LaneCount::ONE,
                 store: Store::create(dir.path()).expect("a state file"),

@@ -23,6 +23,7 @@ tests! {
     node_that_moves_is_found_by_its_peers_without_a_manager
     agent_that_starts_on_a_host_with_another_address_is_found
     agent_that_starts_where_it_was_before_a_move_is_found_without_a_manager
+    address_that_is_gone_is_told_of
     address_that_is_taken_and_given_again_changes_nothing
     plain_vxlan_is_carried_at_another_address_once_its_port_is_free_there
 }
@@ -150,6 +151,23 @@ fn agent_that_starts_where_it_was_before_a_move_is_found_without_a_manager() {
         await_ping(&swarm, &workers[1], &workers[0], started);
         await_ping(&swarm, &plain[1], &plain[2], started);
     }
+}
+
+fn address_that_is_gone_is_told_of() {
+    let swarm = Swarm::formed(2, Family::V4, Underlay::default());
+    let host = swarm.lab.host(2);
+    let change = |of: fn(&Netlink, &Link, IpNet) -> Result<(), NetlinkError>| {
+        let change =
+            |netlink: &Netlink| of(netlink, &netlink.link(&Host::underlay_name())?, subnet(host.v4()));
+        Netlink::within(host.namespace(), change).unwrap();
+    };
+    let is_it =
+        |warning: &String| warning.contains("gone from its host") && warning.contains(&host.v4().to_string());
+    let is_told = || swarm.agent(2).status().warnings.iter().any(is_it);
+    change(Netlink::remove_address);
+    assert!(eventually(PATIENCE, is_told), "{:?}", swarm.agent(2).status());
+    change(Netlink::add_address);
+    assert!(eventually(PATIENCE, || !is_told()), "{:?}", swarm.agent(2).status());
 }
 
 fn address_that_is_taken_and_given_again_changes_nothing() {
