@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use overlayd::api::types::{
     InitResponse, ListNetworksResponse, ListNodesResponse, MigrateStoreResponse, NodeState, NodeSummary,
-    RestoreResponse, StoreKind, StoreResponse, TokenResponse,
+    RestoreResponse, StoreKind, StoreResponse,
 };
 use overlayd::cluster::Role;
 use overlayd::id::NodeId;
@@ -204,8 +204,7 @@ fn restored_after(done: &[&str]) -> (NodeId, RestoreResponse) {
     let swarm = Swarm::unformed(5, Underlay::default());
     let mut etcd = etcd_on_host_1(&swarm);
     let made = init(&swarm, &etcd.url(), &[]);
-    let token: TokenResponse = swarm.agent(1).ask(&["token", "manager"]);
-    let second = swarm.join(2, &InitResponse { worker_token: token.token, ..made.clone() });
+    let second = swarm.join(2, &made);
     swarm.join(3, &made);
     swarm.join(4, &made);
     swarm.create_encrypted("red");
@@ -215,6 +214,7 @@ fn restored_after(done: &[&str]) -> (NodeId, RestoreResponse) {
     let (file, secret) = (swarm.dir().join("backup"), swarm.dir().join("passphrase"));
     std::fs::write(&secret, "correct horse battery\n").unwrap();
     swarm.agent(1).done(&["backup", "--passphrase-file", text(&secret), text(&file)]);
+    swarm.agent(1).done(&["node", "promote", second.node.id.as_str()]);
     let is_manager =
         || swarm.agent(2).try_ask::<StoreResponse>(&["store"]).is_some_and(|at| at.version.is_some());
     assert!(eventually(PATIENCE, is_manager), "{}", swarm.agent(2).log());
@@ -233,11 +233,14 @@ fn restored_after(done: &[&str]) -> (NodeId, RestoreResponse) {
         assert!(eventually(PATIENCE, asks), "{}", swarm.agent(number).log());
     }
     swarm.agent(1).kill();
+    let here = swarm.host(swarm.agent(5)).v4().to_string();
+    let arguments = ["restore", "--passphrase-file", text(&secret), "--advertise-addr", &here, text(&file)];
+    // The backup knows it as a worker.
+    let refusal = swarm.agent(5).refused(&arguments);
+    assert!(refusal.contains("another manager of this cluster"), "{refusal}");
     swarm.agent(2).kill();
     etcd.kill(0);
 
-    let here = swarm.host(swarm.agent(5)).v4().to_string();
-    let arguments = ["restore", "--passphrase-file", text(&secret), "--advertise-addr", &here, text(&file)];
     let restored: RestoreResponse = swarm.agent(5).ask(&arguments);
     let are_back = || {
         let nodes: Option<ListNodesResponse> = swarm.agent(5).try_ask(&["node", "ls"]);

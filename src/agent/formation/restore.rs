@@ -56,8 +56,8 @@ pub(in crate::agent) async fn restore(
         let now = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0);
         let (taking, from, autolock) = (store.clone(), Arc::clone(&backup), request.autolock.clone());
         let taken = blocking(move || take_over(&taking, &from, autolock.as_ref(), (&credentials, now)));
-        let Heirs { again, another } = taken.await?;
-        let heir = if is_removed(&again, &nodes).await { another } else { again };
+        let heirs = taken.await?;
+        let heir = if is_removed(&heirs, &nodes).await? { heirs.another } else { heirs.again };
         let restored = NodeIdentity::clone(&heir.identity());
         let here = Whereabouts {
             node: restored.node(),
@@ -120,33 +120,50 @@ fn take_over(
     Ok(Heirs { again: heir(credentials.identity().node())?, another: heir(another)? })
 }
 
-/// Whether a node was told that the manager was removed since: then it refuses that manager, and believes nothing
-/// that it signs.
-async fn is_removed(credentials: &Arc<Credentials>, nodes: &[Node]) -> bool {
-    let this = credentials.identity().node();
-    let mut asked = Vec::new();
-    for other in nodes.iter().filter(|node| node.id != this) {
-        asked.push(is_refused_by(Arc::clone(credentials), (other.id, other.advertise)));
-    }
-    let mut told = stream::iter(asked).buffer_unordered(AT_ONCE);
-    let asking = async {
-        while let Some(is_removed) = told.next().await {
-            if is_removed {
-                return true;
-            }
-        }
-        false
-    };
-    tokio::time::timeout(ASKING, asking).await.unwrap_or(false)
+/// What a node shows of what came after the backup.
+enum Shown {
+    Nothing,
+    /// It was told that the manager was removed: it refuses that one, and believes nothing that it signs.
+    Removed,
+    /// It is a manager now.
+    Serves,
 }
 
-async fn is_refused_by(credentials: Arc<Credentials>, (node, address): (NodeId, SocketAddr)) -> bool {
-    match KeyChannel::connect(&credentials, address, node).await {
-        Ok(channel) => {
-            channel.close().await;
-            false
+/// Whether nodes were told that the manager was removed since. Refused where one of them is a manager, which it may have
+/// become since.
+async fn is_removed(heirs: &Heirs, nodes: &[Node]) -> Result<bool, ApiError> {
+    let this = heirs.again.identity().node();
+    let others = nodes.iter().filter(|node| node.id != this);
+    let asked: Vec<_> = others.map(|node| async move { (node, ask(heirs, node).await) }).collect();
+    let mut told = stream::iter(asked).buffer_unordered(AT_ONCE);
+    let mut is_removed = false;
+    let asking = async {
+        while let Some((node, shown)) = told.next().await {
+            match shown {
+                Shown::Nothing => {}
+                Shown::Removed => is_removed = true,
+                Shown::Serves => return Err(serves(node)),
+            }
         }
-        Err(error) => error.has_removed_us(),
+        Ok(())
+    };
+    tokio::time::timeout(ASKING, asking).await.unwrap_or(Ok(()))?;
+    Ok(is_removed)
+}
+
+async fn ask(heirs: &Heirs, node: &Node) -> Shown {
+    match KeyChannel::connect(&heirs.again, node.advertise, node.id).await {
+        Ok(channel) if channel.peer().role == Role::Manager => Shown::Serves,
+        Ok(_) => Shown::Nothing,
+        Err(error) if error.has_removed_us() => {
+            // Managers alone refuse a node that they do not know.
+            match KeyChannel::connect(&heirs.another, node.advertise, node.id).await {
+                Ok(channel) if channel.peer().role == Role::Manager => Shown::Serves,
+                Err(error) if matches!(error.refusal(), Some(Refusal::ByPeer(_))) => Shown::Serves,
+                Ok(_) | Err(_) => Shown::Removed,
+            }
+        }
+        Err(_) => Shown::Nothing,
     }
 }
 
@@ -183,13 +200,19 @@ async fn refuse_serving(credentials: &Credentials, nodes: &[Node]) -> Result<(),
             }
         }
     });
-    let Some(other) = join_all(asked).await.into_iter().flatten().next() else { return Ok(()) };
-    Err(ApiError::conflict(format!(
+    match join_all(asked).await.into_iter().flatten().next() {
+        Some(other) => Err(serves(other)),
+        None => Ok(()),
+    }
+}
+
+fn serves(other: &Node) -> ApiError {
+    ApiError::conflict(format!(
         "another manager of this cluster, {} ({}), still answers at {}: nothing was changed; as long as the others reach \
          their store, nothing is lost: take the one that is gone out there with overlayd node rm --force, and join its \
          machine as a new manager. If the store itself is lost, stop the agents of all other managers first",
         other.name, other.id, other.advertise
-    )))
+    ))
 }
 
 /// Where the manager is from now on.
