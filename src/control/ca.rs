@@ -29,7 +29,6 @@ use crate::id::{ClusterId, NodeId, Version};
 pub struct CertificateAuthority {
     cluster: ClusterId,
     root: CertificateDer<'static>,
-    root_begins: OffsetDateTime,
     root_expires: OffsetDateTime,
     issuer: Issuer<'static, RootKey>,
 }
@@ -75,13 +74,12 @@ impl CertificateAuthority {
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err(AuthorityError::KeyOfAnother);
         }
-        let [root_begins, root_expires] =
-            [parsed.validity().not_before, parsed.validity().not_after].map(|at| at.to_datetime());
+        let root_expires = parsed.validity().not_after.to_datetime();
         if CertificateName::cluster_of_root(&root)?.is_some_and(|named| named != cluster) {
             return Err(AuthorityError::NotOurs(IdentityError::RootOfAnother));
         }
         let issuer = Issuer::from_ca_cert_der(&root, RootKey(key))?;
-        Ok(Self { cluster, root, root_begins, root_expires, issuer })
+        Ok(Self { cluster, root, root_expires, issuer })
     }
 
     /// The cluster that the root belongs to.
@@ -145,8 +143,8 @@ impl CertificateAuthority {
         if lifetime < SHORTEST_LIFETIME || lifetime > LONGEST_LIFETIME {
             return Err(AuthorityError::Lifetime { seconds: lifetime.whole_seconds() });
         }
-        if now < self.root_begins - BACKDATE {
-            return Err(AuthorityError::Clock { now, root_begins: self.root_begins });
+        if now.unix_timestamp() < WRITTEN {
+            return Err(AuthorityError::Clock { now });
         }
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(AuthorityError::Request)?;
         let key = request.public_key;
@@ -230,14 +228,12 @@ pub enum AuthorityError {
     },
     /// The clock is not set.
     #[error(
-        "the manager's clock says {}, and the root certificate begins at {}: set the clock right",
-        moment(.now), moment(.root_begins)
+        "the manager's clock says {}, when there was no overlayd yet: set the clock right",
+        moment(.now)
     )]
     Clock {
         /// What it says.
         now: OffsetDateTime,
-        /// When the root begins.
-        root_begins: OffsetDateTime,
     },
     /// A root's name is of a kind that is not written again as it was.
     #[error("the CA's subject is of an unusual kind: make a CA with plain text (UTF-8) in it")]
@@ -246,6 +242,9 @@ pub enum AuthorityError {
     #[error("making a certificate: {0}")]
     Library(#[from] rcgen::Error),
 }
+
+/// Seconds from 1970 to 2025, before which nothing of this was written: no clock that is set says less.
+const WRITTEN: i64 = 1_735_689_600;
 
 /// SHA-256 of a certificate's DER.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
@@ -390,21 +389,18 @@ mod tests {
     }
 
     #[test]
-    fn clock_that_was_not_set_signs_nothing_and_one_that_is_days_late_does() {
+    fn clock_that_was_not_set_signs_nothing_and_one_of_before_the_root_does() {
         let (authority, key) = (authority(), NodeKey::generate().expect("a key"));
         let csr = key.request_pem().expect("a request");
         let at = |clock| {
             authority.issue(&csr, NodeId::from_entropy([2; 16]), Role::Manager, clock, Duration::days(90))
         };
-        let begins = now() - BACKDATE;
-        for clock in
-            [OffsetDateTime::from_unix_timestamp(946_684_800).expect("2000"), begins - Duration::days(4)]
-        {
-            assert!(
-                matches!(at(clock), Err(AuthorityError::Clock { root_begins, .. }) if root_begins == begins)
-            );
+        for year_begins in [0, 946_684_800, 1_704_067_200] {
+            let clock = OffsetDateTime::from_unix_timestamp(year_begins).expect("1970, 2000 and 2024");
+            assert!(matches!(at(clock), Err(AuthorityError::Clock { now }) if now == clock));
         }
-        at(begins - Duration::days(2)).expect("a certificate");
+        // The root may have been made while the clock was ahead.
+        at(now() - Duration::days(300)).expect("a certificate");
     }
 
     #[test]
