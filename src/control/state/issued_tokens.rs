@@ -125,7 +125,9 @@ impl ClusterState {
     pub fn remove_token(&self, id: TokenId, now: u64) -> Result<(), StateError> {
         self.change(|model| {
             let token = model.issued_tokens.get(&id).ok_or(StateError::NoToken { id })?;
-            if token.ended(now).is_some() {
+            // One that was used up would be as good as new if the node that used it were taken back.
+            let is_over = |ended: Ended| !matches!(ended.state, TokenState::Used(_));
+            if token.ended(now).is_some_and(is_over) {
                 return Ok(((), Vec::new()));
             }
             let ended = Some(Ended { at: now, state: TokenState::Removed });
