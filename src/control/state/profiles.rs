@@ -93,10 +93,13 @@ impl Model {
         }
     }
 
-    /// Refuses a node whose data address the network's members, all of one family, have no way to from theirs.
+    /// Refuses a node whose data address the network's members, all of one family, have no way to from theirs. One that is
+    /// a member stays one.
     fn admit_family(&self, state: &NetworkState, node: &Node) -> Result<(), StateError> {
-        let other =
-            state.members.keys().filter(|member| **member != node.id).find_map(|id| self.nodes.get(id));
+        if state.members.contains_key(&node.id) {
+            return Ok(());
+        }
+        let other = state.members.keys().find_map(|id| self.nodes.get(id));
         match other {
             Some(other) if other.data.is_ipv4() != node.data.is_ipv4() => Err(StateError::OtherFamily {
                 network: state.network.name.clone(),
