@@ -237,7 +237,8 @@ impl Candidate {
         let manager = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
             let (state, store) = &own;
             if let Some(known) = store.high_water()? {
-                state.recall(known)?;
+                let removals = store.removals()?.and_then(|signed| signed.claim().ok());
+                state.recall(known, removals)?;
             }
             Ok(Manager::new(own, credentials, events)?)
         });

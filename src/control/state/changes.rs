@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::managers::Demoted;
 use super::model::{COUNTERS, Change, Counters, Model, ONLY, Record};
 use super::{ClusterState, Inner, NO_PANIC, StateError};
 use crate::control::store::{Batch, ClusterRows, CommitError, Revision};
 use crate::id::Version;
 use crate::io::clock::{boot_time, wall_clock};
+use crate::membership::Removals;
 
 /// What the model is.
 #[derive(Debug, Clone, Copy)]
@@ -216,9 +218,10 @@ impl ClusterState {
             tracing::error!(
                 %version, %known,
                 "the cluster's state in etcd was put back to an earlier one: it goes on from there, beyond all that \
-                 nodes have heard since"
+                 nodes have heard since; who was removed since stays so"
             );
-            self.lose(known);
+            let demoted = model.demoted.iter().map(|(id, row)| (*id, *row));
+            self.lose(known, model.removed.clone(), demoted);
         }
         // Of what followed a state that is lost nodes are told as if they knew nothing.
         if self.lost(&model).is_none() {
@@ -299,14 +302,18 @@ impl ClusterState {
         if self.is_in_office() { self.regain() } else { Ok(()) }
     }
 
-    /// Takes note of the version of the state that was acknowledged when this manager ran last: one that was put back
-    /// to an earlier one since goes on beyond that.
+    /// Takes note of the version of the state that was acknowledged when this manager ran last, and of the list of removed
+    /// nodes that this node knew then: one that was put back to an earlier one since goes on beyond that, without them.
     ///
     /// # Errors
     /// As for a change.
-    pub fn recall(&self, version: Version) -> Result<(), StateError> {
+    pub fn recall(&self, version: Version, removals: Option<Removals>) -> Result<(), StateError> {
         if version > self.version() {
-            self.lose(version);
+            let life = self.model().founding.certificate_life_seconds;
+            let expiry = u64::try_from(wall_clock().unix_timestamp()).unwrap_or(0).saturating_add(life);
+            let (nodes, demoted) = removals.map(|list| (list.nodes, list.demoted)).unwrap_or_default();
+            let removed = nodes.into_iter().map(|id| (id, expiry));
+            self.lose(version, removed, demoted.into_iter().map(|(id, at)| (id, Demoted { at })));
         }
         self.regain()
     }

@@ -36,7 +36,7 @@ mod wording;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::thread::Thread;
 use std::time::Duration;
@@ -110,8 +110,8 @@ struct Inner {
     follower: OnceLock<Option<Thread>>,
     reachable: watch::Sender<bool>,
     model: RwLock<Model>,
-    /// The latest version that was acknowledged and then lost, as etcd was put back to an earlier one; 0 for none.
-    lost: AtomicU64,
+    /// What was acknowledged and then lost, as etcd was put back to an earlier state.
+    lost: Mutex<overtake::Lost>,
     versions: watch::Sender<Version>,
     last_seen: Mutex<BTreeMap<NodeId, BootTime>>,
     /// What sessions are told.
@@ -260,7 +260,7 @@ impl ClusterState {
             follower: OnceLock::new(),
             reachable: watch::Sender::new(true),
             model: RwLock::new(model),
-            lost: AtomicU64::new(0),
+            lost: Mutex::default(),
             versions,
             last_seen: Mutex::new(BTreeMap::new()),
             wording: Mutex::default(),

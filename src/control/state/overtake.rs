@@ -1,8 +1,8 @@
 //! A state that comes from a backup, or from an etcd that was put back to an earlier one: made later than all that
 //! nodes may have heard since.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 
 use super::managers::Demoted;
 use super::model::{COUNTERS, Change, FOUNDING, Model, NODES, ONLY};
@@ -26,6 +26,16 @@ pub struct Whereabouts {
     pub data: SocketAddr,
     /// MTU of the interface that holds the data address, in bytes.
     pub underlay_mtu: u32,
+}
+
+/// What managers know of a state that was lost.
+#[derive(Debug, Default)]
+pub(super) struct Lost {
+    /// Its version; none for 0.
+    version: Version,
+    /// Who was removed by then: who was put out is not let in again by an older state.
+    removed: BTreeMap<NodeId, u64>,
+    demoted: BTreeMap<NodeId, Demoted>,
 }
 
 impl ClusterState {
@@ -77,7 +87,8 @@ impl ClusterState {
             changes.extend(model.standings.get(&gone).map(|known| Change::PutStanding(node, known.clone())));
             changes.extend(model.endpoints_of(gone).cloned().map(Change::DropEndpoint));
         }
-        state.add_memberships_beyond(&model, gone, |epoch| raised(epoch, now), &mut changes)?;
+        let gone = gone.into_iter().collect();
+        state.add_memberships_beyond(&model, &gone, |epoch| raised(epoch, now), &mut changes)?;
         drop(model);
         let mut batch = Batch::default();
         changes.iter().try_for_each(|change| change.write(&mut batch))?;
@@ -92,15 +103,25 @@ impl ClusterState {
         Version::new(raised(self.version().get(), now))
     }
 
-    /// Takes note that a version was acknowledged that the state is not of any more.
-    pub(super) fn lose(&self, version: Version) {
-        self.inner.lost.fetch_max(version.get(), Ordering::Relaxed);
+    /// Takes note that a version was acknowledged that the state is not of any more, with those who were removed and
+    /// demoted by then.
+    pub(super) fn lose(
+        &self,
+        version: Version,
+        removed: impl IntoIterator<Item = (NodeId, u64)>,
+        demoted: impl IntoIterator<Item = (NodeId, Demoted)>,
+    ) {
+        let mut lost = self.inner.lost.lock().expect(NO_PANIC);
+        lost.version = lost.version.max(version);
+        lost.removed.extend(removed);
+        lost.demoted.extend(demoted);
     }
 
     /// The version that was lost, as long as the state has not been made later than all that followed from it.
     pub(super) fn lost(&self, model: &Model) -> Option<Version> {
-        let lost = self.inner.lost.load(Ordering::Relaxed);
-        (lost > 0 && !is_overtaken(lost, model.counters.version.get())).then_some(Version::new(lost))
+        let lost = self.inner.lost.lock().expect(NO_PANIC).version;
+        let is_lost = lost.get() > 0 && !is_overtaken(lost.get(), model.counters.version.get());
+        is_lost.then_some(lost)
     }
 
     /// The changes by which a state that was put back is later than all that nodes have heard; none where it is.
@@ -110,9 +131,23 @@ impl ClusterState {
         let changes = lost.get().saturating_sub(model.counters.version.get());
         let beyond = |epoch: u64| raised(epoch.saturating_add(changes), now);
         let mut changes = Vec::new();
-        self.add_memberships_beyond(model, None, beyond, &mut changes)?;
+        let (mut removed, mut demoted) = (model.removed.clone(), model.demoted.clone());
+        let known = self.inner.lost.lock().expect(NO_PANIC);
+        for (id, expiry) in known.removed.iter().filter(|(id, _)| !model.removed.contains_key(id)) {
+            changes.extend(model.endpoints_of(*id).cloned().map(Change::DropEndpoint));
+            changes.push(Change::RemoveNode(*id, *expiry));
+            removed.insert(*id, *expiry);
+        }
+        for (id, row) in &known.demoted {
+            if demoted.get(id).is_none_or(|present| present.at < row.at) {
+                changes.push(Change::PutDemoted(*id, *row));
+                demoted.insert(*id, *row);
+            }
+        }
+        drop(known);
+        self.add_memberships_beyond(model, &removed.keys().copied().collect(), beyond, &mut changes)?;
         let removals = model.removals.as_ref().map_or(0, |row| row.epoch.get());
-        changes.push(self.removals_of(Epoch::new(beyond(removals)), &model.removed, &model.demoted)?);
+        changes.push(self.removals_of(Epoch::new(beyond(removals)), &removed, &demoted)?);
         changes.push(Change::RaiseVersion(Version::new(raised(lost.get(), now))));
         Ok(changes)
     }
@@ -120,12 +155,12 @@ impl ClusterState {
     fn add_memberships_beyond(
         &self,
         model: &Model,
-        without: Option<NodeId>,
+        without: &BTreeSet<NodeId>,
         beyond: impl Fn(u64) -> u64,
         changes: &mut Vec<Change>,
     ) -> Result<(), StateError> {
         for network in model.networks.values() {
-            let members = network.members.keys().copied().filter(|member| Some(*member) != without);
+            let members = network.members.keys().copied().filter(|member| !without.contains(member));
             let mut membership = network.next_membership(members.collect());
             membership.epoch = Epoch::new(beyond(membership.epoch.get()));
             changes.push(self.membership_of(network, &membership)?);

@@ -6,6 +6,7 @@ use super::sharing::{Manager, eventually};
 use super::*;
 use crate::cluster::View;
 use crate::id::Epoch;
+use crate::membership::Removals;
 
 #[test]
 fn state_that_was_put_back_goes_on_beyond_what_nodes_have_heard_and_is_told_to_them_as_a_whole() {
@@ -30,7 +31,8 @@ fn state_that_was_put_back_goes_on_beyond_what_nodes_have_heard_and_is_told_to_t
     assert_eq!(settled(&one), settled(&other));
     // Each of them knows of it, and one does it for both.
     assert_eq!(lab.changes(), lab.kept + 2, "and the change that was asked for");
-    assert_eq!(one.node(node_id(3)).map(|node| node.id), Some(node_id(3)), "it was removed since");
+    assert_eq!(one.node(node_id(3)), None, "it was removed since");
+    assert!(other.model().removed.contains_key(&node_id(3)));
     for (state, view, told) in &mut sessions {
         *view = hear(state, node_id(1), told).unwrap().apply(view).unwrap();
         assert_eq!(*view, state.view_for(node_id(1)));
@@ -56,14 +58,16 @@ fn state_that_was_put_back_while_no_manager_ran_is_known_by_what_was_written_dow
     let state = &started.state;
     let now = state.version();
     assert!(now.get() < before.version);
-    state.recall(now).unwrap();
+    state.recall(now, None).unwrap();
     assert_eq!(state.version(), now, "nothing is lost");
-    state.recall(Version::new(before.version)).unwrap();
+    let removals = Removals { epoch: Epoch::new(1), nodes: [node_id(3)].into(), demoted: [].into() };
+    state.recall(Version::new(before.version), Some(removals)).unwrap();
+    assert_eq!(state.node(node_id(3)), None, "it was removed since");
     let after = Numbers::of(state);
     assert!(after.is_beyond(&before), "{after:?} {before:?}");
     // Another one that starts finds it done.
     late.state.catch_up().unwrap();
-    late.state.recall(Version::new(before.version)).unwrap();
+    late.state.recall(Version::new(before.version), None).unwrap();
     assert_eq!(Numbers::of(&late.state), after);
 }
 
