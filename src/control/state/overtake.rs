@@ -133,7 +133,10 @@ impl ClusterState {
         let mut changes = Vec::new();
         let (mut removed, mut demoted) = (model.removed.clone(), model.demoted.clone());
         let known = self.inner.lost.lock().expect(NO_PANIC);
-        for (id, expiry) in known.removed.iter().filter(|(id, _)| !model.removed.contains_key(id)) {
+        // A state without a manager could be opened by nobody.
+        let only = model.managers().map(|manager| manager.id).collect::<Vec<_>>();
+        let stays = |id: &NodeId| model.removed.contains_key(id) || only == [*id];
+        for (id, expiry) in known.removed.iter().filter(|(id, _)| !stays(id)) {
             changes.extend(model.endpoints_of(*id).cloned().map(Change::DropEndpoint));
             changes.push(Change::RemoveNode(*id, *expiry));
             removed.insert(*id, *expiry);
