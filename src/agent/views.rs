@@ -144,20 +144,12 @@ mod tests {
         let mut lab = Lab::new();
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::create(dir.path()).expect("a state file");
-        let file =
-            OutlookFile::new(store.clone(), Arc::clone(&lab.standing), Arc::clone(&lab.views.borrow()));
-        let following = lab.follow(file);
-        let network = lab.cluster.network(1, 5, &[2, 3]);
-        lab.views.send_replace(lab.cluster.view(vec![network], &[]));
-        lab.expect_followed(1).await;
+        let following = lab.follow_in(&store).await;
         let newer = lab.cluster.sign(&lab.cluster.membership(1, 6, &[3]));
         assert_eq!(lab.dataplane.adopt(&newer).await, Ok(Ok(())));
         expect_saved(&store, 1, &[newer]).await;
 
-        let again = lab.cluster.dataplane();
-        let view = store.view().expect("read").expect("saved");
-        again.follow(Arc::new(view)).await.expect("a lane");
-        recall(&store, &again).await.expect("read");
+        let again = lab.start_again(&store).await;
         assert_eq!(again.peers().borrow().keys().copied().collect::<Vec<_>>(), [peer(3)]);
 
         // Once the manager tells of it, it is not kept twice.
@@ -172,21 +164,13 @@ mod tests {
         let mut lab = Lab::new();
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::create(dir.path()).expect("a state file");
-        let file =
-            OutlookFile::new(store.clone(), Arc::clone(&lab.standing), Arc::clone(&lab.views.borrow()));
-        let following = lab.follow(file);
-        let network = lab.cluster.network(1, 5, &[2, 3]);
-        lab.views.send_replace(lab.cluster.view(vec![network], &[]));
-        lab.expect_followed(1).await;
+        let following = lab.follow_in(&store).await;
         let at = |port| std::net::SocketAddr::from(([192, 0, 2, 77], port));
         let there = Whereabouts { advertise: at(2377), data: at(4500) };
         assert_eq!(lab.dataplane.hear(peer(2), there).await, Ok(true));
         expect("the move is saved", || !store.hearsay().expect("read").moved.is_empty()).await;
 
-        let again = lab.cluster.dataplane();
-        let view = store.view().expect("read").expect("saved");
-        again.follow(Arc::new(view)).await.expect("a lane");
-        recall(&store, &again).await.expect("read");
+        let again = lab.start_again(&store).await;
         assert_eq!(again.peers().borrow()[&peer(2)].node.data, there.data);
         assert_ne!(again.peers().borrow()[&peer(3)].node.data, there.data);
         following.abort();
@@ -230,6 +214,26 @@ mod tests {
             let followers = (Arc::clone(&self.dataplane), Office::new(None));
             let standing = Arc::clone(&self.standing);
             tokio::spawn(follow(self.views.subscribe(), followers, standing, file, mpsc::channel(1).0))
+        }
+
+        /// Follows a first view, of a network with two peers, and keeps what it is told.
+        async fn follow_in(&mut self, store: &Store) -> tokio::task::JoinHandle<()> {
+            let written = Arc::clone(&self.views.borrow());
+            let file = OutlookFile::new(store.clone(), Arc::clone(&self.standing), written);
+            let following = self.follow(file);
+            let network = self.cluster.network(1, 5, &[2, 3]);
+            self.views.send_replace(self.cluster.view(vec![network], &[]));
+            self.expect_followed(1).await;
+            following
+        }
+
+        /// The lanes of the next agent, which knows what was kept.
+        async fn start_again(&self, store: &Store) -> DataPlane {
+            let again = self.cluster.dataplane();
+            let view = store.view().expect("read").expect("saved");
+            again.follow(Arc::new(view)).await.expect("a lane");
+            recall(store, &again).await.expect("read");
+            again
         }
 
         async fn expect_followed(&self, version: u64) {
